@@ -1,0 +1,1 @@
+"""Hop records to a ledger and segment statistics. Pure."""

@@ -1,0 +1,1 @@
+"""Probes into the network: pacing, a probe NIC, packet-out. I/O."""

@@ -1,0 +1,1 @@
+"""The ledger against what was expected: where, by which rule, what changed. Pure."""

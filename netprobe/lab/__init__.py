@@ -1,0 +1,1 @@
+"""A small cloud on one machine, with faults and truth logs. I/O."""

@@ -1,0 +1,1 @@
+"""Plan files to sessions and send times; what a host allows. Pure."""

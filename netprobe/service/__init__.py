@@ -1,0 +1,1 @@
+"""The programs: run, trace, discovery; every nursery. I/O."""

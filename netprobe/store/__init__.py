@@ -1,0 +1,1 @@
+"""Results kept: the embedded DuckDB file. I/O."""

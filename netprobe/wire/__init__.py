@@ -1,0 +1,1 @@
+"""Bytes to model and back: marks, STAMP, frames, filters, OpenFlow messages. Pure."""
