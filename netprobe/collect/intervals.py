@@ -1,0 +1,54 @@
+"""How sure a ratio or a quantile is: exact binomial intervals and order-statistic intervals.
+
+Pure; used by collect.segments and judge.changes.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import bdtr, betaincinv
+
+CONFIDENCE = 0.95
+
+
+def binomial_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact two-sided interval of a binomial proportion.
+
+    Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26 (1934): the coverage is never below `confidence`.
+
+    Args:
+        successes: 0 <= successes <= trials.
+        trials: 0 gives the whole [0, 1]: nothing is known.
+        confidence: in (0, 1).
+
+    Returns:
+        (low, high), both in [0, 1].
+    """
+    assert 0 <= successes <= trials
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(betaincinv(successes, trials - successes + 1, tail))
+    high = 1.0 if successes == trials else float(betaincinv(successes + 1, trials - successes, 1 - tail))
+    return low, high
+
+
+def median_interval(values: npt.NDArray[np.int64], confidence: float = CONFIDENCE) -> tuple[int, int] | None:
+    """A distribution-free interval of the median, from order statistics.
+
+    David and Nagaraja, "Order Statistics" (2003), §7.1: [x(r), x(n-r+1)] covers the median with probability
+    1 - 2 P(Bin(n, 1/2) < r).
+
+    Args:
+        values: shape (n,), any order.
+        confidence: in (0, 1).
+
+    Returns:
+        (low, high) in the units of `values`, or None where n is too small for the confidence asked.
+    """
+    n = len(values)
+    ranks = np.arange(n // 2)
+    # P(Bin(n, 1/2) <= k), increasing in k; r = the number of k that keep both tails small enough
+    r = int(np.count_nonzero(bdtr(ranks.astype(np.float64), n, 0.5) <= (1 - confidence) / 2))
+    if r == 0:
+        return None
+    ordered = np.partition(values, (r - 1, n - r))
+    return int(ordered[r - 1]), int(ordered[n - r])
