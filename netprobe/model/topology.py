@@ -1,0 +1,111 @@
+"""What is attached where: hosts, guests and their points. Filled by service.discovery, read by plan.paths."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from netprobe.errors import UsageError, unknown_name
+from netprobe.model.points import Point
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A hypervisor: where its bridge is managed, and the file that says what may be ordered there."""
+
+    name: str
+    netns: str
+    bridge: str
+    ovs_rundir: str
+    allowlist: str
+    zone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A guest, or a bypass NIC that stands in for one (`copy_of` names it then).
+
+    Attributes:
+        agent: path of its agent's control socket, "" where there is none.
+        chain: points from its own NIC toward the vswitch.
+    """
+
+    name: str
+    host: str
+    netns: str
+    device: str
+    mac: str
+    ipv4: IPv4Address
+    ipv6: IPv6Address
+    groups: tuple[str, ...]
+    agent: str
+    iface_id: str
+    ofport: int
+    port_device: str
+    chain: tuple[Point, ...]
+    copy_of: str = ""
+
+    def address(self, family: int) -> IPv4Address | IPv6Address:
+        """Its address of a family, 4 or 6."""
+        return self.ipv4 if family == 4 else self.ipv6
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Everything a user may call it by: name, addresses, MAC, UUID of its port."""
+        return frozenset({self.name, str(self.ipv4), str(self.ipv6), self.mac, self.iface_id})
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """One cloud as far as netprobe knows it.
+
+    Attributes:
+        rules: the user's rule behind each OpenFlow cookie ("0x…"), where the enforcement tells.
+        vswitches: point of each host where a packet-out enters.
+    """
+
+    hosts: tuple[Host, ...]
+    guests: tuple[Attachment, ...]
+    bypasses: tuple[Attachment, ...]
+    vswitches: dict[str, Point]
+    rules: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def host(self, name: str) -> Host:
+        """The host of this name."""
+        return next(h for h in self.hosts if h.name == name)
+
+    def guest(self, name: str, where: str) -> Attachment:
+        """The guest that a user means by a name, an IP, a MAC or a port's UUID.
+
+        Raises:
+            UsageError: there is none; the nearest known name is offered.
+        """
+        wanted = name.lower()
+        for guest in self.guests:
+            if wanted in guest.names:
+                return guest
+        raise unknown_name(where, name, (g.name for g in self.guests), kind="guest")
+
+    def bypass_on(self, host: str, source: Attachment) -> Attachment:
+        """The bypass NIC on a host that carries a copy of `source`'s groups.
+
+        Raises:
+            UsageError: the host has none, or it carries other groups, which would prove another policy.
+        """
+        there = [b for b in self.bypasses if b.host == host]
+        if not there:
+            raise UsageError(f"vantage bypass on {host}", "the host has no bypass NIC", advice="use another vantage")
+        for bypass in there:
+            if set(bypass.groups) == set(source.groups):
+                return bypass
+        carried = "; ".join(f"{b.name}: {', '.join(b.groups)}" for b in there)
+        raise UsageError(
+            f"vantage bypass for {source.name}",
+            f"no bypass NIC on {host} carries its groups ({', '.join(source.groups)})",
+            allowed=carried,
+            advice="use a source with those groups, or another vantage",
+        )
+
+    @property
+    def attachments(self) -> Iterable[Attachment]:
+        """Guests and bypass NICs."""
+        return (*self.guests, *self.bypasses)

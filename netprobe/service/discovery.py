@@ -1,0 +1,118 @@
+"""The topology, from the state file that a lab leaves.
+
+A state file is outside input: every field is checked, and what is wrong is said with the file's name. A lab is one
+cloud among others: nothing here imports `netprobe.lab`.
+"""
+
+import json
+import os
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from netprobe.errors import HostNotReadyError
+from netprobe.model.points import Point, PointKind
+from netprobe.model.topology import Attachment, Host, Topology
+
+STATE_SCHEMA = 1
+Table = dict[str, object]
+
+
+def base_dir() -> Path:
+    """Where netprobe keeps what lives as long as the machine is up (NETPROBE_RUN_DIR overrides)."""
+    return Path(os.environ.get("NETPROBE_RUN_DIR", "/run/netprobe"))
+
+
+def state_path() -> Path:
+    """Where a lab leaves its topology."""
+    return base_dir() / "lab" / "state.json"
+
+
+def _point(table: Table) -> Point:
+    return Point(
+        id=str(table["id"]),
+        kind=PointKind(table["kind"]),
+        host=str(table["host"]),
+        netns=str(table["netns"]),
+        device=str(table["device"]),
+    )
+
+
+def _attachment(table: Table, points: dict[str, Point]) -> Attachment:
+    port, groups, chain = table["port"], table["groups"], table["chain"]
+    if not isinstance(port, dict) or not isinstance(groups, list) or not isinstance(chain, list):
+        raise TypeError("port, groups or chain")
+    return Attachment(
+        name=str(table["name"]),
+        host=str(table["host"]),
+        netns=str(table["netns"]),
+        device=str(table["device"]),
+        mac=str(table["mac"]).lower(),
+        ipv4=IPv4Address(str(table["ipv4"])),
+        ipv6=IPv6Address(str(table["ipv6"])),
+        groups=tuple(str(g) for g in groups),
+        agent=str(table["agent"]),
+        iface_id=str(port["iface_id"]),
+        ofport=int(port["ofport"]),
+        port_device=str(port["device"]),
+        chain=tuple(points[str(p)] for p in chain),
+        copy_of=str(table.get("copy_of", "")),
+    )
+
+
+def _host(table: Table) -> Host:
+    zone = table["zone"]
+    if not isinstance(zone, int):
+        raise TypeError("zone")
+    texts = (str(table[k]) for k in ("name", "netns", "bridge", "ovs_rundir", "allowlist"))
+    return Host(*texts, zone=zone)
+
+
+def _tables(state: Table, key: str) -> list[Table]:
+    value = state[key]
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise TypeError(key)
+    return value
+
+
+def topology_of(state: Table) -> Topology:
+    """The topology in a state file's content.
+
+    Raises:
+        KeyError, ValueError, TypeError: a field is missing or of another kind; `read_topology` says so.
+    """
+    points = {p.id: p for p in map(_point, _tables(state, "points"))}
+    rules = state.get("rules", {})
+    if not isinstance(rules, dict):
+        raise TypeError("rules")
+    return Topology(
+        hosts=tuple(map(_host, _tables(state, "hosts"))),
+        guests=tuple(_attachment(t, points) for t in _tables(state, "guests")),
+        bypasses=tuple(_attachment(t, points) for t in _tables(state, "bypasses")),
+        vswitches={p.host: p for p in points.values() if p.kind is PointKind.VSWITCH},
+        rules={str(k): {str(a): str(b) for a, b in v.items()} for k, v in rules.items()},
+    )
+
+
+def read_topology(path: Path | None = None) -> Topology:
+    """The topology of this machine's lab.
+
+    Raises:
+        HostNotReadyError: there is no lab, or its state file cannot be read.
+    """
+    path = path or state_path()
+    try:
+        state = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise HostNotReadyError("topology", "no lab is up", advice="run `netprobe lab up`") from None
+    except PermissionError:
+        raise HostNotReadyError("topology", f"{path} may not be read", advice="run as root") from None
+    except (OSError, ValueError) as error:
+        raise HostNotReadyError("topology", f"{path} is damaged: {error}", advice="run `netprobe lab up`") from error
+    try:
+        if state.get("schema") != STATE_SCHEMA:
+            raise ValueError(f"schema {state.get('schema')!r}, not {STATE_SCHEMA}")
+        return topology_of(state)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise HostNotReadyError(
+            "topology", f"{path} is no state file of this version: {error!r}", advice="run `netprobe lab down` and up"
+        ) from error
