@@ -1,6 +1,6 @@
 """Results: what a run says, and how sure it is. Plain values; show and store read them, collect and judge make them.
 
-`*_json` fields follow docs/json.md, which is a contract.
+`to_json` follows docs/json.md, which is a contract.
 """
 
 from dataclasses import dataclass, replace
@@ -114,4 +114,136 @@ class SegmentResult:
             "reordered": self.reordered,
             "duplicated": self.duplicated,
             "stamp": self.stamp,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """Send-time error |actual - planned| of the probes that were sent, ns."""
+
+    p50_ns: int
+    p99_ns: int
+    max_ns: int
+
+    def to_json(self) -> Json:
+        """As in docs/json.md."""
+        return {"p50_ns": self.p50_ns, "p99_ns": self.p99_ns, "max_ns": self.max_ns}
+
+
+@dataclass(frozen=True, slots=True)
+class LegResult:
+    """The ledger of one leg: planned = unsent + delivered + lost + unobserved + pending, exactly.
+
+    Attributes:
+        last_seen, first_missing: of the largest group of lost probes; without loss the destination and None.
+        missed: probes that a point missed though they were seen further on, by point.
+    """
+
+    planned: int
+    unsent: int
+    delivered: int
+    lost: int
+    unobserved: int
+    pending: int
+    late: int
+    segments: tuple[SegmentResult, ...]
+    end_to_end: SegmentResult
+    last_seen: str | None
+    first_missing: str | None
+    missed: dict[str, int]
+
+    def to_json(self) -> Json:
+        """As in docs/json.md."""
+        return {
+            "planned": self.planned,
+            "unsent": self.unsent,
+            "delivered": self.delivered,
+            "lost": self.lost,
+            "unobserved": self.unobserved,
+            "pending": self.pending,
+            "late": self.late,
+            "segments": [s.to_json() for s in self.segments],
+            "end_to_end": self.end_to_end.to_json(),
+            "last_seen": self.last_seen,
+            "first_missing": self.first_missing,
+            "missed": self.missed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """Everything that a run says of one session.
+
+    Attributes:
+        type_p: as asked for and as sent.
+        forged: records that claimed to be ours and were not, or were off the path.
+        remarked_at: first point where the class mark was not what was sent, None where it was kept.
+        reason: judge.reason's answer as JSON, None where nothing was lost.
+        overflow: some ring, channel or queue shed frames: the result is less complete than it looks.
+        counters: everything that was shed, refused or odd, by name.
+        notes: what this vantage does not prove, in sentences.
+        changes: segments that differ from the baseline, None where there was none to compare with.
+    """
+
+    name: str
+    src: str
+    dst: str
+    vantage: str
+    type_p: Json
+    seed: int
+    tmax_ms: float
+    schedule: str
+    rate_pps: int
+    pacing: Pacing | None
+    forward: LegResult
+    returned: LegResult | None
+    forged: int
+    remarked_at: str | None
+    reason: Json | None
+    overflow: bool
+    counters: dict[str, int]
+    notes: tuple[str, ...]
+    changes: tuple[Json, ...] | None = None
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether any probe arrived."""
+        return self.forward.delivered > 0
+
+    def to_json(self) -> Json:
+        """The document of `trace`, and one element of `run`'s `sessions` (docs/json.md)."""
+        leg = self.forward
+        return {
+            "name": self.name,
+            "src": self.src,
+            "dst": self.dst,
+            "vantage": self.vantage,
+            "type_p": self.type_p,
+            "delivered": self.is_delivered,
+            "planned": leg.planned,
+            "sent": leg.planned - leg.unsent,
+            "unsent": leg.unsent,
+            "received": leg.delivered,
+            "lost": leg.lost,
+            "unobserved": leg.unobserved,
+            "pending": leg.pending,
+            "late": leg.late,
+            "forged": self.forged,
+            "tmax_ms": self.tmax_ms,
+            "seed": self.seed,
+            "schedule": self.schedule,
+            "rate_pps": self.rate_pps,
+            "pacing": self.pacing.to_json() if self.pacing else None,
+            "segments": [s.to_json() for s in leg.segments],
+            "end_to_end": leg.end_to_end.to_json(),
+            "missed": leg.missed,
+            "return": self.returned.to_json() if self.returned else None,
+            "last_seen": leg.last_seen,
+            "first_missing": leg.first_missing,
+            "reason": self.reason,
+            "remarked_at": self.remarked_at,
+            "changes": list(self.changes) if self.changes is not None else None,
+            "overflow": self.overflow,
+            "counters": self.counters,
+            "notes": list(self.notes),
         }

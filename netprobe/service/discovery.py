@@ -63,8 +63,14 @@ def _host(table: Table) -> Host:
     zone = table["zone"]
     if not isinstance(zone, int):
         raise TypeError("zone")
-    texts = (str(table[k]) for k in ("name", "netns", "bridge", "ovs_rundir", "allowlist"))
-    return Host(*texts, zone=zone)
+    return Host(
+        name=str(table["name"]),
+        netns=str(table["netns"]),
+        bridge=str(table["bridge"]),
+        ovs_rundir=str(table["ovs_rundir"]),
+        allowlist=str(table["allowlist"]),
+        zone=zone,
+    )
 
 
 def _tables(state: Table, key: str) -> list[Table]:
@@ -80,6 +86,8 @@ def topology_of(state: Table) -> Topology:
     Raises:
         KeyError, ValueError, TypeError: a field is missing or of another kind; `read_topology` says so.
     """
+    if state.get("schema") != STATE_SCHEMA:
+        raise ValueError(f"schema {state.get('schema')!r}, not {STATE_SCHEMA}")
     points = {p.id: p for p in map(_point, _tables(state, "points"))}
     rules = state.get("rules", {})
     if not isinstance(rules, dict):
@@ -109,8 +117,6 @@ def read_topology(path: Path | None = None) -> Topology:
     except (OSError, ValueError) as error:
         raise HostNotReadyError("topology", f"{path} is damaged: {error}", advice="run `netprobe lab up`") from error
     try:
-        if state.get("schema") != STATE_SCHEMA:
-            raise ValueError(f"schema {state.get('schema')!r}, not {STATE_SCHEMA}")
         return topology_of(state)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise HostNotReadyError(

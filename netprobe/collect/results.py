@@ -1,0 +1,30 @@
+"""From a leg's outcome to the values that are shown and stored. Pure."""
+
+from netprobe.collect.ledger import Fate
+from netprobe.collect.session import LegOutcome
+from netprobe.model.results import LegResult
+
+
+def leg_result(outcome: LegOutcome) -> LegResult:
+    """The ledger of one leg as a value."""
+    ledger, ids = outcome.ledger, [s.point.id for s in outcome.stops]
+    spans = ledger.lost_spans()
+    delivered = ledger.count(Fate.DELIVERED)
+    last_seen, first_missing = (ids[spans[0][0]], ids[spans[0][1]]) if spans else (None, None)
+    if not spans and ledger.sent:
+        # Nothing is known to be lost: the furthest point that any probe was seen at.
+        last_seen = ids[int(ledger.last_stop.max())]
+    return LegResult(
+        planned=ledger.planned,
+        unsent=ledger.count(Fate.UNSENT),
+        delivered=delivered,
+        lost=ledger.count(Fate.LOST),
+        unobserved=ledger.count(Fate.UNOBSERVED),
+        pending=ledger.count(Fate.PENDING),
+        late=ledger.late,
+        segments=outcome.segments,
+        end_to_end=outcome.end_to_end,
+        last_seen=last_seen,
+        first_missing=first_missing,
+        missed={i: int(n) for i, n in zip(ids, ledger.missed, strict=True) if n},
+    )

@@ -1,0 +1,217 @@
+"""The embedded store: one DuckDB file with runs, sessions, segment statistics and hop records.
+
+Hop records are kept for the newest runs only (MAX_HOPS); everything else for MAX_RUNS. The file carries the version of
+its tables; a newer one is refused, never guessed at. DuckDB is imported when a store is opened, not before: `--help`
+must not wait for it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from netprobe.errors import HostNotReadyError, UsageError
+from netprobe.model.records import HopBatch
+from netprobe.model.results import Json, SessionResult
+
+if TYPE_CHECKING:
+    import duckdb
+
+SCHEMA_VERSION = 1
+MAX_RUNS = 10_000
+MAX_HOPS = 5_000_000
+DEFAULT_PATH = Path("/var/lib/netprobe/netprobe.duckdb")
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (version INTEGER);
+CREATE TABLE IF NOT EXISTS runs (
+    run_id VARCHAR PRIMARY KEY, started_ns BIGINT, command VARCHAR, document JSON);
+CREATE TABLE IF NOT EXISTS sessions (
+    run_id VARCHAR, session UINTEGER, name VARCHAR, src VARCHAR, dst VARCHAR, vantage VARCHAR, type_p JSON,
+    seed BIGINT, tmax_ms DOUBLE, planned BIGINT, unsent BIGINT, delivered BIGINT, lost BIGINT, unobserved BIGINT,
+    pending BIGINT, late BIGINT, forged BIGINT, overflow BOOLEAN);
+CREATE TABLE IF NOT EXISTS segments (
+    run_id VARCHAR, session UINTEGER, leg VARCHAR, segment VARCHAR, kind VARCHAR, sent BIGINT, received BIGINT,
+    lost BIGINT, loss_low DOUBLE, loss_high DOUBLE, delay_min BIGINT, delay_p50 BIGINT, delay_p90 BIGINT,
+    delay_p99 BIGINT, delay_max BIGINT, samples BIGINT, reordered BIGINT, duplicated BIGINT, stamp VARCHAR);
+CREATE TABLE IF NOT EXISTS hops (
+    run_id VARCHAR, session UINTEGER, seq UINTEGER, point VARCHAR, direction UTINYINT, leg UTINYINT, t_ns BIGINT);
+"""
+
+# Runs whose hop records, together with those of all newer runs, are more than the bound.
+_FORGET_HOPS = """
+DELETE FROM hops WHERE run_id IN (
+    SELECT run_id FROM (
+        SELECT run_id, sum(n) OVER (ORDER BY started_ns DESC) AS total
+        FROM runs JOIN (SELECT run_id, count(*) AS n FROM hops GROUP BY run_id) USING (run_id))
+    WHERE total > ?)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """One session to be stored: its number and what was said of it."""
+
+    session: int
+    result: SessionResult
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """One run to be stored.
+
+    Attributes:
+        run_id: unique.
+        started_ns: CLOCK_REALTIME.
+        command: what was asked: `trace`, `run`.
+        document: what was printed with --json.
+        hops: hop records of all sessions; their points are indices into `points`.
+    """
+
+    run_id: str
+    started_ns: int
+    command: str
+    document: Json
+    sessions: Sequence[StoredSession]
+    hops: HopBatch
+    points: Sequence[str]
+
+
+class Store:
+    """An open store; made by `open_store`."""
+
+    def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
+        self._db = connection
+
+    def save(self, run: StoredRun) -> None:
+        """Write a run, all of it or nothing, and forget what is older than the bounds."""
+        db = self._db
+        db.begin()
+        try:
+            db.execute(
+                "INSERT INTO runs VALUES (?, ?, ?, ?)",
+                [run.run_id, run.started_ns, run.command, json.dumps(run.document)],
+            )
+            for stored in run.sessions:
+                self._save_session(run.run_id, stored)
+            self._save_hops(run)
+            self._forget()
+            db.commit()
+        except BaseException:
+            db.rollback()
+            raise
+
+    def _save_session(self, run_id: str, stored: StoredSession) -> None:
+        result, leg = stored.result, stored.result.forward
+        row = [run_id, stored.session, result.name, result.src, result.dst, result.vantage, json.dumps(result.type_p)]
+        row += [result.seed, result.tmax_ms, leg.planned, leg.unsent, leg.delivered, leg.lost, leg.unobserved]
+        row += [leg.pending, leg.late, result.forged, result.overflow]
+        self._insert("sessions", row)
+        legs = [("forward", leg)] + ([("return", result.returned)] if result.returned else [])
+        for name, one in legs:
+            for s in one.segments:
+                d = s.delay
+                figures = [d.min, d.p50, d.p90, d.p99, d.max, d.samples] if d else [None] * 5 + [0]
+                values = [run_id, stored.session, name, s.id, s.kind, s.sent, s.received, s.lost, *s.loss_interval_95]
+                values += [*figures, s.reordered, s.duplicated, s.stamp]
+                self._insert("segments", values)
+
+    def _insert(self, table: str, row: Sequence[object]) -> None:
+        places = ", ".join("?" * len(row))
+        self._db.execute(f"INSERT INTO {table} VALUES ({places})", row)  # noqa: S608  names of our own
+
+    def _save_hops(self, run: StoredRun) -> None:
+        if not len(run.hops):
+            return
+        names = np.array(run.points, dtype=object)
+        columns: dict[str, npt.NDArray[np.generic]] = {
+            "session": run.hops.session,
+            "seq": run.hops.seq,
+            "point": names[run.hops.point],
+            "direction": run.hops.direction,
+            "leg": run.hops.leg,
+            "t_ns": run.hops.t_ns,
+        }
+        self._db.register("new_hops", columns)
+        self._db.execute(
+            "INSERT INTO hops SELECT ?, session, seq, point, direction, leg, t_ns FROM new_hops", [run.run_id]
+        )
+        self._db.unregister("new_hops")
+
+    def _forget(self) -> None:
+        newest = "SELECT run_id FROM runs ORDER BY started_ns DESC"
+        for table in ("runs", "sessions", "segments", "hops"):
+            self._db.execute(f"DELETE FROM {table} WHERE run_id NOT IN ({newest} LIMIT {MAX_RUNS})")  # noqa: S608  ditto
+        self._db.execute(_FORGET_HOPS, [MAX_HOPS])
+
+    def last_document(self, *, src: str = "", dst: str = "", vantage: str = "") -> Json | None:
+        """The newest run's document; with names given, the newest that has such a session."""
+        rows = self._db.execute("SELECT document FROM runs ORDER BY started_ns DESC, rowid DESC LIMIT 200").fetchall()
+        for (text,) in rows:
+            document: Json = json.loads(text)
+            sessions = document.get("sessions", [document])
+            if not src or any(
+                s.get("src") == src and s.get("dst") == dst and s.get("vantage") == vantage
+                for s in (sessions if isinstance(sessions, list) else [])
+            ):
+                return document
+        return None
+
+
+def _prepare(db: "duckdb.DuckDBPyConnection", path: Path) -> None:
+    known = db.execute("SELECT count(*) FROM information_schema.tables WHERE table_name = 'meta'").fetchone()
+    if known and known[0]:
+        row = db.execute("SELECT max(version) FROM meta").fetchone()
+        version = row[0] if row else None
+        if version != SCHEMA_VERSION:
+            raise UsageError(
+                f"store {path}",
+                f"its tables are of version {version}",
+                allowed=f"version {SCHEMA_VERSION}",
+                advice="use the netprobe that wrote it, or name another file with --store",
+            )
+        return
+    db.execute(_TABLES)
+    db.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
+
+
+@contextmanager
+def open_store(path: Path = DEFAULT_PATH) -> Iterator[Store]:
+    """Open the store, and make it where there is none.
+
+    Raises:
+        HostNotReadyError: the file cannot be opened or written (disk full, locked, no permission, no DuckDB file).
+        UsageError: its tables are of another version.
+    """
+    import duckdb  # noqa: PLC0415  50 ms that only those pay who store
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = duckdb.connect(str(path))
+    except (duckdb.Error, OSError) as error:
+        raise HostNotReadyError(
+            f"store {path}", f"cannot be opened: {_first_line(error)}", advice="name another file with --store"
+        ) from error
+    try:
+        _prepare(db, path)
+        yield Store(db)
+    except duckdb.Error as error:
+        raise HostNotReadyError(
+            f"store {path}", f"cannot be written or read: {_first_line(error)}", advice="is the disk full?"
+        ) from error
+    finally:
+        try:
+            db.close()
+        except duckdb.Error as error:
+            raise HostNotReadyError(
+                f"store {path}", f"cannot be closed: {_first_line(error)}", advice="is the disk full?"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
