@@ -24,7 +24,7 @@ def console(*, width: int | None = None, stderr: bool = False) -> Console:
 
 
 def duration(ns: int | None) -> str:
-    """ns in the unit that reads best; None is infinite."""
+    """A duration in the unit that reads best; None is infinite."""
     if ns is None:
         return INFINITE
     if abs(ns) < 1_000:

@@ -1,0 +1,130 @@
+"""Histogram, intervals, reordering and answers against independent arithmetic."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from netprobe.collect.answers import Answers, proved_unreflected
+from netprobe.collect.arrivals import tabulate
+from netprobe.collect.histogram import MAX_RELATIVE_ERROR, Histogram
+from netprobe.collect.intervals import binomial_interval, median_interval
+from netprobe.collect.segments import reordered_between
+from netprobe.model.records import HopBatch, HopRecord
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(st.lists(st.integers(0, 2**50), min_size=1, max_size=60), st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]))
+def test_a_quantile_is_within_the_stated_error(values, q):
+    """Nearest-rank quantile of the sorted values, to 1 %; extremes exact."""
+    histogram = Histogram.of(np.array(values, np.int64))
+    exact = sorted(values)[max(1, int(np.ceil(q * len(values) - 1e-9))) - 1]
+    got = histogram.quantile_ns(q)
+    assert abs(got - exact) <= max(1, MAX_RELATIVE_ERROR * exact)
+    assert (histogram.min_ns, histogram.max_ns, histogram.samples) == (min(values), max(values), len(values))
+    assert MAX_RELATIVE_ERROR <= 0.01
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.lists(st.integers(0, 2**40), max_size=30), st.lists(st.integers(0, 2**40), max_size=30))
+def test_merged_histograms_are_the_histogram_of_all(a, b):
+    """Addition is merging."""
+    one = Histogram.of(np.array(a, np.int64)).merged(Histogram.of(np.array(b, np.int64)))
+    both = Histogram.of(np.array(a + b, np.int64))
+    assert (one.counts == both.counts).all()
+    assert (one.min_ns, one.max_ns) == (both.min_ns, both.max_ns)
+
+
+def test_lost_probes_count_as_infinite_delay():
+    """With 2 of 100 lost the 99th percentile is infinite, the 98th is not."""
+    histogram = Histogram.of(np.full(98, 1000, np.int64))
+    assert histogram.quantile_ns(0.98, infinite=2) == 1000
+    assert histogram.quantile_ns(0.99, infinite=2) is None
+    assert Histogram().quantile_ns(0.5) is None
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 100), (40, 2000), (1, 1)])
+def test_the_binomial_interval_is_exact(k, n):
+    """At its bounds the binomial tails are exactly 2.5 % (Clopper and Pearson)."""
+    low, high = binomial_interval(k, n)
+    if k:
+        assert binom.sf(k - 1, n, low) == pytest.approx(0.025)
+    if k < n:
+        assert binom.cdf(k, n, high) == pytest.approx(0.025)
+    assert low <= k / n <= high
+
+
+def test_no_trial_says_nothing():
+    """Without a decided probe any loss is possible."""
+    assert binomial_interval(0, 0) == (0.0, 1.0)
+
+
+def test_the_median_interval_covers_as_promised():
+    """Seeded: at least 95 % of 400 intervals contain the true median of a skewed distribution."""
+    rng = np.random.default_rng(5)
+    truth = np.log(2) * 1e6
+    hits = 0
+    for _ in range(400):
+        low, high = median_interval(rng.exponential(1e6, 101).astype(np.int64))
+        hits += low <= truth <= high
+    assert hits >= 380
+    assert median_interval(np.array([1, 2, 3], np.int64)) is None
+
+
+def arrivals_of(first, second):
+    """Two stops; each list is the seqs in order of arrival."""
+    rows = [HopRecord(100 + i, 1, s, 0, 0, 0) for i, s in enumerate(first)]
+    rows += [HopRecord(1000 + i, 1, s, 1, 0, 0) for i, s in enumerate(second)]
+    return tabulate(HopBatch.of(rows), [(0, 0), (1, 0)], np.full(10, 10_000))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([0, 1, 2, 3], [0, 1, 2, 3], []),
+        ([0, 1, 2, 3], [0, 2, 3, 1], [1]),  # RFC 4737 §3.3: only those that come after a later one
+        ([0, 1, 2, 3], [3, 0, 1, 2], [0, 1, 2]),
+        ([1, 0, 2], [1, 0, 2], []),  # reordered before this segment: not its fault
+        ([0, 1, 2, 3], [0, 3, 3, 1], [1]),  # a second copy counts for nothing; 2 was lost
+    ],
+)
+def test_reordering_is_that_of_rfc_4737_relative_to_the_first_point(first, second, expected):
+    """The reordered set, by hand."""
+    flags = reordered_between(arrivals_of(first, second), 0, 1)
+    assert np.flatnonzero(flags).tolist() == expected
+
+
+def answers(pairs):
+    """Answers from (seq, reflector_seq)."""
+    seq = np.array([p[0] for p in pairs], np.uint32)
+    times = np.arange(1, len(pairs) + 1, dtype=np.int64)
+    return Answers(seq, times, times, np.array([p[1] for p in pairs], np.int64))
+
+
+@pytest.mark.parametrize(
+    ("arrived", "pairs", "expected"),
+    [
+        ([0, 1, 2, 3], [(0, 0), (3, 1)], [1, 2]),  # numbers run on: 1 and 2 never reached the reflector
+        ([0, 1, 2, 3], [(0, 0), (3, 3)], []),  # numbers jump: the answers may have been lost
+        ([0, 1, 2, 3], [(0, 0), (3, 2)], []),  # one of two was reflected; nobody knows which
+        ([0, 1, 2], [(2, 0)], [0, 1]),  # a session starts at 0
+        ([0, 1, 2], [(0, 0)], []),  # nothing is known after the last answer
+        ([0, 2, 1, 3], [(0, 0), (3, 1)], [1, 2]),  # order of arrival counts, not the seq
+        ([0, 1, 2, 3], [(0, 0), (0, 1), (3, 2)], [1, 2]),  # a duplicate took number 1
+        ([], [], []),
+    ],
+)
+def test_the_reflectors_own_numbers_prove_forward_loss(arrived, pairs, expected):
+    """Only a gapless run of reflector numbers proves that unanswered probes never arrived."""
+    flags = proved_unreflected(np.array(arrived, np.int64), answers(pairs), 5)
+    assert np.flatnonzero(flags).tolist() == expected
+
+
+def test_an_answer_seen_at_three_points_is_one_answer():
+    """Sightings of one reply are merged; two replies to one probe are not."""
+    seq = np.array([4, 4, 4, 4], np.uint32)
+    t2 = np.array([10, 10, 10, 11], np.int64)
+    got = Answers.unique(seq, t2, t2 + 1, np.array([0, 0, 0, 1], np.int64))
+    assert got.t2_ns.tolist() == [10, 11]
+    assert len(got.hop_records(1, 3)) == 4
