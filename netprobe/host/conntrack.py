@@ -1,0 +1,129 @@
+"""The userspace datapath's conntrack table: how full it is, what is in it, and our own entries out of it.
+
+Deletes exact 5-tuples only; whole zones are flushed nowhere but in lab. What the lines and tuples mean is
+judge.conntrack's, below; the socket is host.unixctl's.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from netprobe.errors import HostNotReadyError, UsageError
+from netprobe.host.unixctl import CommandError, UnixctlClient
+from netprobe.judge.conntrack import (
+    ICMPV6,
+    ConntrackDump,
+    ConntrackEntry,
+    FiveTuple,
+    entries_matching,
+    flush_argument,
+    parse_dump,
+)
+
+_NOT_THERE = "No such file or directory"  # ENOENT, as OVS words it
+
+
+@dataclass(frozen=True, slots=True)
+class TableUse:
+    """How full a conntrack table is, entries."""
+
+    used: int
+    limit: int
+
+    @property
+    def free(self) -> int:
+        """Entries that fit in yet."""
+        return max(self.limit - self.used, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What became of the tuples that were to be deleted.
+
+    Attributes:
+        deleted: entries that are gone.
+        absent: nobody had them (they had expired, or were never made).
+        kept: could not be deleted, each with the reason; they go by their own timeout.
+    """
+
+    deleted: tuple[FiveTuple, ...]
+    absent: tuple[FiveTuple, ...]
+    kept: tuple[tuple[FiveTuple, str], ...]
+
+
+class Conntrack:
+    """The table of one switch.
+
+    Args:
+        unixctl: the switch's control socket; the caller owns it.
+        datapath: `netdev@ovs-netdev`; needed only where there is more than one.
+    """
+
+    def __init__(self, unixctl: UnixctlClient, datapath: str = "") -> None:
+        self._unixctl = unixctl
+        self._datapath = (datapath,) if datapath else ()
+
+    def use(self) -> TableUse:
+        """How full the table is.
+
+        Raises:
+            HostNotReadyError: the switch does not say.
+        """
+        return TableUse(self._number("dpctl/ct-get-nconns"), self._number("dpctl/ct-get-maxconns"))
+
+    def _number(self, command: str) -> int:
+        text = self._unixctl.call(command, *self._datapath).strip()
+        if not text.isascii() or not text.isdigit():
+            raise HostNotReadyError("conntrack table", f"{command} printed {text[:80]!r}", allowed="a number")
+        return int(text)
+
+    def dump(self, zone: int | None = None) -> ConntrackDump:
+        """All entries, or those of one zone. Raises HostNotReadyError."""
+        words = (*self._datapath, f"zone={zone}") if zone is not None else self._datapath
+        return parse_dump(self._unixctl.call("dpctl/dump-conntrack", *words))
+
+    def entries_matching(self, tuples: Iterable[FiveTuple], zone: int | None = None) -> list[ConntrackEntry]:
+        """The entries that have one of these tuples in one direction or the other. Raises HostNotReadyError."""
+        return entries_matching(self.dump(zone).entries, tuples, zone=zone)
+
+    def delete_own(self, tuples: Iterable[FiveTuple], zone: int) -> Deletion:
+        """Delete entries that our probes made.
+
+        Args:
+            tuples: originating direction of each, exact; they must be ours.
+            zone: the zone that they are in.
+
+        Returns:
+            What was deleted, what was not there, and what could not be deleted: ICMPv6 always, since naming an ICMPv6
+            tuple makes OVS abort.
+
+        Raises:
+            HostNotReadyError: the switch is gone.
+        """
+        deleted: list[FiveTuple] = []
+        absent: list[FiveTuple] = []
+        kept: list[tuple[FiveTuple, str]] = []
+        for tuple_ in tuples:
+            try:
+                words = (*self._datapath, f"zone={zone}", flush_argument(tuple_))
+                self._unixctl.call("dpctl/flush-conntrack", *words)
+            except UsageError as error:
+                kept.append((tuple_, error.problem))
+            except CommandError as error:
+                if _NOT_THERE in error.said:
+                    absent.append(tuple_)
+                else:
+                    kept.append((tuple_, error.said))
+            else:
+                deleted.append(tuple_)
+        return self._sort_out(deleted, absent, kept, zone)
+
+    def _sort_out(
+        self, deleted: list[FiveTuple], absent: list[FiveTuple], kept: list[tuple[FiveTuple, str]], zone: int
+    ) -> Deletion:
+        """Look whether the ICMPv6 entries that can't be deleted are there at all."""
+        doubtful = {tuple_ for tuple_, _why in kept if tuple_.protocol == ICMPV6}
+        if doubtful:
+            there = {entry.original for entry in self.entries_matching(doubtful, zone)}
+            absent += [tuple_ for tuple_ in doubtful if tuple_ not in there]
+            kept = [(tuple_, why) for tuple_, why in kept if tuple_ not in doubtful or tuple_ in there]
+        return Deletion(tuple(deleted), tuple(absent), tuple(kept))
