@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all set-up themselves, on a fresh Debian 12, as root.
+.PHONY: setup demo test lint bench zipapp lock clean
+
+BIN := .venv/bin
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(BIN)/netprobe demo
+
+test: setup lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/flake8 --select ASYNC101,ASYNC102,ASYNC111,ASYNC112 netprobe agents
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell netprobe agents tests docs scripts README.md CHANGELOG.md
+
+zipapp: setup
+	@$(BIN)/python agents/build_zipapp.py
+
+# Renews requirements.lock; needs uv (python3 -m pip install uv).
+lock:
+	uv pip compile --extra dev --generate-hashes --python-version 3.11 --no-header -q -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
