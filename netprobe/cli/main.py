@@ -1,0 +1,212 @@
+"""`netprobe`: arguments, exit codes and nothing else.
+
+Nothing heavy is imported here (numpy, trio, duckdb, rich, scapy): `netprobe --help` starts in a blink. Each command's
+function lives in a module of its own, imported when it is called. Exit codes: docs/json.md.
+"""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+
+from netprobe import __version__
+from netprobe.errors import NetprobeError, UsageError
+
+EXIT_FAULT = 5
+EXIT_INTERRUPTED = 130
+Command = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are netprobe's own: they say what to do and exit with 2."""
+
+    def error(self, message: str) -> "None":  # type: ignore[override]
+        """Raise instead of exiting, so that one place prints errors."""
+        raise UsageError(self.prog, message, advice=f"see `{self.prog} --help`")
+
+
+def _run(module: str, function: str = "run") -> Command:
+    """A command that imports its module only when it is called."""
+
+    def call(args: argparse.Namespace) -> int:
+        command: Command = getattr(importlib.import_module(f"netprobe.cli.{module}"), function)
+        return command(args)
+
+    return call
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (docs/json.md)")
+
+
+def _result(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    parser.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
+    parser.add_argument("--no-store", action="store_true", help="keep the result nowhere")
+    parser.add_argument(
+        "--compare", action="store_true", help="name the segments that differ from the last stored result of this path"
+    )
+    parser.add_argument("--max-loss", metavar="SHARE", help="exit 1 when more probes are lost, such as 1%%")
+    parser.add_argument(
+        "--allow-change",
+        action="store_true",
+        help="allow what changes the cloud's own configuration (none does so far)",
+    )
+
+
+def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
+    lab = commands.add_parser("lab", help="a small cloud on this machine, for trials, tests and demos")
+    parts = lab.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
+    up = parts.add_parser("up", help="bring the lab up (repairs a broken one)")
+    up.add_argument("name", nargs="?", default="single", help="which lab (default: single)")
+    up.add_argument("--config", metavar="TOML", help="guests and security groups of your own")
+    down = parts.add_parser("down", help="take it down; cleans up after a crash too")
+    status = parts.add_parser("status", help="hosts, guests, points, segments, faults")
+    fault = parts.add_parser("fault", help="put a known fault into a segment")
+    faults = fault.add_subparsers(dest="fault_command", metavar="COMMAND", required=True)
+    put = faults.add_parser("set", help="splice a relay with a truth log into a segment")
+    put.add_argument("segment", help="as `lab status` prints it, such as vm1.backend..vm2.backend")
+    put.add_argument("--delay", default="0us", help="added to every frame, such as 300us")
+    put.add_argument("--jitter", default="0us", help="added at random, such as 20us")
+    for name in ("loss", "duplicate", "reorder"):
+        put.add_argument(f"--{name}", default="0%", help="share of frames, such as 2%%")
+    put.add_argument("--share", default="100%", help="share of the marked probes that is delayed")
+    put.add_argument("--seed", type=int, default=1, help="of every random decision")
+    put.add_argument("--points", action="store_true", help="show the relay as a segment of its own")
+    clear = faults.add_parser("clear", help="take the relay out again")
+    clear.add_argument("segment", nargs="?", help="default: all")
+    for parser, function in (
+        (up, "up"),
+        (down, "down"),
+        (status, "status"),
+        (put, "fault_set"),
+        (clear, "fault_clear"),
+    ):
+        _common(parser)
+        parser.set_defaults(call=_run("lab", function))
+
+
+def _add_trace(commands: "argparse._SubParsersAction[Parser]") -> None:
+    trace = commands.add_parser("trace", help="probe one path and say where probes go, segment by segment")
+    trace.add_argument("src", metavar="SRC", help="guest: name, IP, MAC or port UUID")
+    trace.add_argument("dst", metavar="DST", help="guest: name, IP, MAC or port UUID")
+    trace.add_argument("--vantage", default="guest", help="guest, bypass or vswitch")
+    trace.add_argument("--proto", default="udp", help="udp (STAMP), raw-udp, icmp or tcp (SYN)")
+    trace.add_argument("--family", type=int, default=4, choices=(4, 6), help="IP version")
+    trace.add_argument("--dport", type=int, help="destination port")
+    trace.add_argument("--sport", type=int, help="source port (default: one that nobody uses)")
+    trace.add_argument("--flow", default="same", help="same or new-per-probe")
+    trace.add_argument("--size", type=int, help="frame size in bytes, without FCS (default: the smallest)")
+    trace.add_argument("--class-mark", default="3", help="DSCP of the probes, or none")
+    trace.add_argument("--ttl", type=int, default=64, help="TTL or hop limit")
+    trace.add_argument("--count", type=int, default=100, help="probes")
+    trace.add_argument("--rate", type=int, default=100, help="probes per second")
+    trace.add_argument("--schedule", default="periodic", help="periodic or poisson")
+    trace.add_argument("--seed", type=int, default=1, help="of the schedule")
+    trace.add_argument("--tmax", default="1s", help="waiting time after which a probe counts as lost")
+    _result(trace)
+    trace.set_defaults(call=_run("trace"))
+
+
+def _add_agent(commands: "argparse._SubParsersAction[Parser]") -> None:
+    agent = commands.add_parser("agent", help="the programs that are deployed", add_help=False)
+    agent.add_argument("rest", nargs=argparse.REMAINDER, help="guest …: see `netprobe agent guest --help`")
+    agent.set_defaults(call=_run("agent"))
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(prog="netprobe", description="Active probing of the virtual data path, segment by segment.")
+    parser.add_argument("--version", action="version", version=f"netprobe {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_lab(commands)
+    _add_trace(commands)
+    run = commands.add_parser("run", help="run a plan (docs/plans.md)")
+    run.add_argument("plan", metavar="PLAN", help="TOML file")
+    _result(run)
+    run.set_defaults(call=_run("plan"))
+    report = commands.add_parser("report", help="print a stored result again")
+    report.add_argument("--last", action="store_true", help="the newest one (the default)")
+    report.add_argument("--store", metavar="FILE", help="DuckDB file")
+    _common(report)
+    report.set_defaults(call=_run("report"))
+    doctor = commands.add_parser("doctor", help="is this host ready, and what is missing?")
+    _common(doctor)
+    doctor.set_defaults(call=_run("doctor"))
+    clean = commands.add_parser("clean", help="remove what a killed netprobe may have left on this host")
+    _common(clean)
+    clean.set_defaults(call=_run("clean"))
+    demo = commands.add_parser("demo", help="the whole story on a lab of its own")
+    demo.set_defaults(call=_run("demo"))
+    _add_agent(commands)
+    return parser
+
+
+def _report_fault(error: BaseException) -> int:
+    """A fault of netprobe itself: the traceback goes to a file, the terminal gets where."""
+    with tempfile.NamedTemporaryFile("w", prefix="netprobe-fault-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    print(f"netprobe: internal fault: {error!r}. The details are in {file.name}; please report them.", file=sys.stderr)
+    return EXIT_FAULT
+
+
+def _expected(error: BaseException) -> NetprobeError | None:
+    """The error to report out of what a nursery raised, if it is one that netprobe raises on purpose."""
+    if isinstance(error, NetprobeError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            found = _expected(inner)
+            if found:
+                return found
+    return None
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_interrupt(inner) for inner in error.exceptions)
+    return isinstance(error, KeyboardInterrupt)
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: without the program's name; default: the process's own.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        signal.signal(signal.SIGTERM, _terminate)  # what a command made must be gone when it ends
+        args = build_parser().parse_args(arguments)
+        code: int = args.call(args)
+        sys.stdout.flush()
+    except SystemExit as error:  # argparse: --help, --version
+        return int(error.code or 0)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:  # noqa: BLE001  the last line of defence: never a bare traceback
+        if _is_interrupt(error):
+            print("netprobe: interrupted; what it made has been removed.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        expected = _expected(error)
+        if expected is None:
+            return _report_fault(error)
+        print(f"netprobe: {expected}", file=sys.stderr)
+        return expected.exit_code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
