@@ -157,6 +157,11 @@ def payload_size(type_p: TypeP) -> int:
     return type_p.size_bytes - ETHERNET_BYTES - IP_BYTES[type_p.family] - 8
 
 
+def has_own_ports(type_p: TypeP) -> bool:
+    """Whether each probe has a source port of its own; an echo has none."""
+    return type_p.flow is Flow.NEW_PER_PROBE and type_p.protocol is not Protocol.ICMP
+
+
 def check_session(session: ProbeSession) -> None:
     """Refuse a session that cannot be encoded.
 
@@ -166,8 +171,9 @@ def check_session(session: ProbeSession) -> None:
     type_p = session.type_p
     where = f"session {session.session}"
     low = min_frame_size(type_p.protocol, type_p.family)
-    ports = session.src_ports or (type_p.src_port,)
-    known = 1 if type_p.flow is Flow.SAME or type_p.protocol is Protocol.ICMP else session.count
+    ports = session.src_ports if has_own_ports(type_p) else (type_p.src_port,)
+    needed = session.count if has_own_ports(type_p) else 1
+    low_port, high_port = min(ports, default=0), max(ports, default=0)
     checks: tuple[tuple[bool, str, str], ...] = (
         (0 <= session.session < 1 << 32, f"number {session.session}", "0..2^32-1"),
         (0 <= session.count <= 1 << 32, f"count {session.count}", "0..2^32"),
@@ -179,8 +185,8 @@ def check_session(session: ProbeSession) -> None:
         (type_p.dscp is None or 0 <= type_p.dscp < 64, f"DSCP {type_p.dscp}", "0..63 or none"),
         (1 <= type_p.ttl <= 255, f"TTL {type_p.ttl}", "1..255"),
         (0 <= type_p.dst_port <= 0xFFFF, f"destination port {type_p.dst_port}", "0..65535"),
-        (min(ports) >= 0 and max(ports) <= 0xFFFF, f"source ports {min(ports)}..{max(ports)}", "0..65535"),
-        (len(ports) >= known, f"{len(session.src_ports)} source ports", f"one for each of {session.count} probes"),
+        (0 <= low_port <= high_port <= 0xFFFF, f"source ports {low_port}..{high_port}", "0..65535"),
+        (len(ports) >= needed, f"{len(ports)} source ports", f"one for each of {session.count} probes"),
     )
     for is_right, problem, allowed in checks:
         if not is_right:
