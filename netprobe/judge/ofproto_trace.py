@@ -1,0 +1,311 @@
+"""`ofproto/trace`: the flow to ask about, and the answer as steps, verdict and deciding rule.
+
+Pure and total: lines that say nothing known are counted, never an exception. The states per conntrack pass come from
+judge.conntrack; host.tracing, above, asks the switch; judge.reason says what the answer means for people.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from netprobe.judge.conntrack import (
+    ECHO_REQUEST,
+    ECHO_REQUEST_V6,
+    ICMP,
+    ICMPV6,
+    TCP,
+    UDP,
+    ConntrackEntry,
+    CtState,
+    FiveTuple,
+    state_for,
+)
+from netprobe.model.probes import Flow, ProbeSession, Protocol
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The question
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def source_port(session: ProbeSession, seq: int) -> int:
+    """The source port of one probe of a session."""
+    if session.type_p.flow is Flow.NEW_PER_PROBE and session.src_ports:
+        return session.src_ports[seq]
+    return session.type_p.src_port
+
+
+def five_tuple(session: ProbeSession, seq: int) -> FiveTuple:
+    """The originating tuple of one probe, as conntrack names it; an echo's identifier is the session's low 16 bits."""
+    kind = session.type_p
+    if kind.protocol is Protocol.ICMP:
+        is_v4 = kind.family == 4
+        protocol, icmp_type = (ICMP, ECHO_REQUEST) if is_v4 else (ICMPV6, ECHO_REQUEST_V6)
+        return FiveTuple(protocol, session.src_ip, session.dst_ip, session.session & 0xFFFF, icmp_type=icmp_type)
+    protocol = TCP if kind.protocol is Protocol.TCP else UDP
+    return FiveTuple(protocol, session.src_ip, session.dst_ip, source_port(session, seq), kind.dst_port)
+
+
+def probe_flow(session: ProbeSession, seq: int, in_port: int) -> str:
+    """One probe as `ofproto/trace` wants it.
+
+    Args:
+        session: the session.
+        seq: number of the probe.
+        in_port: OpenFlow number of the port it comes in at.
+    """
+    kind = session.type_p
+    v6 = kind.family == 6
+    proto = {Protocol.ICMP: "icmp", Protocol.TCP: "tcp"}.get(kind.protocol, "udp") + ("6" if v6 else "")
+    src, dst = ("ipv6_src", "ipv6_dst") if v6 else ("nw_src", "nw_dst")
+    words = [f"in_port={in_port}", proto, f"dl_src={session.src_mac.hex(':')}", f"dl_dst={session.dst_mac.hex(':')}"]
+    words += [
+        f"{src}={session.src_ip}",
+        f"{dst}={session.dst_ip}",
+        f"nw_tos={(kind.dscp or 0) << 2}",
+        f"nw_ttl={kind.ttl}",
+    ]
+    if kind.protocol is Protocol.ICMP:
+        words += ["icmpv6_type=128,icmpv6_code=0" if v6 else "icmp_type=8,icmp_code=0"]
+    else:
+        words += [f"tp_src={source_port(session, seq)}", f"tp_dst={kind.dst_port}"]
+    if kind.protocol is Protocol.TCP:
+        words += ["tcp_flags=syn"]
+    return ",".join(words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The answer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One table that the packet went through.
+
+    Attributes:
+        bridge: where (a patch port leads on into another one).
+        table: number of the table.
+        match: the rule's match as OVS prints it; empty for an unconditional one.
+        priority: None when no rule matched.
+        cookie: the rule's; 0 where OVS prints none.
+        actions: the rule's actions, and OVS's remarks ("->", ">>") among them.
+    """
+
+    bridge: str
+    table: int
+    match: str
+    priority: int | None
+    cookie: int
+    actions: tuple[str, ...]
+
+    @property
+    def is_miss(self) -> bool:
+        """No rule of the table matched."""
+        return self.priority is None
+
+    @property
+    def is_catch_all(self) -> bool:
+        """A rule that matches everything: it says where the packet fell to, not why."""
+        return self.priority is not None and not self.match
+
+
+@dataclass(frozen=True, slots=True)
+class TracePass:
+    """The way up to the next recirculation.
+
+    Attributes:
+        ct_state: the state that conntrack was said to give before this pass ("new|trk"); empty in the first.
+        zone: conntrack zone of that state, None in the first pass.
+        datapath: the datapath actions at its end.
+    """
+
+    steps: tuple[TraceStep, ...]
+    ct_state: str = ""
+    zone: int | None = None
+    datapath: str = ""
+
+
+class Verdict(Enum):
+    """What the model does with the packet."""
+
+    FORWARDED = "forwarded"
+    DROPPED = "dropped"
+    CONTROLLER = "controller"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A whole answer of `ofproto/trace`. `unread_lines` said nothing that is known here."""
+
+    passes: tuple[TracePass, ...] = ()
+    unread_lines: int = 0
+
+    @property
+    def steps(self) -> tuple[TraceStep, ...]:
+        """The tables of all passes in order."""
+        return tuple(step for one in self.passes for step in one.steps)
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The ports that get the packet, by name when the trace was made with --names, sorted."""
+        return tuple(sorted({port for one in self.passes for port in _ports_of(one.datapath)}))
+
+    @property
+    def zones(self) -> tuple[int, ...]:
+        """The conntrack zone of each recirculation through conntrack, in order."""
+        return tuple(one.zone or 0 for one in self.passes if one.ct_state)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the model does with the packet."""
+        if not self.passes or not all(one.datapath for one in self.passes):
+            return Verdict.UNKNOWN
+        if self.ports:
+            return Verdict.FORWARDED
+        is_punted = any("userspace(" in one.datapath for one in self.passes)
+        return Verdict.CONTROLLER if is_punted else Verdict.DROPPED
+
+    @property
+    def ends_in_drop(self) -> bool:
+        """Whether the last table of the last pass drops: also true where a mirror got a copy before."""
+        steps = self.steps
+        return bool(steps) and (steps[-1].is_miss or steps[-1].actions[:1] == ("drop",))
+
+    def deciding(self, decisive: Collection[int] = ()) -> TraceStep | None:
+        """The rule that decided: the last one that is no unconditional catch-all.
+
+        A firewall resubmits what it refuses to a common table that drops (Neutron: table 93). That table's rule is the
+        same for all; what counts is the rule that sent the packet there.
+
+        Args:
+            decisive: cookies of catch-alls that do decide (a default deny).
+
+        Returns:
+            None when the trace has no step. A table miss decides too. When catch-alls is all there is, the one before
+            the last.
+        """
+        steps = self.steps
+        for step in reversed(steps):
+            if not step.is_catch_all or step.cookie in decisive:
+                return step
+        return steps[-2] if len(steps) > 1 else steps[-1] if steps else None
+
+
+_STEP = re.compile(r"\s*(\d{1,3})(?:\([^)]*\))?\. (.*)")
+_RULE = re.compile(
+    r"(?:(?P<match>\S.*?), )?priority (?P<priority>\d{1,5})(?:, cookie (?P<cookie>0x[0-9a-fA-F]{1,16}))?"
+)
+_BRIDGE = re.compile(r'bridge\("([^"]*)"\)')
+_RESUME = re.compile(r"recirc\(0x[0-9a-f]+\) - resume conntrack with (?:default )?ct_state=([\w|]*).*")
+_OTHER_RESUME = re.compile(r"recirc\(0x[0-9a-f]+\) - .*")
+_ZONE = re.compile(r"(?:^|,)ct_zone=(\d{1,5})(?:,|$)")
+_SILENT = re.compile(r"\s*|=+|-+|\s*thaw|\s*Resuming from table .*|(?:Final flow|Megaflow): .*")
+
+
+@dataclass(slots=True)
+class _Pass:
+    ct_state: str = ""
+    zone: int | None = None
+    datapath: str = ""
+    steps: list[TraceStep] = field(default_factory=list)
+    actions: list[list[str]] = field(default_factory=list)
+
+    def freeze(self) -> TracePass:
+        steps = tuple(
+            TraceStep(s.bridge, s.table, s.match, s.priority, s.cookie, tuple(a))
+            for s, a in zip(self.steps, self.actions, strict=True)
+        )
+        return TracePass(steps, self.ct_state, self.zone, self.datapath)
+
+
+def parse_trace(text: str) -> Trace:
+    """An answer of `ofproto/trace` as values. Never raises; an empty answer is a trace without passes."""
+    passes: list[_Pass] = []
+    bridge = ""
+    unread = 0
+    for line in text.splitlines():
+        if (found := _BRIDGE.fullmatch(line.strip())) is not None:
+            bridge = found[1]
+        elif line.startswith("Flow: "):
+            if not passes or passes[-1].datapath or passes[-1].steps:
+                passes.append(_Pass())
+            zone = _ZONE.search(line.removeprefix("Flow: "))
+            passes[-1].zone = int(zone[1]) if zone else None
+        elif (found := _RESUME.fullmatch(line)) is not None:
+            passes.append(_Pass(ct_state=found[1]))
+        elif _OTHER_RESUME.fullmatch(line):
+            passes.append(_Pass())
+        elif not _SILENT.fullmatch(line) and not (passes and _take(passes[-1], line, bridge)):
+            unread += 1
+    return Trace(tuple(one.freeze() for one in passes), unread)
+
+
+def _take(one: _Pass, line: str, bridge: str) -> bool:
+    """Add a line to a pass; False when it is none of a pass's lines."""
+    if line.startswith("Datapath actions: "):
+        one.datapath = line.removeprefix("Datapath actions: ").strip()
+        return True
+    if (found := _STEP.fullmatch(line)) is not None:
+        rule = _RULE.fullmatch(found[2])
+        if rule is not None:
+            cookie = int(rule["cookie"] or "0", 16)
+            step = TraceStep(bridge, int(found[1]), rule["match"] or "", int(rule["priority"]), cookie, ())
+        else:
+            step = TraceStep(bridge, int(found[1]), found[2].strip(), None, 0, ())
+        one.steps.append(step)
+        one.actions.append([])
+        return True
+    if line[:1].isspace() and one.actions:
+        one.actions[-1].append(line.strip())
+        return True
+    return False
+
+
+def _split(actions: str) -> Iterator[str]:
+    """Datapath actions at the commas that stand in no parentheses."""
+    depth = start = 0
+    for i, char in enumerate(actions):
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth <= 0:
+            yield actions[start:i]
+            start = i + 1
+    yield actions[start:]
+
+
+_OUT_PORT = re.compile(r"out_port\(([^()]+)\)")
+_NO_PORT = frozenset({"drop", "pop_vlan", "pop_eth", "ct_clear", "pop_nsh"})
+
+
+def _ports_of(actions: str) -> Iterator[str]:
+    for raw in _split(actions):
+        action = raw.strip()
+        if not action or action in _NO_PORT:
+            continue
+        if "(" not in action:
+            yield action
+        elif action.startswith("clone("):
+            yield from _ports_of(action[len("clone(") : -1])
+        elif action.startswith("tnl_push("):
+            yield from _OUT_PORT.findall(action)
+
+
+def next_states(
+    trace: Trace,
+    tuple_: FiveTuple,
+    entries: Sequence[ConntrackEntry],
+    *,
+    is_answered: bool = False,
+) -> tuple[CtState, ...]:
+    """The `--ct-next` states that a trace of one probe needs, one for each of its passes through conntrack.
+
+    Ask without states first, then with these, until they don't change: another state may lead another way.
+
+    Args:
+        trace: the last answer.
+        tuple_: the probe's tuple.
+        entries: conntrack entries of all zones before the probe was sent.
+        is_answered: whether probes of this tuple had been answered before.
+    """
+    return tuple(state_for(tuple_, entries, is_answered=is_answered, zone=zone) for zone in trace.zones)

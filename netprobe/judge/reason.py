@@ -1,0 +1,220 @@
+"""Why a probe did not arrive: one code of a closed list, the rule behind it, and how we know.
+
+Pure: from a trace of the model, the map of the user's own rules, and what measurements have confirmed. The list for
+people, with what to do about each, is docs/reasons.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from netprobe.judge.counter_pattern import PatternResult, PatternVerdict
+from netprobe.judge.ofproto_trace import Trace, TraceStep, Verdict
+
+Json = dict[str, object]
+Rules = Mapping[str, Mapping[str, str]]
+"""The user's rule behind each cookie ("0x…"): port, group, direction, rule, kind."""
+
+
+class ReasonCode(Enum):
+    """Why a probe was lost; a closed list (docs/reasons.md)."""
+
+    SECURITY_GROUP = "security-group"
+    ANTI_SPOOFING = "anti-spoofing"
+    CONNTRACK_INVALID = "conntrack-invalid"
+    TABLE_MISS = "table-miss"
+    RULE_DROP = "rule-drop"
+    NO_DESTINATION = "no-destination"
+    FORWARDED_ELSEWHERE = "forwarded-elsewhere"
+    CONTROLLER = "controller"
+    RATE_LIMIT = "rate-limit"
+    PORT_DOWN = "port-down"
+    LINK_LOSS = "link-loss"
+    UNKNOWN = "unknown"
+
+
+class Evidence(Enum):
+    """How a reason is known (design §5), the strongest first."""
+
+    PACKET_IN = "packet-in"
+    SAMPLE = "sample"
+    COUNTER_PATTERN = "counter-pattern"
+    PREDICTED = "predicted"
+
+
+KINDS = {
+    "security-group": ReasonCode.SECURITY_GROUP,
+    "default-deny": ReasonCode.SECURITY_GROUP,
+    "revoked": ReasonCode.SECURITY_GROUP,
+    "anti-spoofing": ReasonCode.ANTI_SPOOFING,
+    "conntrack-invalid": ReasonCode.CONNTRACK_INVALID,
+}
+"""Kinds of the rules map whose rules decide by themselves; others ("plumbing") only pass packets on."""
+
+NEUTRON_TABLES = {
+    71: ReasonCode.ANTI_SPOOFING,
+    72: ReasonCode.SECURITY_GROUP,
+    81: ReasonCode.SECURITY_GROUP,
+    82: ReasonCode.SECURITY_GROUP,
+}
+"""What Neutron's Open vSwitch firewall drops in which table, for switches whose cookies name no rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why, by which rule, and how we know. `table`, `cookie` and `priority` are None where no rule is to blame."""
+
+    code: ReasonCode
+    evidence: Evidence
+    detail: str
+    table: int | None = None
+    cookie: int | None = None
+    priority: int | None = None
+    match: str = ""
+    rule: str = ""
+
+    def to_json(self) -> Json:
+        """As in docs/json.md."""
+        return {
+            "code": self.code.value,
+            "table": self.table,
+            "cookie": None if self.cookie is None else f"{self.cookie:#x}",
+            "priority": self.priority,
+            "match": self.match,
+            "rule": self.rule,
+            "evidence": self.evidence.value,
+            "detail": self.detail,
+        }
+
+
+def unknown_reason(detail: str) -> Reason:
+    """The reason when nothing could be asked."""
+    return Reason(ReasonCode.UNKNOWN, Evidence.PREDICTED, detail)
+
+
+def _rule_of(step: TraceStep, rules: Rules) -> Mapping[str, str]:
+    return rules.get(f"{step.cookie:#x}", {})
+
+
+def deciding_step(trace: Trace, rules: Rules) -> TraceStep | None:
+    """The step whose rule decided, knowing which cookies belong to rules that decide even without a match."""
+    decisive = {int(cookie, 16) for cookie, rule in rules.items() if rule.get("kind") in KINDS}
+    return trace.deciding(decisive)
+
+
+def explain(
+    trace: Trace,
+    rules: Rules,
+    pattern: PatternResult | None = None,
+    *,
+    expected_port: str = "",
+    tables: Mapping[int, ReasonCode] | None = None,
+    evidence: Evidence | None = None,
+) -> Reason:
+    """Say why a probe that was seen to enter this switch, and not to leave it, was lost.
+
+    Args:
+        trace: what the switch's tables would do with it, with the right conntrack states and with port names.
+        rules: the user's rules by cookie; may be empty.
+        pattern: result of a counter pattern on the deciding rule (deciding_step), None when none was made.
+        expected_port: name of the port that the probe should have left by; empty when unknown.
+        tables: what a drop in a table means where cookies name no rule: NEUTRON_TABLES, or None.
+        evidence: stronger evidence that the caller has (a packet-in or a sample from the deciding rule).
+
+    Returns:
+        One reason. Its evidence is `counter-pattern` only when the pattern was confirmed, and a pattern that proves
+        that the probes did not hit the predicted rule takes the prediction back: then the code is `unknown`.
+    """
+    reason = _predict(trace, rules, expected_port, tables or {})
+    if evidence is not None:
+        return _known(reason, evidence, reason.detail)
+    if pattern is None or reason.table is None:
+        return reason
+    if pattern.is_confirmed:
+        text = f"{reason.detail}; its counter followed our bursts (p = {pattern.p_value:.2g})"
+        return _known(reason, Evidence.COUNTER_PATTERN, text)
+    if pattern.verdict is PatternVerdict.NOT_HIT:
+        return unknown_reason(
+            f"the model says {reason.code.value} in table {reason.table}, but its counter missed our bursts"
+        )
+    return _known(reason, reason.evidence, f"{reason.detail}; its counter is drowned in other traffic")
+
+
+def _known(reason: Reason, evidence: Evidence, detail: str) -> Reason:
+    return Reason(
+        reason.code, evidence, detail, reason.table, reason.cookie, reason.priority, reason.match, reason.rule
+    )
+
+
+def _predict(trace: Trace, rules: Rules, expected_port: str, tables: Mapping[int, ReasonCode]) -> Reason:
+    if trace.verdict is Verdict.UNKNOWN or not trace.steps:
+        return unknown_reason("the switch's trace could not be read")
+    ports = trace.ports
+    if expected_port in ports or (ports and not expected_port):
+        return _forwarded(trace, rules, expected_port or ", ".join(ports))
+    if ports and not trace.ends_in_drop:
+        step = trace.steps[-1]
+        detail = f"the switch sends it to {', '.join(ports)}, not to {expected_port}"
+        return _blame(ReasonCode.FORWARDED_ELSEWHERE, step, rules, detail)
+    return _dropped(trace, rules, tables)
+
+
+def _forwarded(trace: Trace, rules: Rules, port: str) -> Reason:
+    for step in trace.steps:
+        meters = [action for action in step.actions if action.startswith("meter:")]
+        if meters:
+            return _blame(ReasonCode.RATE_LIMIT, step, rules, f"it passes {meters[0]}, which drops above its rate")
+    text = f"the switch's rules forward it to {port}: lost outside them (link, queue, driver or guest)"
+    return Reason(ReasonCode.LINK_LOSS, Evidence.PREDICTED, text)
+
+
+def _dropped(trace: Trace, rules: Rules, tables: Mapping[int, ReasonCode]) -> Reason:
+    last = trace.steps[-1]
+    step = deciding_step(trace, rules) or last
+    remarks = [action for action in last.actions if action.startswith(">>")]
+    if last.is_miss:
+        return _blame(ReasonCode.TABLE_MISS, last, rules, f"no rule of table {last.table} matches it")
+    if trace.verdict is Verdict.CONTROLLER:
+        return _blame(ReasonCode.CONTROLLER, last, rules, "it goes to the controller and to no port")
+    if remarks:
+        return _blame(ReasonCode.PORT_DOWN, last, rules, remarks[0].lstrip("> "))
+    if "NORMAL" in last.actions:
+        said = [action.lstrip("-> ") for action in last.actions if action.startswith("->")]
+        return _blame(ReasonCode.NO_DESTINATION, last, rules, said[-1] if said else "no port for its destination")
+    if step.is_catch_all and _rule_of(step, rules).get("kind") not in KINDS:
+        return _blame(ReasonCode.TABLE_MISS, step, rules, f"only the catch-all of table {step.table} matches it")
+    code = _code_of(step, rules, tables)
+    return _blame(code, step, rules, _DETAILS[code].format(table=step.table))
+
+
+_DETAILS = {
+    ReasonCode.SECURITY_GROUP: "a security group's rule or default deny in table {table} drops it",
+    ReasonCode.ANTI_SPOOFING: "it doesn't carry its port's own addresses (table {table})",
+    ReasonCode.CONNTRACK_INVALID: "conntrack says that it belongs to no connection (table {table})",
+    ReasonCode.RULE_DROP: "a rule in table {table} drops it; netprobe does not know on whose behalf",
+}
+
+
+def _code_of(step: TraceStep, rules: Rules, tables: Mapping[int, ReasonCode]) -> ReasonCode:
+    by_kind = KINDS.get(_rule_of(step, rules).get("kind", ""))
+    if by_kind is not None:
+        return by_kind
+    if "+inv" in step.match:
+        return ReasonCode.CONNTRACK_INVALID
+    return tables.get(step.table, ReasonCode.RULE_DROP)
+
+
+def _blame(code: ReasonCode, step: TraceStep, rules: Rules, detail: str) -> Reason:
+    rule = _rule_of(step, rules)
+    text = rule.get("rule", "")
+    group = rule.get("group", "")
+    return Reason(
+        code,
+        Evidence.PREDICTED,
+        detail,
+        table=step.table,
+        cookie=None if step.is_miss else step.cookie,
+        priority=step.priority,
+        match=step.match,
+        rule=f"{group}: {text}" if group and text else text,
+    )
