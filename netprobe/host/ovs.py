@@ -1,0 +1,154 @@
+"""A private Open vSwitch: its daemons, ovs-vsctl transactions, ovs-ofctl bundles.
+
+Every command has a timeout: the tools wait for ever when ovs-vswitchd is dead. `--unixctl` is never passed, since
+ovs-appctl looks for RUNDIR/ovs-vswitchd.PID.ctl. Used by netprobe.lab; reading a foreign switch is another file's job.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from netprobe.errors import HostNotReadyError
+from netprobe.host import process
+
+SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
+TOOL_TIMEOUT_S = 5
+OPENFLOW = "OpenFlow15"
+"""Needed for bundles; the switch speaks older versions too, for its other clients."""
+
+BRIDGE_PROTOCOLS = "OpenFlow10,OpenFlow13,OpenFlow14,OpenFlow15"
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """A port as the cloud would make it.
+
+    Attributes:
+        device: the network device.
+        ofport: its fixed OpenFlow number.
+        iface_id: the cloud's UUID of the port.
+        mac: the address of the guest behind it.
+    """
+
+    device: str
+    ofport: int
+    iface_id: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateSwitch:
+    """The daemons of one host, with a run directory of their own, in a network namespace.
+
+    Attributes:
+        netns: where ovs-vswitchd looks for devices.
+        run_dir: absolute; sockets, database, pid files and logs.
+    """
+
+    netns: str
+    run_dir: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment that makes OVS's programs look into the run directory."""
+        place = str(self.run_dir)
+        names = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR")
+        return {**os.environ, **dict.fromkeys(names, place)}
+
+    @property
+    def db_socket(self) -> Path:
+        """OVSDB's socket."""
+        return self.run_dir / "db.sock"
+
+    @property
+    def server_argv(self) -> tuple[str, ...]:
+        """The command line of ovsdb-server."""
+        place = self.run_dir
+        return (
+            *("ovsdb-server", "-vconsole:off", f"{place}/conf.db", f"--remote=punix:{self.db_socket}"),
+            *(f"--pidfile={place}/ovsdb-server.pid", "--detach", "--no-chdir", f"--log-file={place}/ovsdb-server.log"),
+        )
+
+    @property
+    def switch_argv(self) -> tuple[str, ...]:
+        """The command line of ovs-vswitchd."""
+        place = self.run_dir
+        return (
+            *("ovs-vswitchd", "-vconsole:off", f"unix:{self.db_socket}", f"--pidfile={place}/ovs-vswitchd.pid"),
+            *("--detach", "--monitor", "--no-chdir", f"--log-file={place}/ovs-vswitchd.log"),
+        )
+
+    def create_database(self) -> None:
+        """Make the run directory and an empty database in it."""
+        self.run_dir.mkdir(mode=0o755, exist_ok=True)
+        self._run(["ovsdb-tool", "create", f"{self.run_dir}/conf.db", str(SCHEMA)])
+
+    def start_server(self) -> process.ProcessRecord:
+        """Start ovsdb-server and make its one row. Raises HostNotReadyError."""
+        self._run(process.netns_argv(self.netns, self.server_argv))
+        self.vsctl("--no-wait", "init")
+        return self._record("ovsdb-server", self.server_argv, "ovsdb-server.pid")
+
+    def start_switch(self) -> tuple[process.ProcessRecord, process.ProcessRecord]:
+        """Start ovs-vswitchd. Returns its guard (`--monitor`) and the daemon itself."""
+        self._run(process.netns_argv(self.netns, self.switch_argv))
+        daemon = self._record("ovs-vswitchd", self.switch_argv, "ovs-vswitchd.pid")
+        guard = process.parent(daemon.pid)
+        if not process.is_guard(guard):
+            raise HostNotReadyError(
+                "ovs-vswitchd", "has no monitor process", advice=f"see {self.run_dir}/ovs-vswitchd.log"
+            )
+        ticks = process.start_ticks(guard)
+        return process.ProcessRecord("ovs-vswitchd monitor", self.switch_argv, guard, ticks), daemon
+
+    def vsctl(self, *words: str) -> str:
+        """Run one ovs-vsctl transaction and wait until the switch has taken it over."""
+        return self._run(["ovs-vsctl", f"--timeout={TOOL_TIMEOUT_S}", f"--db=unix:{self.db_socket}", *words])
+
+    def add_bridge(self, bridge: str, ports: Iterable[PortSpec]) -> None:
+        """Make a bridge of the userspace datapath with its ports, in one transaction."""
+        words = ["add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev", "fail-mode=secure"]
+        words += [f"protocols={BRIDGE_PROTOCOLS}"]
+        for port in ports:
+            words += ["--", *_add_port(bridge, port)]
+        self.vsctl(*words)
+
+    def swap_port(self, bridge: str, old_device: str, port: PortSpec) -> None:
+        """Put another device in a port's place, in one transaction."""
+        self.vsctl("del-port", bridge, old_device, "--", *_add_port(bridge, port))
+
+    def ofport(self, device: str) -> int:
+        """The OpenFlow number that the switch gave a device; negative when it could not open it."""
+        text = self.vsctl("--if-exists", "get", "interface", device, "ofport").strip()
+        return int(text) if text.lstrip("-").isdigit() else -1
+
+    def replace_flows(self, bridge: str, flows: Sequence[str]) -> None:
+        """Make these the bridge's only flows, in one bundle (all or nothing)."""
+        where = ["ovs-ofctl", f"--timeout={TOOL_TIMEOUT_S}", f"-O{OPENFLOW}", "--bundle", "replace-flows"]
+        self._run([*where, self.management(bridge), "-"], stdin="\n".join(flows) + "\n")
+
+    def flow_count(self, bridge: str, cookie: int, mask: int) -> int:
+        """How many flows of a bridge carry a cookie under a mask."""
+        where = ["ovs-ofctl", f"--timeout={TOOL_TIMEOUT_S}", f"-O{OPENFLOW}", "dump-aggregate", self.management(bridge)]
+        text = self._run([*where, f"cookie={cookie:#x}/{mask:#x}"])
+        return int(text.rpartition("flow_count=")[2])
+
+    def management(self, bridge: str) -> str:
+        """The address of a bridge's OpenFlow management socket."""
+        return f"unix:{self.run_dir}/{bridge}.mgmt"
+
+    def _run(self, command: Sequence[str], *, stdin: str = "") -> str:
+        return process.run(command, stdin=stdin, timeout_s=TOOL_TIMEOUT_S + 5, env=self.env)
+
+    def _record(self, name: str, argv: tuple[str, ...], pid_file: str) -> process.ProcessRecord:
+        pid = int((self.run_dir / pid_file).read_text())
+        return process.ProcessRecord(name, argv, pid, process.start_ticks(pid))
+
+
+def _add_port(bridge: str, port: PortSpec) -> list[str]:
+    ids = f"external_ids:iface-id={port.iface_id}"
+    mac = f'external_ids:attached-mac="{port.mac}"'
+    status = "external_ids:iface-status=active"
+    interface = ["set", "interface", port.device, f"ofport_request={port.ofport}", ids, mac, status]
+    return ["add-port", bridge, port.device, "--", *interface]
