@@ -1,0 +1,248 @@
+"""The lab's TOML: security groups and guests, checked to the last key.
+
+Groups mean what they mean in Neutron: rules only allow, what no rule allows is dropped, both ways. Pure apart from
+`load`; netprobe.lab.flows turns the result into flows, netprobe.lab.topology into points.
+"""
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from netprobe.errors import UsageError, unknown_name
+
+LABS = ("single",)
+
+DIRECTIONS = ("ingress", "egress")
+ETHERTYPES = {"ipv4": (4,), "ipv6": (6,), "both": (4, 6)}
+PROTOCOLS = ("any", "tcp", "udp", "icmp")
+PORT_MAX = 65535
+GUESTS_MAX = 50
+
+GUEST_NAME = re.compile(r"[a-z][a-z0-9]{0,10}")
+"""Eleven characters leave room for `tap` in front (IFNAMSIZ is 16 with the final zero)."""
+RESERVED_NAMES = ("hv1", "byp1", "byp", "bypass")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a security group. It allows; nothing else.
+
+    Attributes:
+        families: 4, 6 or both.
+        ports: first and last destination port, None for all.
+        remote_prefix: the other side's addresses, None for all.
+        remote_group: the other side is a member of this group, empty for anyone.
+    """
+
+    direction: str
+    families: tuple[int, ...]
+    protocol: str = "any"
+    ports: tuple[int, int] | None = None
+    remote_prefix: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
+    remote_group: str = ""
+
+    def text(self) -> str:
+        """The rule for people: `ingress tcp dport 80 from any`."""
+        words = [self.direction]
+        if len(self.families) == 1:
+            words.append(f"ipv{self.families[0]}")
+        words.append("any protocol" if self.protocol == "any" else self.protocol)
+        if self.ports:
+            first, last = self.ports
+            words.append(f"dport {first}" if first == last else f"dport {first}-{last}")
+        remote = f"group {self.remote_group}" if self.remote_group else str(self.remote_prefix or "any")
+        return f"{' '.join(words)} {'from' if self.direction == 'ingress' else 'to'} {remote}"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A security group."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest and its groups."""
+
+    name: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabConfig:
+    """Everything that a lab's TOML says."""
+
+    groups: tuple[Group, ...]
+    guests: tuple[Guest, ...]
+    copy_of: str
+
+    def group(self, name: str) -> Group:
+        """A group by name; it is known to exist."""
+        return next(group for group in self.groups if group.name == name)
+
+
+def load(name: str, path: Path | None = None) -> LabConfig:
+    """The configuration of a lab.
+
+    Args:
+        name: the lab, one of LABS.
+        path: a file to use instead of the one that ships with the lab.
+
+    Raises:
+        UsageError: an unknown lab, an unreadable file, or anything in it that is not as documented (docs/lab.md).
+    """
+    if name not in LABS:
+        raise unknown_name("lab", name, LABS, kind="lab")
+    if path is None:
+        return parse(files("netprobe.lab").joinpath(f"{name}.toml").read_text(), where=f"{name}.toml")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(str(path), f"cannot be read: {error}") from error
+    return parse(text, where=str(path))
+
+
+def parse(text: str, *, where: str) -> LabConfig:
+    """Check a lab's TOML.
+
+    Args:
+        text: the document.
+        where: its name, for messages.
+
+    Raises:
+        UsageError: something is not as documented (docs/lab.md).
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(where, f"is not TOML: {error}") from error
+    top = _Table(document, where, ("group", "guest", "bypass"))
+    groups = tuple(_group(table) for table in top.tables("group", ("name", "rule")))
+    names = _distinct([group.name for group in groups], where, "group")
+    guests = tuple(_guest(table, names) for table in top.tables("guest", ("name", "groups")))
+    guest_names = _distinct([guest.name for guest in guests], where, "guest")
+    if not 1 <= len(guests) <= GUESTS_MAX:
+        raise UsageError(where, f"has {len(guests)} guests", allowed=f"1-{GUESTS_MAX}")
+    for group in groups:
+        for rule in group.rules:
+            if rule.remote_group and rule.remote_group not in names:
+                raise unknown_name(f"{where}: group {group.name}.remote_group", rule.remote_group, names, kind="group")
+    copy_of = guests[0].name
+    if "bypass" in document:
+        bypass = top.table("bypass", ("copy_of",))
+        copy_of = bypass.text("copy_of", copy_of)
+        if copy_of not in guest_names:
+            raise unknown_name(f"{bypass.where}.copy_of", copy_of, guest_names, kind="guest")
+    return LabConfig(groups, guests, copy_of)
+
+
+class _Table:
+    """A TOML table whose keys are known; anything else is refused with the nearest known one."""
+
+    def __init__(self, values: object, where: str, known: tuple[str, ...]) -> None:
+        if not isinstance(values, Mapping):
+            raise UsageError(where, f"is {values!r}", allowed="a table")
+        self.values: Mapping[str, object] = values
+        self.where = where
+        for key in values:
+            if key not in known:
+                raise unknown_name(where, key, known, kind="key")
+
+    def table(self, key: str, known: tuple[str, ...]) -> "_Table":
+        return _Table(self.values[key], f"{self.where}: {key}", known)
+
+    def tables(self, key: str, known: tuple[str, ...]) -> list["_Table"]:
+        entries = self.values.get(key, [])
+        if not isinstance(entries, list):
+            raise UsageError(f"{self.where}: {key}", "is not an array of tables", allowed=f"[[{key}]]")
+        return [_Table(entry, f"{self.where}: {key}[{number}]", known) for number, entry in enumerate(entries)]
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.values.get(key, default)
+        if value is None:
+            raise UsageError(self.where, f"has no {key!r}", advice=f"give it a {key}")
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{self.where}.{key}", f"is {value!r}", allowed="a string")
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str | None = None) -> str:
+        value = self.text(key, default)
+        if value not in allowed:
+            raise unknown_name(f"{self.where}.{key}", value, allowed, kind="value")
+        return value
+
+
+def _distinct(names: list[str], where: str, what: str) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(where, f"has two {what}s named {name!r}", advice=f"name each {what} once")
+    return names
+
+
+def _group(table: _Table) -> Group:
+    keys = ("direction", "ethertype", "protocol", "port", "remote_prefix", "remote_group")
+    rules = tuple(_rule(entry) for entry in table.tables("rule", keys))
+    return Group(table.text("name"), rules)
+
+
+def _guest(table: _Table, groups: list[str]) -> Guest:
+    name = table.text("name")
+    if not GUEST_NAME.fullmatch(name) or name in RESERVED_NAMES:
+        raise UsageError(
+            f"{table.where}.name",
+            f"is {name!r}",
+            allowed=f"{GUEST_NAME.pattern}, and none of {', '.join(RESERVED_NAMES)}",
+        )
+    members = table.values.get("groups", [])
+    if not isinstance(members, list):
+        raise UsageError(f"{table.where}.groups", f"is {members!r}", allowed="a list of group names")
+    for group in members:
+        if group not in groups:
+            raise unknown_name(f"{table.where}.groups", str(group), groups, kind="group")
+    return Guest(name, tuple(dict.fromkeys(members)))
+
+
+def _rule(table: _Table) -> Rule:
+    protocol = table.choice("protocol", PROTOCOLS, "any")
+    families = ETHERTYPES[table.choice("ethertype", tuple(ETHERTYPES), "both")]
+    ports = _ports(table)
+    if ports and protocol not in ("tcp", "udp"):
+        raise UsageError(f"{table.where}.port", f"goes with protocol {protocol!r}", allowed="protocol tcp or udp")
+    group = table.text("remote_group") if "remote_group" in table.values else ""
+    prefix = None
+    if "remote_prefix" in table.values:
+        if group:
+            raise UsageError(table.where, "has both remote_prefix and remote_group", allowed="one of them")
+        prefix = _prefix(table)
+        families = tuple(family for family in families if family == prefix.version)
+        if not families:
+            raise UsageError(f"{table.where}.remote_prefix", f"{prefix} is not of the rule's ethertype")
+    return Rule(table.choice("direction", DIRECTIONS), families, protocol, ports, prefix, group)
+
+
+def _ports(table: _Table) -> tuple[int, int] | None:
+    if "port" not in table.values:
+        return None
+    value = table.values["port"]
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text) if isinstance(text, str) else None
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last <= PORT_MAX:
+        raise UsageError(
+            f"{table.where}.port", f"is {value!r}", allowed=f'0-{PORT_MAX}, or a range such as "5000-5009"'
+        )
+    return first, last
+
+
+def _prefix(table: _Table) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    text = table.text("remote_prefix")
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(f"{table.where}.remote_prefix", f"{error}", allowed="a prefix such as 10.0.0.0/24") from error

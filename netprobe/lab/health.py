@@ -1,0 +1,63 @@
+"""Looks whether a lab still is what its state file says, and names what isn't. Changes nothing."""
+
+from netprobe.errors import HostNotReadyError
+from netprobe.host import iproute, netns, ovs, process
+from netprobe.lab.build import agent_name
+from netprobe.lab.flows import COOKIE_MASK, COOKIE_PREFIX
+from netprobe.lab.state import Places, State
+from netprobe.lab.topology import BRIDGE, HOST
+
+
+def problems(state: State, places: Places) -> list[str]:
+    """What is broken in a lab, for people; empty when it is healthy.
+
+    Args:
+        state: as read from its state file.
+        places: where its files are.
+    """
+    if not state.is_complete:
+        return ["it was left half-made"]
+    found = [*_processes(state), *_namespaces(state)]
+    found += [f"the relay in {f.splice.segment} was left half-made" for f in state.faults if not f.active]
+    if not found:
+        found = [*_devices(state), *_sockets(state, places), *_switch(places)]
+    return found
+
+
+def _processes(state: State) -> list[str]:
+    return [f"{r.name} (process {r.pid}) is gone" for r in state.processes if not process.is_alive(r)]
+
+
+def _namespaces(state: State) -> list[str]:
+    found = []
+    for record in state.namespaces:
+        if not netns.exists(record.name):
+            found.append(f"network namespace {record.name} is gone")
+        elif iproute.namespace_cookie(record.name) != record.cookie:
+            found.append(f"network namespace {record.name} was made anew by somebody else")
+    return found
+
+
+def _devices(state: State) -> list[str]:
+    wanted = [(point.netns, point.device) for point in state.layout().points if point.device]
+    for fault in state.faults:
+        end = next(end for end in state.endpoints if end.name == fault.splice.endpoint)
+        wanted += [(HOST, end.tap), (HOST, end.middle), (HOST, end.outer)]
+    return [f"device {device} in {place} is gone" for place, device in wanted if not iproute.link_exists(place, device)]
+
+
+def _sockets(state: State, places: Places) -> list[str]:
+    started = {record.name for record in state.processes}
+    return [
+        f"the control socket of {end.name}'s agent is gone"
+        for end in state.endpoints
+        if agent_name(end.name) in started and not places.agent(end.name).is_socket()
+    ]
+
+
+def _switch(places: Places) -> list[str]:
+    try:
+        flows = ovs.PrivateSwitch(HOST, places.ovs).flow_count(BRIDGE, COOKIE_PREFIX, COOKIE_MASK)
+    except HostNotReadyError as error:
+        return [f"the vswitch does not answer ({error})"]
+    return [] if flows else ["the security groups' flows are gone"]

@@ -1,0 +1,63 @@
+"""Removes a lab, whatever state it is in: complete, half-made, half-removed, or with anything in it killed.
+
+Only what the journal names is touched, and only while it still is what the journal says. netprobe.lab.control calls it.
+"""
+
+import contextlib
+import os
+import shutil
+
+from netprobe.host import iproute, netns, process
+from netprobe.lab.build import GUARD
+from netprobe.lab.journal import Journal
+from netprobe.lab.state import NamespaceRecord, Places, State
+
+GRACE_S = 1.0
+
+
+def tear_down(state: State, places: Places) -> list[str]:
+    """End a lab's processes, remove its namespaces and files.
+
+    Args:
+        state: as read from its state file.
+        places: where that was.
+
+    Returns:
+        What was left alone because it isn't the lab's any more, for people.
+
+    Raises:
+        HostNotReadyError: a process or namespace cannot be removed; `down` may be tried again.
+    """
+    state.endpoints, state.faults = (), ()
+    if places.lab.exists():
+        Journal(state, places.state).write()  # from here on nobody takes it for a complete lab
+    _end_processes(state.processes)
+    ours: list[str] = []
+    foreign: list[str] = []
+    for record in state.namespaces:
+        if netns.exists(record.name):
+            (ours if _is_ours(record) else foreign).append(record.name)
+    iproute.delete_namespaces(ours)
+    shutil.rmtree(places.lab, ignore_errors=True)
+    return [f"network namespace {name}: it was made anew by somebody else" for name in foreign]
+
+
+def forget_lock(places: Places) -> None:
+    """Remove the lock file (its holder does) and the base directory, if nothing else is in it."""
+    places.lock.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        places.base.rmdir()
+
+
+def _is_ours(record: NamespaceRecord) -> bool:
+    """By its cookie; one that was only intended was not there before, so it is ours."""
+    return record.cookie in (0, iproute.namespace_cookie(record.name))
+
+
+def _end_processes(records: tuple[process.ProcessRecord, ...]) -> None:
+    """First the guard, or it would start its daemon again; last what carries our command lines and no record."""
+    process.end([record for record in records if record.name == GUARD], force=True)
+    process.end([record for record in records if record.name != GUARD], grace_s=GRACE_S)
+    unrecorded = [found for found in process.find({record.argv for record in records}) if found.pid != os.getpid()]
+    process.end([found for found in unrecorded if process.is_guard(found.pid)], force=True)
+    process.end(unrecorded, grace_s=GRACE_S)
