@@ -1,0 +1,180 @@
+"""Ordered probes out of the guest's device: whole Ethernet frames, paced, stamped at the last moment.
+
+The agent holds no keys: frames come ready from the controller; only T1 and the checksum that covers it are written
+here. Runs in a worker thread (netprobe.inject.pacer blocks); the session starts and stops it.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from array import array
+from dataclasses import dataclass, field
+
+from netprobe.errors import HostNotReadyError, WireError
+from netprobe.inject.pacer import PacingStats, pace
+from netprobe.wire.control import Message, unpack_i64_untrusted
+from netprobe.wire.stamp import ns_to_ntp
+
+MAX_FRAMES = 1_000_000
+MIN_FRAME_BYTES = 14
+MAX_FRAME_BYTES = 65_549
+MAX_LEAD_NS = 10_000_000_000
+MAX_DUE_NS = 24 * 3600 * 1_000_000_000
+SEND_BUFFER_BYTES = 4 << 20
+T1_BYTES = 8
+
+_WORDS = struct.Struct("!4H")
+
+
+@dataclass(frozen=True, slots=True)
+class SendOrder:
+    """One `send` message, checked.
+
+    Attributes:
+        id: the controller's number for it.
+        frames: count * frame_bytes octets.
+        due_ns: offsets from the start, int64, shape (count,).
+        lead_ns: from now to the start.
+        t1_offset: where in each frame the 8-octet T1 goes, or None.
+        checksum_offset: where in each frame the UDP checksum is that covers T1, or None.
+    """
+
+    id: int
+    frames: bytearray = field(repr=False)
+    frame_bytes: int
+    due_ns: "array[int]" = field(repr=False)
+    lead_ns: int
+    t1_offset: int | None
+    checksum_offset: int | None
+
+    @classmethod
+    def from_message_untrusted(cls, message: Message) -> "SendOrder":
+        """The order in a `send` message.
+
+        Raises:
+            WireError: a field is missing or out of range, or the body does not hold what the header says.
+        """
+        frame_bytes = message.integer("frame_bytes", minimum=MIN_FRAME_BYTES, maximum=MAX_FRAME_BYTES)
+        count = message.integer("count", minimum=1, maximum=MAX_FRAMES)
+        if len(message.body) != count * (frame_bytes + 8):
+            raise WireError("send", f"body has {len(message.body)} octets, not {count} * ({frame_bytes} + 8)")
+        due_ns = unpack_i64_untrusted(message.body[count * frame_bytes :])
+        if min(due_ns) < 0 or max(due_ns) > MAX_DUE_NS:
+            raise WireError("send", f"a due offset is not from 0 to {MAX_DUE_NS} ns")
+        t1_offset = message.optional_integer("t1_offset", maximum=frame_bytes - T1_BYTES)
+        checksum_offset = message.optional_integer("checksum_offset", maximum=frame_bytes - 2)
+        if checksum_offset is not None:
+            if t1_offset is None or (t1_offset - checksum_offset) % 2:
+                raise WireError("send", "checksum_offset needs a t1_offset at an even distance")
+            if t1_offset - 2 < checksum_offset < t1_offset + T1_BYTES:
+                raise WireError("send", "the checksum lies within T1")
+        return cls(
+            id=message.integer("id"),
+            frames=bytearray(message.body[: count * frame_bytes]),
+            frame_bytes=frame_bytes,
+            due_ns=due_ns,
+            lead_ns=message.integer("lead_ns", maximum=MAX_LEAD_NS),
+            t1_offset=t1_offset,
+            checksum_offset=checksum_offset,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How an order went.
+
+    Attributes:
+        start_ns: CLOCK_REALTIME of the start that the due offsets count from.
+        times_ns: CLOCK_REALTIME right before each frame's send, 0 where it was not sent.
+        refused: frames that the kernel did not take; `error` is the first reason.
+    """
+
+    start_ns: int
+    times_ns: "array[int]"
+    pacing: PacingStats
+    refused: int
+    error: str
+
+
+def write_t1(frame: memoryview, t1_offset: int, checksum_offset: int | None, t_ns: int) -> None:
+    """Write T1 as an NTP timestamp and repair the UDP checksum that covers it (RFC 1624, eq. 3).
+
+    Args:
+        frame: one frame, writable.
+        t1_offset: of the 8 octets.
+        checksum_offset: of the checksum, at an even distance from T1; None leaves checksums alone. A checksum of 0
+            means that the sender made none, and stays (RFC 768).
+        t_ns: CLOCK_REALTIME, ns.
+    """
+    raw = ns_to_ntp(t_ns)
+    if checksum_offset is not None:
+        (old,) = struct.unpack_from("!H", frame, checksum_offset)
+        if old:
+            total = ~old & 0xFFFF
+            total += sum(~word & 0xFFFF for word in _WORDS.unpack_from(frame, t1_offset))
+            total += (raw >> 48) + (raw >> 32 & 0xFFFF) + (raw >> 16 & 0xFFFF) + (raw & 0xFFFF)
+            while total >> 16:
+                total = (total & 0xFFFF) + (total >> 16)
+            struct.pack_into("!H", frame, checksum_offset, ~total & 0xFFFF or 0xFFFF)
+    struct.pack_into("!Q", frame, t1_offset, raw)
+
+
+def open_transmit_socket(device: str) -> socket.socket:
+    """A packet socket that sends whole frames through `device` and receives nothing.
+
+    Not with PACKET_QDISC_BYPASS: that would hide the frames from packet rings on the device.
+
+    Raises:
+        HostNotReadyError: no such device, or no CAP_NET_RAW.
+    """
+    try:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            sock.bind((device, 0))
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise HostNotReadyError(
+            device,
+            f"cannot be sent through: {error.strerror}",
+            advice="the agent needs CAP_NET_RAW and an existing device",
+        ) from error
+    return sock
+
+
+def transmit(order: SendOrder, device: str, stop: threading.Event) -> Sent:
+    """Carry out an order; blocks until it is done or `stop` is set.
+
+    Raises:
+        HostNotReadyError: the device cannot be sent through.
+    """
+    errors: list[str] = []
+    refused = 0
+    frames = memoryview(order.frames)
+    size, t1_offset, checksum_offset = order.frame_bytes, order.t1_offset, order.checksum_offset
+    with contextlib.closing(open_transmit_socket(device)) as sock:
+
+        def send(i: int) -> int:
+            nonlocal refused
+            frame = frames[i * size : (i + 1) * size]
+            t_ns = time.time_ns()
+            if t1_offset is not None:
+                write_t1(frame, t1_offset, checksum_offset, t_ns)
+            try:
+                sock.send(frame)
+            except OSError as error:  # queue full, device down: this frame is unsent, the next one may go
+                refused += 1
+                if not errors:
+                    errors.append(error.strerror or str(error))
+                return 0
+            return t_ns
+
+        start_mono_ns = time.monotonic_ns() + order.lead_ns
+        start_ns = time.time_ns() + order.lead_ns
+        due_ns = array("q", [start_mono_ns + offset for offset in order.due_ns])
+        paced = pace(due_ns, send, stopped=stop.is_set)
+    return Sent(start_ns, paced.times_ns, paced.stats, refused, errors[0] if errors else "")
