@@ -1,0 +1,412 @@
+"""The controller's end of the guest agent's control socket: order probes, receive what the guest saw.
+
+The messages are netprobe.wire.control's; the agent is netprobe_agents.session. Frames come as columns and stay so.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from netprobe.errors import HostNotReadyError, UsageError, WireError
+from netprobe.wire.control import (
+    CONTROL_VERSION,
+    MAX_MESSAGE_BYTES,
+    ControlReader,
+    Message,
+    encode_message,
+    frame_columns_untrusted,
+)
+
+ANSWER_TIMEOUT_S = 5.0
+FRAME_BATCHES = 1_024
+READ_BYTES = 1 << 18
+DEFAULT_LEAD_NS = 5_000_000
+_I64_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFrames:
+    """Frames that the guest saw, as columns; frame i is `buf[offsets[i] : offsets[i] + lengths[i]]`.
+
+    Attributes:
+        t_ns: int64, shape (n,): kernel receive stamps, the guest's CLOCK_REALTIME.
+        direction: uint8, shape (n,): wire.control.DIRECTION_IN or DIRECTION_OUT.
+        buf: uint8, shape (octets,).
+        offsets: int64, shape (n,).
+        lengths: int64, shape (n,).
+    """
+
+    t_ns: npt.NDArray[np.int64]
+    direction: npt.NDArray[np.uint8]
+    buf: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.t_ns)
+
+    @classmethod
+    def from_message_untrusted(cls, message: Message) -> "GuestFrames":
+        """The columns of a `frames` message.
+
+        Raises:
+            WireError: count, lengths and body don't agree.
+        """
+        columns = frame_columns_untrusted(message)
+        lengths = np.frombuffer(columns.lengths, "<u4").astype(np.int64)
+        return cls(
+            t_ns=np.frombuffer(columns.t_ns, "<i8").astype(np.int64),
+            direction=np.frombuffer(columns.directions, np.uint8),
+            buf=np.frombuffer(columns.data, np.uint8),
+            offsets=np.cumsum(lengths) - lengths,
+            lengths=lengths,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPacing:
+    """How far the guest's sends were from the plan, ns; see netprobe.inject.pacer.PacingStats."""
+
+    planned: int
+    unsent: int
+    p50_ns: int
+    p99_ns: int
+    max_ns: int
+    pauses: int
+
+
+@dataclass(frozen=True, slots=True)
+class SentReport:
+    """How a send went.
+
+    Attributes:
+        start_ns: guest's CLOCK_REALTIME that the due offsets counted from.
+        times_ns: int64, shape (count,): guest's CLOCK_REALTIME right before each send; 0 where it was not sent.
+        refused: frames that the guest's kernel did not take, for the reason in `error`.
+    """
+
+    start_ns: int
+    times_ns: npt.NDArray[np.int64]
+    pacing: GuestPacing
+    refused: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveStatus:
+    """What the guest's observer has seen and lost since it began.
+
+    Attributes:
+        dropped: frames that found the kernel's buffer full; shed: frames that the channel had no room for.
+        unstamped: frames that the agent stamped, for want of a kernel stamp.
+    """
+
+    received: int = 0
+    dropped: int = 0
+    shed: int = 0
+    unstamped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestHello:
+    """What the agent says of itself.
+
+    Attributes:
+        mac: 6 octets, or none where the device has no address.
+        reflector: the reflector's counters (docs/guest-agent.md), or None where none runs.
+    """
+
+    version: int
+    device: str
+    mac: bytes
+    reflector: Mapping[str, object] | None
+
+
+def _reflector_of(message: Message) -> Mapping[str, object] | None:
+    statistics = message.header.get("reflector")
+    return statistics if isinstance(statistics, dict) else None
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A question that waits for its answer."""
+
+    answered: trio.Event = field(default_factory=trio.Event)
+    message: Message | None = None
+
+
+class GuestAgent:
+    """A connected agent; from `open_guest_agent`. One task at a time may call each method; several may run at once."""
+
+    def __init__(self, path: str, stream: trio.abc.Stream) -> None:
+        self.path = path
+        self.hello = GuestHello(0, "", b"", None)
+        self.shed_batches = 0  # here, for want of a reader; the guest counts its own
+        self.observe_status = ObserveStatus()
+        self._stream = stream
+        self._write_lock = trio.Lock()
+        self._pending: dict[int, _Pending] = {}
+        self._next_id = 1
+        self._gone = ""
+        self._ended = False
+        self._frames_in, self._frames_out = trio.open_memory_channel[GuestFrames](FRAME_BATCHES)
+
+    async def observe(self, program: bytes, *, snap_bytes: int = 2_048, outgoing: bool = False) -> ObserveStatus:
+        """Open the guest's observer; frames come through `receive_frames` from then on.
+
+        Args:
+            program: classic BPF, native struct sock_filter; empty passes every frame.
+            snap_bytes: octets kept of each frame, 64 to 65535.
+            outgoing: whether frames that leave the guest are seen too, its own probes among them.
+
+        Raises:
+            HostNotReadyError: the guest can't observe, or the agent is gone.
+        """
+        await self._ask("observe", program, snap=snap_bytes, outgoing=outgoing)
+        return self.observe_status
+
+    async def absorb(self, udp_ports: Sequence[int], *, family: int) -> None:
+        """Let the guest swallow datagrams to these ports, without "port unreachable".
+
+        Args:
+            udp_ports: 1 to 65535 each.
+            family: 4 or 6.
+
+        Raises:
+            HostNotReadyError: a port is taken, or the agent is gone.
+        """
+        await self._ask("absorb", udp_ports=list(udp_ports), family=family)
+
+    async def send(
+        self,
+        frames: bytes | memoryview | npt.NDArray[np.uint8],
+        frame_bytes: int,
+        due_ns: Sequence[int] | npt.NDArray[np.int64],
+        *,
+        t1_offset: int | None = None,
+        checksum_offset: int | None = None,
+        lead_ns: int = DEFAULT_LEAD_NS,
+    ) -> SentReport:
+        """Send whole Ethernet frames out of the guest's device. Cancelled, it stops the sends.
+
+        Args:
+            frames: count * frame_bytes octets, C-contiguous.
+            frame_bytes: length of every frame, without FCS.
+            due_ns: shape (count,), not decreasing: ns from the start.
+            t1_offset: where in each frame the agent writes T1 as an NTP timestamp; None: nowhere.
+            checksum_offset: of the UDP checksum that covers T1; None: there is none.
+            lead_ns: from the agent's getting the order to the start.
+
+        Raises:
+            UsageError: the shapes don't agree, or it is more than one message can hold.
+            HostNotReadyError: the guest can't send, or the agent is gone.
+        """
+        due = np.ascontiguousarray(due_ns, "<i8")
+        octets = (np.ascontiguousarray(frames).data if isinstance(frames, np.ndarray) else memoryview(frames)).cast("B")
+        if len(octets) != len(due) * frame_bytes:
+            raise UsageError("guest send", f"{len(octets)} octets are not {len(due)} frames of {frame_bytes}")
+        if len(octets) + due.nbytes > MAX_MESSAGE_BYTES // 2:
+            raise UsageError(
+                "guest send", f"{len(octets)} octets of frames", allowed=f"{MAX_MESSAGE_BYTES // 2} a send"
+            )
+        message = await self._ask(
+            "send",
+            b"".join((octets, due.tobytes())),
+            stop_on_cancel=True,
+            frame_bytes=frame_bytes,
+            count=len(due),
+            lead_ns=lead_ns,
+            t1_offset=t1_offset,
+            checksum_offset=checksum_offset,
+        )
+        with self._agent_errors():
+            return _sent_report_untrusted(message, len(due))
+
+    async def status(self) -> tuple[ObserveStatus, Mapping[str, object] | None]:
+        """The observer's and the reflector's counters now.
+
+        Frames that had reached the guest's observer before are in `receive_frames`'s channel when this returns.
+
+        Raises:
+            HostNotReadyError: the agent is gone.
+        """
+        message = await self._ask("status")  # the agent sends an observe-status first
+        return self.observe_status, _reflector_of(message)
+
+    async def receive_frames(self) -> GuestFrames:
+        """The next batch of frames.
+
+        Raises:
+            trio.EndOfChannel: the connection is over.
+        """
+        return await self._frames_out.receive()
+
+    def receive_frames_nowait(self) -> GuestFrames:
+        """The next batch of frames, if one is there.
+
+        Raises:
+            trio.WouldBlock: none is.
+            trio.EndOfChannel: the connection is over.
+        """
+        return self._frames_out.receive_nowait()
+
+    async def _ask(
+        self,
+        message_type: str,
+        body: bytes = b"",
+        *,
+        stop_on_cancel: bool = False,
+        **header: str | int | Sequence[int] | None,
+    ) -> Message:
+        if self._ended:
+            raise self._gone_error()
+        order_id = self._next_id
+        self._next_id += 1
+        pending = self._pending[order_id] = _Pending()
+        try:
+            await self._write(encode_message(message_type, body, id=order_id, **header))
+            await pending.answered.wait()
+        except trio.Cancelled:
+            if stop_on_cancel:
+                await self._write(encode_message("stop", id=order_id))
+            raise
+        finally:
+            del self._pending[order_id]
+        if pending.message is None:
+            raise self._gone_error()
+        if pending.message.type == "error":
+            with self._agent_errors():
+                raise HostNotReadyError(f"guest agent {self.path}", pending.message.text("text").rstrip("."))
+        return pending.message
+
+    async def _write(self, octets: bytes) -> None:
+        """Whole messages only: half of one would make garbage of the next, so cancellation waits."""
+        with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):
+            try:
+                async with self._write_lock:
+                    await self._stream.send_all(octets)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise self._gone_error() from error
+            return
+        self._gone = f"has not read for {ANSWER_TIMEOUT_S:g} s"
+        raise self._gone_error()
+
+    def _gone_error(self) -> HostNotReadyError:
+        return HostNotReadyError(f"guest agent {self.path}", self._gone or "closed the connection")
+
+    @contextmanager
+    def _agent_errors(self) -> Iterator[None]:
+        """An agent that speaks nonsense is a host that isn't ready."""
+        try:
+            yield
+        except WireError as error:
+            raise HostNotReadyError(f"guest agent {self.path}", f"sent nonsense: {error.problem}") from error
+
+    async def read(self) -> None:
+        """Take in what the agent sends, until the connection ends; run by `open_guest_agent`."""
+        reader = ControlReader()
+        try:
+            while data := await self._stream.receive_some(READ_BYTES):
+                for message in reader.feed(bytes(data)):
+                    self._take(message)
+        except WireError as error:
+            self._gone = f"sent nonsense: {error.problem}"
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # said to whoever waits, below
+        finally:
+            self._ended = True
+            self._frames_in.close()
+            for pending in self._pending.values():
+                pending.answered.set()
+
+    def _take(self, message: Message) -> None:
+        if message.type == "frames":
+            try:
+                self._frames_in.send_nowait(GuestFrames.from_message_untrusted(message))
+            except trio.WouldBlock:
+                self.shed_batches += 1
+            return
+        if message.type == "observe-status":
+            counters = (message.integer(name) for name in ObserveStatus.__slots__)
+            self.observe_status = ObserveStatus(*counters)
+        order_id = message.header.get("id")
+        pending = self._pending.get(order_id) if isinstance(order_id, int) else None
+        if pending is None and message.type == "error":
+            self._gone = message.text("text").rstrip(".")  # about the connection as a whole
+        elif pending is not None:
+            pending.message = message
+            pending.answered.set()
+
+    async def greet(self) -> None:
+        """Exchange hellos; run by `open_guest_agent`.
+
+        Raises:
+            HostNotReadyError: the agent refuses, or doesn't answer in ANSWER_TIMEOUT_S.
+        """
+        with trio.move_on_after(ANSWER_TIMEOUT_S) as scope:
+            message = await self._ask("hello", version=CONTROL_VERSION)
+            with self._agent_errors():
+                self.hello = GuestHello(
+                    message.integer("version"),
+                    message.text("device"),
+                    bytes.fromhex(message.text("mac").replace(":", "")),
+                    _reflector_of(message),
+                )
+        if scope.cancelled_caught:
+            raise HostNotReadyError(f"guest agent {self.path}", f"did not answer in {ANSWER_TIMEOUT_S:g} s")
+
+    async def say_bye(self) -> None:
+        """End the session in good order; run by `open_guest_agent`."""
+        with suppress(HostNotReadyError):  # gone already, which is what was wanted
+            await self._write(encode_message("bye"))
+
+
+def _sent_report_untrusted(message: Message, count: int) -> SentReport:
+    if len(message.body) != count * _I64_BYTES:
+        raise WireError("sent", f"{len(message.body)} octets of times for {count} frames")
+    pacing = GuestPacing(*(message.integer(name) for name in GuestPacing.__slots__))
+    return SentReport(
+        message.integer("start_ns"),
+        np.frombuffer(message.body, "<i8").astype(np.int64),
+        pacing,
+        message.integer("refused"),
+        message.text("error"),
+    )
+
+
+@asynccontextmanager
+async def open_guest_agent(path: str) -> AsyncIterator[GuestAgent]:
+    """Connect to the guest agent that serves a control socket. On leaving, everything ordered stops.
+
+    Args:
+        path: of the agent's unix socket.
+
+    Raises:
+        HostNotReadyError: nobody serves the socket, the agent is busy with another controller, or it doesn't answer.
+    """
+    try:
+        stream = await trio.open_unix_socket(path)
+    except OSError as error:
+        raise HostNotReadyError(
+            f"guest agent {path}",
+            f"cannot be reached: {error.strerror or error}",
+            advice="is the agent running? Start it in the guest: netprobe agent guest --control PATH --device DEVICE",
+        ) from error
+    agent = GuestAgent(path, stream)
+    failure: Exception | None = None
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(agent.read)
+        try:
+            await agent.greet()
+            yield agent
+        except Exception as error:  # noqa: BLE001  raised again below, where the nursery can't wrap it in a group
+            failure = error
+        finally:
+            await agent.say_bye()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
