@@ -1,7 +1,7 @@
 """Security groups as OpenFlow flows, in the layout of Neutron's Open vSwitch firewall, each traceable to its rule.
 
-Pure. Tables: 60 port and network into registers, 71 anti-spoofing, 72 egress rules, 73 to a local port or away, 81
-and 82 ingress rules, 91 and 92 accepted traffic, 93 drops, 94 forwarding. Register 5 is the port, register 6 the network,
+Pure. Tables: 60 port and network into registers, 71 anti-spoofing, 72 egress rules, 73 to a local port or away, 81 and
+82 ingress rules, 91 and 92 accepted traffic, 93 drops, 94 forwarding. Register 5 is the port, register 6 the network,
 which is the conntrack zone too; conntrack mark 1 is a connection whose permit was revoked.
 """
 

@@ -212,8 +212,16 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def _say_ready() -> None:
+    """One write, since the reader goes away after it; then standard output leads nowhere."""
+    os.write(1, b"ready\n")
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Relay until SIGTERM. Prints `ready` on standard output, then closes it."""
+    """Relay until SIGTERM. Writes `ready` to standard output when both sockets are open."""
     options = arguments().parse_args(argv)
     spec = RelaySpec(
         direction=FROM_GUEST if options.direction == "from-guest" else TO_GUEST,
@@ -235,8 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(PermissionError):
         os.nice(NICE)
     gc.disable()  # nothing here makes cycles, and a collection would be a pause
-    print("ready", flush=True)
-    sys.stdout.close()
+    _say_ready()
     relay.run()
     log.close()
     return 0
