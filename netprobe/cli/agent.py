@@ -10,6 +10,6 @@ def run(args: argparse.Namespace) -> int:
     kind, *rest = args.rest or [""]
     if kind != "guest":
         raise UsageError("netprobe agent", f"got {kind!r}", allowed="guest", advice="try `netprobe agent guest --help`")
-    from netprobe_agents import guest  # noqa: PLC0415  it stands beside the command line, and imports trio
+    from netprobe_agents.guest import main  # noqa: PLC0415  it stands beside the command line, and imports trio
 
-    return guest.main(rest)
+    return main(rest)

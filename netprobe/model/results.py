@@ -3,7 +3,9 @@
 `to_json` follows docs/json.md, which is a contract.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 Json = dict[str, object]
 
@@ -25,6 +27,13 @@ class Delay:
     max: int
     samples: int
     p50_interval_95: tuple[int, int] | None
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> "Delay":
+        """The inverse of `to_json`."""
+        interval = table["p50_interval_95"]
+        figures = {k: table[k] for k in ("min", "p50", "p90", "p99", "max", "samples")}
+        return cls(**figures, p50_interval_95=None if interval is None else (interval[0], interval[1]))
 
     def to_json(self) -> Json:
         """As in docs/json.md; null is infinite."""
@@ -93,6 +102,20 @@ class SegmentResult:
             undecided=self.sent - self.received - lost,
             loss_ratio=lost / known if known else None,
             loss_interval_95=interval,
+        )
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> "SegmentResult":
+        """The inverse of `to_json`."""
+        names = ("id", "kind", "sent", "received", "lost", "undecided", "loss_ratio", "negative", "reordered")
+        low, high = table["loss_interval_95"]
+        return cls(
+            **{name: table[name] for name in (*names, "duplicated", "stamp")},
+            first=table["from"],
+            second=table["to"],
+            loss_interval_95=(low, high),
+            delay=None if table["delay_ns"] is None else Delay.from_json(table["delay_ns"]),
+            pdv=None if table["pdv_ns"] is None else Pdv(**table["pdv_ns"]),
         )
 
     def to_json(self) -> Json:

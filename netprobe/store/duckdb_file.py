@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MAX_RUNS = 10_000
 MAX_HOPS = 5_000_000
+NEWEST = 200  # runs that are searched for an earlier result of a path
 DEFAULT_PATH = Path("/var/lib/netprobe/netprobe.duckdb")
 
 _TABLES = """
@@ -149,18 +150,26 @@ class Store:
             self._db.execute(f"DELETE FROM {table} WHERE run_id NOT IN ({newest} LIMIT {MAX_RUNS})")  # noqa: S608  ditto
         self._db.execute(_FORGET_HOPS, [MAX_HOPS])
 
-    def last_document(self, *, src: str = "", dst: str = "", vantage: str = "") -> Json | None:
-        """The newest run's document; with names given, the newest that has such a session."""
-        rows = self._db.execute("SELECT document FROM runs ORDER BY started_ns DESC, rowid DESC LIMIT 200").fetchall()
-        for (text,) in rows:
-            document: Json = json.loads(text)
+    def last_document(self) -> Json | None:
+        """The newest run's document."""
+        return next(self._documents(1), None)
+
+    def last_session(self, *, src: str, dst: str, vantage: str, proto: object) -> Json | None:
+        """The newest stored session of a path, vantage and protocol, as it was printed."""
+        wanted = (src, dst, vantage, proto)
+        for document in self._documents(NEWEST):
             sessions = document.get("sessions", [document])
-            if not src or any(
-                s.get("src") == src and s.get("dst") == dst and s.get("vantage") == vantage
-                for s in (sessions if isinstance(sessions, list) else [])
-            ):
-                return document
+            assert isinstance(sessions, list)
+            for session in sessions:
+                if (session["src"], session["dst"], session["vantage"], session["type_p"]["proto"]) == wanted:
+                    found: Json = session
+                    return found
         return None
+
+    def _documents(self, limit: int) -> Iterator[Json]:
+        query = "SELECT document FROM runs ORDER BY started_ns DESC, rowid DESC LIMIT ?"
+        for (text,) in self._db.execute(query, [limit]).fetchall():
+            yield json.loads(text)
 
 
 def _prepare(db: "duckdb.DuckDBPyConnection", path: Path) -> None:

@@ -1,0 +1,35 @@
+"""`netprobe clean`: undo what a killed run left behind."""
+
+import argparse
+
+from netprobe.cli.output import print_json, say
+from netprobe.errors import HostNotReadyError
+from netprobe.service.discovery import read_topology
+from netprobe.service.journal import clean
+
+
+def run(args: argparse.Namespace) -> int:
+    """Clean this host; 3 when something could not be reached or read."""
+    try:
+        topology = read_topology()
+    except HostNotReadyError:
+        topology = None  # no cloud, so no bridge that could hold flows of ours
+    done = clean(topology)
+    if args.json:
+        print_json(
+            {
+                "journals": done.journals,
+                "conntrack_deleted": done.conntrack_deleted,
+                "flows_deleted": done.flows_deleted,
+                "damaged": list(done.damaged),
+                "unreachable": list(done.unreachable),
+            }
+        )
+    else:
+        print(
+            f"{done.journals} runs undone: {done.conntrack_deleted} conntrack entries,"
+            f" {done.flows_deleted} flows removed"
+        )
+    for problem in (*(f"{path}: damaged journal, left where it is" for path in done.damaged), *done.unreachable):
+        say(f"netprobe clean: {problem}")
+    return 3 if done.damaged or done.unreachable else 0

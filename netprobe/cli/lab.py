@@ -1,0 +1,118 @@
+"""`netprobe lab up|down|status|fault`: the lab for people (tables) and programs (--json)."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from netprobe.cli.output import print_json, say
+from netprobe.lab import control
+from netprobe.plan.fields import parse_duration_ns, parse_ratio
+from netprobe.show.tables import console
+
+FINE, NO = 0, 1
+
+
+def _describe(status: control.LabStatus) -> None:
+    state: Mapping[str, Any] = status.state
+    out = console()
+    guests = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("guest", "host", "addresses", "groups", "points, from the guest to the vswitch"):
+        guests.add_column(name)
+    for guest in [*state["guests"], *state["bypasses"]]:
+        copy = f" (groups of {guest['copy_of']})" if guest.get("copy_of") else ""
+        guests.add_row(
+            guest["name"],
+            guest["host"],
+            f"{guest['ipv4']}, {guest['ipv6']}",
+            ", ".join(guest["groups"]) + copy,
+            " .. ".join(guest["chain"]),
+        )
+    out.print(guests)
+    faults = [s for s in state["segments"] if s["fault"]]
+    for segment in faults:
+        out.print(f"fault in {segment['id']}: {_fault_text(segment['fault'])}", style="yellow")
+    out.print(f"{len(state['segments'])} segments; `netprobe lab status --json` lists them", style="dim")
+
+
+def _fault_text(fault: Mapping[str, Any]) -> str:
+    shown = {k: v for k, v in fault.items() if v and k in FAULT_FIELDS}
+    return ", ".join(f"{k} {v}" for k, v in shown.items()) or "a relay that changes nothing"
+
+
+FAULT_FIELDS = ("delay_ns", "jitter_ns", "loss", "duplicate", "reorder", "share", "seed")
+
+
+def up(args: argparse.Namespace) -> int:
+    """Bring the lab up."""
+    status = control.up(args.name, config_path=Path(args.config) if args.config else None)
+    if args.json:
+        print_json(status.to_json())
+        return FINE
+    for problem in status.repaired:
+        say(f"netprobe lab: repaired: {problem}")
+    print(f"lab {args.name} " + ("is already up" if status.was_up else f"is up after {status.seconds:.1f} s"))
+    _describe(status)
+    return FINE
+
+
+def down(args: argparse.Namespace) -> int:
+    """Take the lab down."""
+    result = control.down()
+    if args.json:
+        print_json(result.to_json())
+    else:
+        print("the lab is down, nothing is left" if result.was_up else "no lab was up")
+    for thing in result.left_alone:
+        say(f"netprobe lab: left alone, since it is not the lab's: {thing}")
+    return FINE
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say what is up; 1 when there is none, or a broken one."""
+    found = control.status()
+    if args.json:
+        print_json(found.to_json())
+    elif not found.is_up:
+        print("no lab is up; `netprobe lab up` makes one")
+    else:
+        print(f"lab {found.state['name']} is up")
+        _describe(found)
+        for problem in found.problems:
+            say(f"netprobe lab: broken: {problem}; `netprobe lab up` repairs it")
+    return FINE if found.is_healthy else NO
+
+
+def fault_set(args: argparse.Namespace) -> int:
+    """Put a fault into a segment."""
+    result = control.fault_set(
+        args.segment,
+        delay_ns=parse_duration_ns(args.delay, "--delay"),
+        jitter_ns=parse_duration_ns(args.jitter, "--jitter"),
+        loss=parse_ratio(args.loss, "--loss"),
+        duplicate=parse_ratio(args.duplicate, "--duplicate"),
+        reorder=parse_ratio(args.reorder, "--reorder"),
+        share=parse_ratio(args.share, "--share"),
+        seed=args.seed,
+        expose=args.points,
+    )
+    if args.json:
+        print_json(result.to_json())
+        return FINE
+    if result.replaced:
+        print(f"the fault in {result.replaced} is gone: one relay a port")
+    for fault in result.faults:
+        print(f"fault in {fault['segment']}: {_fault_text(fault)}")
+    return FINE
+
+
+def fault_clear(args: argparse.Namespace) -> int:
+    """Take faults out."""
+    result = control.fault_clear(args.segment)
+    if args.json:
+        print_json(result.to_json())
+    else:
+        print("\n".join(f"the fault in {f['segment']} is gone" for f in result.faults) or "there was no fault")
+    return FINE

@@ -1,0 +1,20 @@
+"""`netprobe run PLAN`: a plan from a file."""
+
+import argparse
+from pathlib import Path
+
+from netprobe.cli.running import execute
+from netprobe.errors import UsageError
+from netprobe.plan.plans import parse_plan
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a plan file."""
+    path = Path(args.plan)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"plan {path}", f"cannot be read: {error.strerror}", advice="check the path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"plan {path}", "is no UTF-8 text", advice="see docs/plans.md") from error
+    return execute(args, parse_plan(text, str(path)))

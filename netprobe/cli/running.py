@@ -1,0 +1,120 @@
+"""What `trace` and `run` share: run a plan, keep the result, compare, print, and turn it into an exit code."""
+
+import argparse
+import sys
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from netprobe.cli.output import print_json, say
+from netprobe.errors import NetprobeError
+from netprobe.judge.changes import changes_between
+from netprobe.model.results import Json, SegmentResult, SessionResult
+from netprobe.plan.fields import parse_ratio
+from netprobe.plan.plans import RunPlan
+from netprobe.service.discovery import read_topology
+from netprobe.service.run import RunOutcome, run_plan
+from netprobe.show.tables import console, print_document
+from netprobe.store.duckdb_file import DEFAULT_PATH, Store, StoredRun, StoredSession, open_store
+
+FINE, NO, NO_ANSWER, INTERRUPTED = 0, 1, 4, 130
+
+
+def _earlier_segments(store: Store, result: SessionResult) -> list[SegmentResult] | None:
+    """The segments of the last stored session of the same path and Type-P."""
+    document = store.last_session(src=result.src, dst=result.dst, vantage=result.vantage, proto=result.type_p["proto"])
+    if document is None:
+        return None
+    segments = document["segments"]
+    assert isinstance(segments, list)
+    return [SegmentResult.from_json(s) for s in segments]
+
+
+def _compared(result: SessionResult, store: Store) -> SessionResult:
+    earlier = _earlier_segments(store, result)
+    if earlier is None:
+        return replace(result, notes=(*result.notes, "there is no earlier result of this path to compare with"))
+    changes = changes_between(earlier, result.forward.segments)
+    return replace(result, changes=tuple(c.to_json() for c in changes))
+
+
+def _document(args: argparse.Namespace, plan: RunPlan, outcome: RunOutcome, run_id: str) -> Json:
+    head: Json = {
+        "run": run_id,
+        "started": datetime.fromtimestamp(outcome.started_ns / 1e9, UTC).isoformat(),
+        "stopped": outcome.stopped or None,
+    }
+    if args.command == "trace":
+        return {**outcome.results[0].to_json(), **head}
+    return {**head, "plan": plan.name, "seed": plan.seed, "sessions": [r.to_json() for r in outcome.results]}
+
+
+def _keep(args: argparse.Namespace, plan: RunPlan, outcome: RunOutcome) -> Json:
+    """Compare and store as asked. A store that fails loses no result: it is printed, and says that it is not stored."""
+    run_id = str(uuid.uuid4())
+    if args.no_store and not args.compare:
+        return {**_document(args, plan, outcome, run_id), "stored": False}
+    try:
+        with open_store(Path(args.store) if args.store else DEFAULT_PATH) as store:
+            if args.compare:
+                outcome = replace(outcome, results=tuple(_compared(r, store) for r in outcome.results))
+            document = _document(args, plan, outcome, run_id)
+            if not args.no_store:
+                pairs = zip(outcome.sessions, outcome.results, strict=True)
+                store.save(
+                    StoredRun(
+                        run_id=run_id,
+                        started_ns=outcome.started_ns,
+                        command=args.command,
+                        document=document,
+                        sessions=[StoredSession(number, result) for number, result in pairs],
+                        hops=outcome.hops,
+                        points=outcome.points,
+                    )
+                )
+            return {**document, "stored": not args.no_store}
+    except NetprobeError as error:
+        say(f"netprobe: the result was not stored: {error}")
+        return {**_document(args, plan, outcome, run_id), "stored": False}
+
+
+def exit_code(outcome: RunOutcome, max_loss: float) -> int:
+    """1 when a path is not passable or too lossy, 4 when nobody can say, 130 when it was interrupted."""
+    if outcome.stopped.startswith("stopped by"):
+        return INTERRUPTED
+    worst = FINE
+    for result in outcome.results:
+        leg = result.forward
+        decided = leg.delivered + leg.lost
+        if decided and (not leg.delivered or leg.lost / decided > max_loss):
+            return NO
+        if not decided:
+            worst = NO_ANSWER
+    return worst
+
+
+def execute(args: argparse.Namespace, plan: RunPlan) -> int:
+    """Run a plan as the arguments say.
+
+    Args:
+        args: of `trace` or `run`.
+        plan: what to send.
+
+    Returns:
+        The exit code.
+    """
+    max_loss = parse_ratio(args.max_loss, "--max-loss") if args.max_loss else 1.0
+    topology = read_topology()
+    is_chatty = sys.stderr.isatty()
+    outcome = trio.run(run_plan, plan, topology, say if is_chatty else lambda _: None)
+    document = _keep(args, plan, outcome)
+    if args.json:
+        print_json(document)
+    else:
+        print_document(console(), document)
+    if outcome.stopped:
+        say(f"netprobe: {outcome.stopped}: the result is what was known by then.")
+    return exit_code(outcome, max_loss)

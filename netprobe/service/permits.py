@@ -1,0 +1,127 @@
+"""What a run may do, asked before anything is sent: allowlist, rates, conntrack room, source ports, audit log.
+
+Design §6a. Every refusal is an error that says which file, line or number forbids it; nothing is sent then.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from netprobe.host.allowlist import read_allowlist
+from netprobe.host.audit import DEFAULT_PATH as DEFAULT_AUDIT_PATH
+from netprobe.host.audit import InjectionOrder, record_order
+from netprobe.host.conntrack import Conntrack
+from netprobe.host.port_ledger import reserve_ports
+from netprobe.host.unixctl import UnixctlClient
+from netprobe.judge.conntrack import FiveTuple
+from netprobe.judge.ofproto_trace import five_tuple
+from netprobe.model.probes import Flow, ProbeSession, Protocol
+from netprobe.model.topology import Attachment, Host, Topology
+from netprobe.plan.allowlist import Allowlist, Order
+from netprobe.plan.budget import Demand, Room, check_conntrack, check_rate
+from netprobe.plan.plans import SessionPlan
+from netprobe.plan.port_ledger import flow_key
+from netprobe.service.discovery import base_dir
+from netprobe.service.prepare import PortSource, Prepared, type_p_json
+
+IP_PROTOCOL = {Protocol.UDP: 17, Protocol.RAW_UDP: 17, Protocol.TCP: 6}
+
+
+def read_host_allowlist(host: Host) -> Allowlist:
+    """The allowlist of a host. Raises RefusedError where there is none."""
+    return read_allowlist(Path(host.allowlist))
+
+
+def audit_path() -> Path:
+    """The audit log (NETPROBE_AUDIT overrides)."""
+    return Path(os.environ.get("NETPROBE_AUDIT", DEFAULT_AUDIT_PATH))
+
+
+def port_source(topology: Topology, now_ns: int) -> PortSource:
+    """Source ports from netprobe's own block: none that conntrack has, none that rests from an earlier run."""
+
+    def ports(sender: Attachment, target: Attachment, plan: SessionPlan, wanted: int) -> Sequence[int]:
+        src, dst = sender.address(plan.family), target.address(plan.family)
+        protocol, dst_port = IP_PROTOCOL[plan.protocol], plan.dst_port or 0
+        host = topology.host(sender.host)
+        with UnixctlClient(host.ovs_rundir) as unixctl:
+            entries = Conntrack(unixctl).dump(host.zone).entries
+        taken = {
+            e.original.src_port
+            for e in entries
+            if (e.original.protocol, e.original.src, e.original.dst, e.original.dst_port)
+            == (protocol, src, dst, dst_port)
+        }
+        return reserve_ports(
+            flow_key(plan.protocol.value, src, dst, dst_port),
+            wanted,
+            now_ns,
+            in_use=taken,
+            last_use_ns=now_ns + wanted * 1_000_000_000 // plan.rate_pps,
+            path=base_dir() / "ports.json",
+        )
+
+    return ports
+
+
+def own_tuples(probe: ProbeSession) -> list[FiveTuple]:
+    """The 5-tuples of a session, one for each entry that it makes."""
+    count = probe.count if probe.type_p.flow is Flow.NEW_PER_PROBE else 1
+    return [five_tuple(probe, seq) for seq in range(count)]
+
+
+def _check_conntrack(prepared: Sequence[Prepared], topology: Topology) -> None:
+    demands, rooms = [], {}
+    for one in prepared:
+        host = topology.host(one.sender.host)
+        demands.append(Demand(host.name, host.zone, len(own_tuples(one.probe))))
+        if host.name not in rooms:
+            with UnixctlClient(host.ovs_rundir) as unixctl:
+                use = Conntrack(unixctl).use()
+            rooms[host.name] = Room(use.used, use.limit)
+    check_conntrack(demands, rooms)
+
+
+def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) -> dict[str, Allowlist]:
+    """Let a run pass, and write each of its sessions to the audit log.
+
+    Args:
+        prepared: its sessions.
+        topology: their hosts.
+        now_ns: CLOCK_REALTIME.
+
+    Returns:
+        The allowlist of each host.
+
+    Raises:
+        RefusedError: something forbids it; nothing was sent.
+        HostNotReadyError: a switch does not answer.
+    """
+    lists = {one.sender.host: read_host_allowlist(topology.host(one.sender.host)) for one in prepared}
+    for one in prepared:
+        order = Order(
+            names=(one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac),
+            protocol=one.plan.protocol,
+            family=one.plan.family,
+            vantage=one.plan.vantage,
+            pps=one.plan.rate_pps,
+        )
+        allowlist = lists[one.sender.host]
+        allowlist.check(order)
+        check_rate(one.due_ns.tolist(), allowlist.cap_pps(one.plan.vantage), f"session {one.plan.name}")
+    _check_conntrack(prepared, topology)
+    for one in prepared:
+        record_order(
+            InjectionOrder(
+                host=one.sender.host,
+                port=one.sender.name,
+                vantage=one.plan.vantage.value,
+                type_p={**type_p_json(one.probe), "src": str(one.probe.src_ip), "dst": str(one.probe.dst_ip)},
+                count=one.plan.count,
+                pps=float(one.plan.rate_pps),
+                session=one.probe.session,
+            ),
+            now_ns,
+            path=audit_path(),
+        )
+    return lists

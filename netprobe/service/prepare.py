@@ -1,0 +1,167 @@
+"""From a plan and a topology to sessions that are ready to be sent: addresses, keys, frames, due times.
+
+Nothing is injected here. service.permits says whether the host allows it; service.run sends.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from netprobe.errors import UsageError
+from netprobe.inject.templates import build_template
+from netprobe.model.points import Path, Vantage
+from netprobe.model.probes import Flow, ProbeSession, Protocol, TypeP
+from netprobe.model.results import Json
+from netprobe.model.topology import Attachment, Topology
+from netprobe.plan.paths import build_path
+from netprobe.plan.plans import RunPlan, SessionPlan
+from netprobe.plan.schedule import due_offsets_ns
+from netprobe.wire.frames import FrameBlock, FrameEncoder
+from netprobe.wire.mark import min_frame_size
+
+PortSource = Callable[[Attachment, Attachment, SessionPlan, int], Sequence[int]]
+"""(sender, target, session, how many) -> source ports that nobody uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One session, ready to be sent.
+
+    Attributes:
+        sender: who sends: the source guest, the bypass NIC that stands in for it, or the guest that the vswitch plays.
+        source, target: the guests that the user named.
+        due_ns: shape (count,), int64; offsets from the start of the run.
+    """
+
+    plan: SessionPlan
+    probe: ProbeSession
+    path: Path
+    sender: Attachment
+    source: Attachment
+    target: Attachment
+    block: FrameBlock
+    due_ns: npt.NDArray[np.int64]
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def _ports(plan: SessionPlan, sender: Attachment, target: Attachment, port_source: PortSource) -> tuple[int, ...]:
+    """Source ports: one for the session, or one for each probe; none for ICMP."""
+    if plan.protocol is Protocol.ICMP:
+        return ()
+    wanted = plan.count if plan.flow is Flow.NEW_PER_PROBE else 1
+    if plan.src_port is None:
+        return tuple(port_source(sender, target, plan, wanted))
+    if plan.src_port + wanted - 1 > 65_535:
+        raise UsageError(
+            f"session {plan.name}: sport",
+            f"{plan.src_port} leaves {65_536 - plan.src_port} ports for {wanted} probes",
+            advice="start lower, or send fewer probes",
+        )
+    return tuple(range(plan.src_port, plan.src_port + wanted))
+
+
+def _type_p(plan: SessionPlan, ports: tuple[int, ...]) -> TypeP:
+    smallest = min_frame_size(plan.protocol, plan.family)
+    size = smallest if plan.size_bytes is None else plan.size_bytes
+    if size < smallest:
+        raise UsageError(
+            f"session {plan.name}: size",
+            f"{size} bytes cannot carry the mark of IPv{plan.family} {plan.protocol.value}",
+            allowed=f"{smallest} bytes and more, without FCS",
+        )
+    return TypeP(
+        protocol=plan.protocol,
+        family=plan.family,
+        size_bytes=size,
+        dscp=plan.dscp,
+        src_port=ports[0] if ports else 0,
+        dst_port=plan.dst_port or 0,
+        flow=plan.flow,
+        ttl=plan.ttl,
+    )
+
+
+def resolve(plan: SessionPlan, topology: Topology) -> tuple[Attachment, Attachment, Attachment]:
+    """(source, target, sender) of a session.
+
+    Raises:
+        UsageError: an unknown guest, or no bypass NIC that could stand in.
+    """
+    where = f"session {plan.name}"
+    source, target = topology.guest(plan.src, f"{where}: src"), topology.guest(plan.dst, f"{where}: dst")
+    for name, guest in ((plan.src, source), (plan.dst, target)):
+        if (":" in name and name == str(guest.ipv6) and plan.family == 4) or (
+            name == str(guest.ipv4) and plan.family == 6
+        ):
+            raise UsageError(
+                where,
+                f"{name} is not an IPv{plan.family} address",
+                advice=f"ask for --family {10 - plan.family}, or name the guest",
+            )
+    sender = topology.bypass_on(source.host, source) if plan.vantage is Vantage.BYPASS else source
+    return source, target, sender
+
+
+def prepare_session(
+    plan: SessionPlan, topology: Topology, *, seed: int, session: int, port_source: PortSource
+) -> Prepared:
+    """One session, ready to be sent.
+
+    Args:
+        plan: what the user wants.
+        topology: where things are.
+        seed: of its schedule.
+        session: its number in this run.
+        port_source: gives source ports where the user named none.
+
+    Raises:
+        UsageError: a name, an address family, a size or a port does not fit.
+    """
+    source, target, sender = resolve(plan, topology)
+    path = build_path(topology, sender, target, plan.vantage, plan.protocol)
+    ports = _ports(plan, sender, target, port_source)
+    probe = ProbeSession(
+        session=session,
+        key=secrets.token_bytes(16),
+        type_p=_type_p(plan, ports),
+        src_mac=_mac(sender.mac),
+        dst_mac=_mac(target.mac),
+        src_ip=sender.address(plan.family),
+        dst_ip=target.address(plan.family),
+        count=plan.count,
+        src_ports=ports if plan.flow is Flow.NEW_PER_PROBE else (),
+    )
+    block = FrameEncoder(probe, build_template(probe)).encode(0, plan.count)
+    due_ns = due_offsets_ns(plan.schedule, plan.count, plan.rate_pps, seed)
+    return Prepared(plan, probe, path, sender, source, target, block, due_ns)
+
+
+def prepare_run(plan: RunPlan, topology: Topology, port_source: PortSource) -> tuple[Prepared, ...]:
+    """All sessions of a run; their numbers are random, so that a record of an earlier run is recognised as stale."""
+    first = secrets.randbits(32)
+    return tuple(
+        prepare_session(session, topology, seed=plan.seed + i, session=(first + i) % (1 << 32), port_source=port_source)
+        for i, session in enumerate(plan.sessions)
+    )
+
+
+def type_p_json(probe: ProbeSession) -> Json:
+    """Type-P as in docs/json.md."""
+    t = probe.type_p
+    return {
+        "proto": t.protocol.value,
+        "family": t.family,
+        "size_bytes": t.size_bytes,
+        "dscp": t.dscp,
+        "src_port": t.src_port,
+        "src_ports": len(probe.src_ports),
+        "dst_port": t.dst_port,
+        "flow": t.flow.value,
+        "ttl": t.ttl,
+    }

@@ -1,0 +1,175 @@
+"""Why probes were lost: asks the switch, with the conntrack state that the first lost probe met, and tests the answer.
+
+The prediction is a trace of the model; where the deciding rule has a cookie of its own, a secret pattern of bursts
+shows whether our probes really hit it (design §5), although tenants may hit it too. Runs after the rings are closed.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from netprobe.collect.ledger import Fate
+from netprobe.collect.session import LegOutcome
+from netprobe.errors import NetprobeError
+from netprobe.host.audit import InjectionOrder, record_order
+from netprobe.host.clock import realtime_ns
+from netprobe.host.conntrack import Conntrack
+from netprobe.host.openflow import OpenFlowClient
+from netprobe.host.rule_counters import probe_rule
+from netprobe.host.tracing import trace_probe
+from netprobe.host.unixctl import UnixctlClient
+from netprobe.inject.templates import build_template
+from netprobe.judge.counter_pattern import PatternResult, make_pattern
+from netprobe.judge.ofproto_trace import Trace, TraceStep, five_tuple, probe_flow
+from netprobe.judge.reason import Reason, ReasonCode, deciding_step, explain, unknown_reason
+from netprobe.model.points import PointKind, Vantage
+from netprobe.model.probes import Flow, Protocol
+from netprobe.model.topology import Host, Topology
+from netprobe.plan.allowlist import Allowlist, Order
+from netprobe.service.permits import audit_path, own_tuples
+from netprobe.service.prepare import PortSource, Prepared, prepare_session, type_p_json
+from netprobe.wire.frames import FrameEncoder
+
+SWITCH_KINDS = frozenset({PointKind.BACKEND, PointKind.VSWITCH})
+PATTERN_SLOTS = 12
+PATTERN_LARGEST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What the reason of one session is asked with."""
+
+    one: Prepared
+    topology: Topology
+    allowlist: Allowlist
+    port_source: PortSource
+
+
+def _outside_the_switch(outcome: LegOutcome, first: int, second: int) -> Reason | None:
+    kinds = [outcome.stops[i].point.kind for i in (first, second)]
+    hosts = {outcome.stops[i].point.host for i in (first, second)}
+    if len(hosts) == 1 and SWITCH_KINDS.issuperset(kinds):
+        return None
+    ids = [outcome.stops[i].point.id for i in (first, second)]
+    detail = f"no rule stands between {ids[0]} and {ids[1]}: lost on the link, in a queue or in a driver"
+    return replace(unknown_reason(detail), code=ReasonCode.LINK_LOSS)
+
+
+def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
+    """The reason of the largest group of lost probes.
+
+    Args:
+        inquiry: the session, and whom to ask.
+        outcome: its forward leg.
+
+    Returns:
+        None where nothing was lost. A switch that does not answer makes the code `unknown`; it never raises for that.
+    """
+    spans = outcome.ledger.lost_spans()
+    if not spans:
+        return None
+    first, second, _ = spans[0]
+    outside = _outside_the_switch(outcome, first, second)
+    if outside is not None:
+        return outside
+    ledger = outcome.ledger
+    group = (ledger.fate == Fate.LOST) & (ledger.last_stop == first) & (ledger.first_missing == second)
+    seq = int(np.flatnonzero(group)[0])
+    some_passed = ledger.count(Fate.DELIVERED) > 0
+    try:
+        return _ask(inquiry, seq, outcome.stops[second].point.device, some_passed=some_passed)
+    except NetprobeError as error:
+        return unknown_reason(f"the switch could not be asked: {error}")
+
+
+def _ask(inquiry: Inquiry, seq: int, expected_port: str, *, some_passed: bool) -> Reason:
+    one, topology = inquiry.one, inquiry.topology
+    host = topology.host(one.sender.host)
+    with UnixctlClient(host.ovs_rundir) as unixctl:
+        own = set(own_tuples(one.probe))
+        entries = [e for e in Conntrack(unixctl).dump(host.zone).entries if e.original not in own]
+        trace = trace_probe(
+            unixctl,
+            host.bridge,
+            probe_flow(one.probe, seq, one.sender.ofport),
+            five_tuple(one.probe, seq),
+            entries,
+            is_answered=some_passed and one.probe.type_p.flow is Flow.SAME,
+        )
+        reason = explain(trace, topology.rules, expected_port=expected_port)
+        step = _rule_to_test(trace, reason, topology)
+        if step is None:
+            return reason
+        pattern = _test(inquiry, host, unixctl, step)
+    return explain(trace, topology.rules, pattern, expected_port=expected_port)
+
+
+def _rule_to_test(trace: Trace, reason: Reason, topology: Topology) -> TraceStep | None:
+    """The rule whose counter can be tested: one that drops, with a cookie that names it alone."""
+    if reason.table is None or reason.code in (ReasonCode.LINK_LOSS, ReasonCode.UNKNOWN):
+        return None
+    step = deciding_step(trace, topology.rules)
+    return step if step is not None and step.cookie and f"{step.cookie:#x}" in topology.rules else None
+
+
+def _test(inquiry: Inquiry, host: Host, unixctl: UnixctlClient, step: TraceStep) -> PatternResult | None:
+    """Carry out a counter pattern by packet-out, if the host's allowlist lets us; None when it does not."""
+    one, allowlist = inquiry.one, inquiry.allowlist
+    pattern = make_pattern(secrets.randbits(32), slots=PATTERN_SLOTS, largest=PATTERN_LARGEST)
+    cap = allowlist.cap_pps(Vantage.VSWITCH)
+    order = Order(
+        names=(one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac),
+        protocol=one.plan.protocol,
+        family=one.plan.family,
+        vantage=Vantage.VSWITCH,
+        pps=min(cap, float(PATTERN_LARGEST)),
+    )
+    try:
+        allowlist.check(order)
+        extra = _extra_session(inquiry, pattern.total)
+        _audit(extra, host, pattern.total, order.pps, audit_path())
+        with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
+            send = _sender(client, extra)
+            return probe_rule(client, unixctl, pattern, send, table=step.table, cookie=step.cookie)
+    except NetprobeError:
+        return None  # without a test the evidence stays what it is: predicted
+
+
+def _extra_session(inquiry: Inquiry, count: int) -> Prepared:
+    """Probes of the same Type-P for the pattern: a session of their own, never counted in the result."""
+    one = inquiry.one
+    plan = replace(one.plan, count=count, name=f"{one.plan.name} (rule counter)")
+    if one.plan.protocol is not Protocol.TCP and one.probe.type_p.src_port:
+        plan = replace(plan, src_port=one.probe.type_p.src_port, flow=Flow.SAME)
+    number = (one.probe.session + 0x80000000) % (1 << 32)
+    return prepare_session(plan, inquiry.topology, seed=0, session=number, port_source=inquiry.port_source)
+
+
+def _audit(extra: Prepared, host: Host, count: int, pps: float, path: Path) -> None:
+    type_p = {**type_p_json(extra.probe), "src": str(extra.probe.src_ip), "dst": str(extra.probe.dst_ip)}
+    order = InjectionOrder(
+        host=host.name,
+        port=extra.sender.name,
+        vantage=Vantage.VSWITCH.value,
+        type_p=type_p,
+        count=count,
+        pps=pps,
+        session=extra.probe.session,
+    )
+    record_order(order, realtime_ns(), path=path)
+
+
+def _sender(client: OpenFlowClient, extra: Prepared) -> Callable[[int], int]:
+    encoder = FrameEncoder(extra.probe, build_template(extra.probe))
+    sent = 0
+
+    def send(count: int) -> int:
+        nonlocal sent
+        frames = encoder.encode(sent, count).frames
+        sent += count
+        return client.packet_out(extra.sender.ofport, (frame.tobytes() for frame in frames))
+
+    return send

@@ -1,0 +1,165 @@
+"""Everything that looks during one run: a ring on every observed point, and what guests' agents report.
+
+Owned by service.run: it opens the rings, reads them in its nursery and asks at the end for hop records and answers.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from netprobe.collect.answers import Answers, timed
+from netprobe.collect.session import BlindWindow
+from netprobe.errors import HostNotReadyError
+from netprobe.host.clock import StepDetector, realtime_ns
+from netprobe.model.points import Leg, Point
+from netprobe.model.records import HopBatch
+from netprobe.observe.observer import Decoding, Observer, Sightings
+from netprobe.service.prepare import Prepared
+from netprobe.wire.bpf import probe_filter
+from netprobe.wire.decode import Decoder
+
+
+class Completion:
+    """Tells when every probe that was sent has been seen at the last stop that it can be seen at."""
+
+    def __init__(self, prepared: Iterable[Prepared], point_index: dict[str, int]) -> None:
+        self._seen: dict[int, npt.NDArray[np.bool_]] = {}
+        self._stop: dict[int, tuple[int, int, int]] = {}
+        self._sent: dict[int, npt.NDArray[np.bool_]] = {}
+        for one in prepared:
+            leg = Leg.RETURN if one.path.returned else Leg.FORWARD
+            last = [s for s in one.path.leg(leg) if s.is_observed_by_ring][-1]
+            number = one.probe.session
+            self._seen[number] = np.zeros(one.probe.count, np.bool_)
+            self._stop[number] = (point_index[last.point.id], int(last.direction), int(leg))
+
+    def note_sent(self, session: int, was_sent: npt.NDArray[np.bool_]) -> None:
+        """What has been sent of a session; shape (count,)."""
+        self._sent[session] = was_sent
+
+    def note(self, batch: HopBatch) -> None:
+        """Hop records that came in."""
+        if not len(batch):
+            return
+        for session, (point, direction, leg) in self._stop.items():
+            here = (batch.session == session) & (batch.point == point)
+            here &= (batch.direction == direction) & (batch.leg == leg)
+            self._seen[session][batch.seq[here]] = True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is outstanding; False until all sessions are sent."""
+        if len(self._sent) < len(self._seen):
+            return False
+        return all(bool((self._seen[s] | ~sent).all()) for s, sent in self._sent.items())
+
+
+class Watch:
+    """The observers of one run.
+
+    Args:
+        prepared: its sessions; their paths say where to look.
+    """
+
+    def __init__(self, prepared: Sequence[Prepared]) -> None:
+        stops = [s for one in prepared for leg in (one.path.forward, one.path.returned) for s in leg]
+        places = {s.point.id: s.point for s in stops}
+        self.points = list(places)
+        self.point_index = {name: i for i, name in enumerate(self.points)}
+        probes = [one.probe for one in prepared]
+        self.program = probe_filter(probes)
+        self.decoder = Decoder(probes)
+        self.dscp = {p.session: p.type_p.dscp for p in probes if p.type_p.dscp is not None}
+        self.completion = Completion(prepared, self.point_index)
+        self.unwatched: dict[str, str] = {}
+        self.steps = StepDetector()
+        self.changed = trio.Event()
+        by_agent = {one.sender.chain[0].id for one in prepared}
+        self.ring_places = [
+            places[s.point.id]
+            for s in {s.point.id: s for s in stops if s.is_observed_by_ring}.values()
+            if s.point.id not in by_agent
+        ]
+        self._observers: list[Observer] = []
+        self._decodings: dict[str, Decoding] = {}
+
+    def open_rings(self, stack: ExitStack) -> None:
+        """Open a ring on every point that has a device; a point that has none is unobserved, and the result says so."""
+        for place in self.ring_places:
+            decoding = self.decoding(place)
+            try:
+                observer = Observer(place, self.program, decoding, realtime_ns())
+            except HostNotReadyError as error:
+                self.unwatched[place.id] = str(error)
+                continue
+            stack.callback(observer.close)
+            self._observers.append(observer)
+
+    def decoding(self, place: Point) -> Decoding:
+        """Where frames of a point go."""
+        if place.id not in self._decodings:
+            self._decodings[place.id] = Decoding(self.point_index[place.id], self.decoder, self.dscp)
+        return self._decodings[place.id]
+
+    def read_rings(self, nursery: trio.Nursery) -> None:
+        """Start a reader for each ring in `nursery`; they run until it is cancelled."""
+        for observer in self._observers:
+            nursery.start_soon(self._read, observer)
+
+    async def _read(self, observer: Observer) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(observer)
+            self.took(observer.drain(realtime_ns()))
+
+    def took(self, batch: HopBatch) -> None:
+        """New hop records came in; wakes whoever waits for completion."""
+        self.completion.note(batch)
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def drain(self) -> None:
+        """Read what is left in the rings, at the end."""
+        self.steps.check()
+        for observer in self._observers:
+            self.completion.note(observer.drain(realtime_ns()))
+
+    @property
+    def windows(self) -> list[BlindWindow]:
+        """When points may have lost sight of probes."""
+        return [w for observer in self._observers for w in observer.windows]
+
+    @property
+    def decodings(self) -> list[tuple[str, Decoding]]:
+        """All decodings by point id."""
+        return list(self._decodings.items())
+
+    def hops(self) -> HopBatch:
+        """All hop records, those of one point in arrival order."""
+        return HopBatch.concat(b for d in self._decodings.values() for b in d.batches)
+
+    def answers(self, session: int) -> Answers:
+        """The distinct answers to one session's probes."""
+        parts = [_of(s, session) for d in self._decodings.values() for s in d.sightings] or [_NO_ANSWER]
+        return Answers.unique(
+            np.concatenate([p.seq for p in parts]),
+            np.concatenate([p.t2_ns for p in parts]),
+            np.concatenate([p.t3_ns for p in parts]),
+            np.concatenate([p.reflector_seq for p in parts]),
+        )
+
+
+_NO_TIMES = np.empty(0, np.int64)
+_NO_ANSWER = Answers(np.empty(0, np.uint32), _NO_TIMES, _NO_TIMES, _NO_TIMES)
+
+
+def _of(sightings: Sightings, session: int) -> Answers:
+    mine = sightings.session == session
+    return Answers(
+        seq=sightings.seq[mine],
+        t2_ns=timed(sightings.t2_ns[mine]),
+        t3_ns=timed(sightings.t3_ns[mine]),
+        reflector_seq=sightings.reflector_seq[mine],
+    )
