@@ -226,6 +226,15 @@ class GuestAgent:
         with self._agent_errors():
             return _sent_report_untrusted(message, len(due))
 
+    async def stop_sends(self) -> None:
+        """End every send that is under way: each `send` returns and tells what was sent until then.
+
+        Raises:
+            HostNotReadyError: the agent is gone.
+        """
+        for order_id in list(self._pending):  # an id that is no send's means nothing to the agent
+            await self._write(encode_message("stop", id=order_id))
+
     async def status(self) -> tuple[ObserveStatus, Mapping[str, object] | None]:
         """The observer's and the reflector's counters now.
 
