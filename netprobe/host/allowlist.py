@@ -40,9 +40,11 @@ def read_allowlist(path: Path = DEFAULT_PATH) -> Allowlist:
         ) from error
     except OSError as error:
         raise RefusedError(str(path), f"cannot be read: {error.strerror}", allowed="a plain file") from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         _check(os.fstat(fd), path)
-        data = file.read(MAX_BYTES + 1)
+        data = os.read(fd, MAX_BYTES + 1)
+    finally:
+        os.close(fd)
     if len(data) > MAX_BYTES:
         raise RefusedError(str(path), "is too long", allowed=f"{MAX_BYTES} bytes")
     try:

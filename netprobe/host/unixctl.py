@@ -120,7 +120,7 @@ class UnixctlClient:
                 raise self._lost("closed the connection instead of answering")
             data += part
             if part.rstrip().endswith(b"}"):  # an object may be complete: parsing each part would be quadratic
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     return json.loads(data)
         raise self._lost(f"gave no answer within {self._timeout_s:g} s ({len(data)} bytes came)")
 

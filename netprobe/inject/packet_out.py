@@ -4,6 +4,7 @@ Paced by inject.pacer and held back by barriers, so that the switch never has mo
 queue and never sheds one silently. Blocking: call it in a worker thread. The connection is host.openflow's, below.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,3 +118,37 @@ def send_packet_outs(
     sender.finish()
     times = np.array(paced.times_ns, np.int64)
     return PacketOutResult(times, paced.stats, sender.outstanding, sender.failure)
+
+
+def paced_sender(
+    client: OpenFlowClient, frames: npt.NDArray[np.uint8], in_port: int, *, cap_pps: float
+) -> Callable[[int], int]:
+    """A function that sends the next n of `frames` at no more than `cap_pps`, for a counter pattern's bursts.
+
+    Args:
+        client: the bridge.
+        frames: shape (total, size), uint8.
+        in_port: OpenFlow number of the port that is played.
+        cap_pps: what the host's allowlist permits.
+
+    Returns:
+        It takes n, returns once the switch has worked the frames off, and says how many were sent; it raises
+        HostNotReadyError or RefusedError when the switch fails.
+    """
+    gap_ns = math.ceil(1e9 / cap_pps)
+    first = 0
+    free_ns = 0
+
+    def send(count: int) -> int:
+        nonlocal first, free_ns
+        part = frames[first : first + count]
+        start = max(time.monotonic_ns(), free_ns)
+        due = [start + i * gap_ns for i in range(len(part))]
+        free_ns = start + len(part) * gap_ns
+        first += len(part)
+        done = send_packet_outs(client, part, in_port, due, cap_pps=cap_pps)
+        if done.failure is not None:
+            raise done.failure
+        return int(np.count_nonzero(done.times_ns))
+
+    return send

@@ -169,9 +169,14 @@ class Trace:
 
     @property
     def ends_in_drop(self) -> bool:
-        """Whether the last table of the last pass drops: also true where a mirror got a copy before."""
-        steps = self.steps
-        return bool(steps) and (steps[-1].is_miss or steps[-1].actions[:1] == ("drop",))
+        """Whether the last pass sends the packet nowhere; a mirror's copy counts as nowhere."""
+        if not self.passes:
+            return False
+        last = self.passes[-1]
+        if not list(_ports_of(last.datapath)):
+            return True
+        actions = [action for step in last.steps for action in step.actions]
+        return not any(action.startswith(_SENDING) for action in actions)
 
     def deciding(self, decisive: Collection[int] = ()) -> TraceStep | None:
         """The rule that decided: the last one that is no unconditional catch-all.
@@ -274,19 +279,25 @@ def _split(actions: str) -> Iterator[str]:
     yield actions[start:]
 
 
+_SENDING = ("output", "NORMAL", "FLOOD", "ALL", "LOCAL", "IN_PORT", "group", "enqueue", "bundle", "clone", "learn")
+"""Beginnings of OpenFlow actions that may send a packet somewhere."""
+
 _OUT_PORT = re.compile(r"out_port\(([^()]+)\)")
 _NO_PORT = frozenset({"drop", "pop_vlan", "pop_eth", "ct_clear", "pop_nsh"})
 
 
-def _ports_of(actions: str) -> Iterator[str]:
+_MAX_NESTING = 16  # OVS itself stops at 64 resubmits; clones in clones are rare
+
+
+def _ports_of(actions: str, depth: int = 0) -> Iterator[str]:
     for raw in _split(actions):
         action = raw.strip()
         if not action or action in _NO_PORT:
             continue
         if "(" not in action:
             yield action
-        elif action.startswith("clone("):
-            yield from _ports_of(action[len("clone(") : -1])
+        elif action.startswith("clone(") and depth < _MAX_NESTING:
+            yield from _ports_of(action[len("clone(") : -1], depth + 1)
         elif action.startswith("tnl_push("):
             yield from _OUT_PORT.findall(action)
 

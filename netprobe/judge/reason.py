@@ -128,7 +128,9 @@ def explain(
     reason = _predict(trace, rules, expected_port, tables or {})
     if evidence is not None:
         return _known(reason, evidence, reason.detail)
-    if pattern is None or reason.table is None:
+    step = deciding_step(trace, rules)
+    is_tested = step is not None and (step.table, step.cookie) == (reason.table, reason.cookie)
+    if pattern is None or not is_tested or reason.code is ReasonCode.RATE_LIMIT:  # a meter's rule passes packets, too
         return reason
     if pattern.is_confirmed:
         text = f"{reason.detail}; its counter followed our bursts (p = {pattern.p_value:.2g})"
@@ -153,7 +155,7 @@ def _predict(trace: Trace, rules: Rules, expected_port: str, tables: Mapping[int
     if expected_port in ports or (ports and not expected_port):
         return _forwarded(trace, rules, expected_port or ", ".join(ports))
     if ports and not trace.ends_in_drop:
-        step = trace.steps[-1]
+        step = deciding_step(trace, rules) or trace.steps[-1]
         detail = f"the switch sends it to {', '.join(ports)}, not to {expected_port}"
         return _blame(ReasonCode.FORWARDED_ELSEWHERE, step, rules, detail)
     return _dropped(trace, rules, tables)
@@ -215,6 +217,6 @@ def _blame(code: ReasonCode, step: TraceStep, rules: Rules, detail: str) -> Reas
         table=step.table,
         cookie=None if step.is_miss else step.cookie,
         priority=step.priority,
-        match=step.match,
+        match="" if step.is_miss else step.match,
         rule=f"{group}: {text}" if group and text else text,
     )
