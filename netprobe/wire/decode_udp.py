@@ -108,8 +108,9 @@ def _datagram_claims(octets: Octets, known: Known, datagrams: _Datagrams, *, is_
 def _has_our_tlv(octets: Octets, datagrams: _Datagrams) -> Bools:
     """Whether there is a TLV of our type where ours stands, whatever it says."""
     tlv_types = octets.uint(datagrams.payload + mark.STAMP_BASE_BYTES + 1, 1)
-    is_there: Bools = datagrams.captured >= mark.STAMP_PAYLOAD_BYTES
-    return is_there & (tlv_types == mark.IDENTITY_TLV_TYPE)
+    is_ours: Bools = tlv_types == mark.IDENTITY_TLV_TYPE
+    is_ours &= datagrams.captured >= mark.STAMP_PAYLOAD_BYTES
+    return is_ours
 
 
 def _marked_claims(octets: Octets, table: SessionTable, datagrams: _Datagrams, is_stamp: Bools) -> Claims:

@@ -252,7 +252,7 @@ def tenant_frames():
         IP(src="10.0.0.2", dst="10.0.0.1"), UDP(sport=9000, dport=61000), Raw(b"an answer of the tenant's program")
     )
     yield ether(IPv6(src="fd00::1", dst="fd00::2", tc=12), UDP(sport=1, dport=2))
-    yield Ether(type=0x0806).build() + bytes(46)
+    yield Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", type=0x0806).build() + bytes(46)
     yield b""
 
 
