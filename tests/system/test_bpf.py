@@ -28,6 +28,7 @@ ETH_P_ALL = 3
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 SENTINEL = b"\x02\x00\x00\x00\x00\x99" + b"\x02\x00\x00\x00\x00\x98" + b"\x88\xb5" + bytes(46)
 SENTINEL_TYPE = 0x88B5  # IEEE 802 local experimental
+HELLO = SENTINEL[:12] + b"\x88\xb6" + bytes(46)  # the other experimental type; no filter here passes it
 
 MARKED = all_sessions()
 UNMARKED = all_sessions(dscp=None)
@@ -102,6 +103,24 @@ def open_ring_like_socket(device, program):
     return sock
 
 
+def wait_for_link(sender_netns, receiver_netns):
+    """A device that was just set up drops frames until the kernel has noticed its carrier."""
+    sender = in_netns(sender_netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+    receiver = in_netns(receiver_netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+    with sender, receiver:
+        sender.bind(("v", 0))
+        receiver.bind(("v", 0x88B6))
+        receiver.settimeout(0.05)
+        for _ in range(200):
+            try:
+                sender.send(HELLO)
+                receiver.recv(100)
+            except OSError:  # nothing came yet, or the device is not up yet
+                continue
+            return
+    pytest.fail("no frame crossed the veth pair in 10 s")
+
+
 def ip(*words):
     subprocess.run(["ip", *words], check=True)
 
@@ -118,6 +137,7 @@ def pair():
         ip("link", "add", "v", "netns", names[0], "type", "veth", "peer", "name", "v", "netns", names[1])
         for name in names:
             ip("-n", name, "link", "set", "v", "up")
+        wait_for_link(*names)
         yield names
     finally:
         for name in made:
