@@ -1,7 +1,9 @@
 """The keyed tag, the identity block, sizes, and the permutation of initial sequence numbers."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +200,14 @@ def test_the_isn_takes_one_set_of_keys_a_row():
 def test_the_guests_side_of_the_mark_imports_no_numpy():
     code = "import sys, netprobe.wire.mark; sys.exit('numpy' in sys.modules or 'scapy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_document_says_what_the_code_does():
+    """docs/wire-format.md: the minimum sizes, the magic, and the worked example of a tag."""
+    text = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
+    table = dict(re.findall(r"^\| `([a-z-]+)` .*\| (\d+ / \d+) \|$", text, re.MULTILINE))
+    assert table == {p.value: f"{mark.min_frame_size(p, 4)} / {mark.min_frame_size(p, 6)}" for p in Protocol}
+    example = mark.encode_identity(KEY, 0x07060504, 0x03020100)
+    assert f"tag `{example[12:].hex(' ')}`" in text
+    assert f"magic `{example[:4].hex(' ')}`" in text
+    assert f"Error Estimate `{mark.ERROR_ESTIMATE.to_bytes(2, 'big').hex(' ')}`" in text
