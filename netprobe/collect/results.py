@@ -5,8 +5,13 @@ from netprobe.collect.session import LegOutcome
 from netprobe.model.results import LegResult
 
 
-def leg_result(outcome: LegOutcome) -> LegResult:
-    """The ledger of one leg as a value."""
+def leg_result(outcome: LegOutcome, *, is_return: bool = False) -> LegResult:
+    """The ledger of one leg as a value.
+
+    Args:
+        outcome: the leg.
+        is_return: answers are planned only for probes that were delivered; none is ever unsent.
+    """
     ledger, ids = outcome.ledger, [s.point.id for s in outcome.stops]
     spans = ledger.lost_spans()
     delivered = ledger.count(Fate.DELIVERED)
@@ -15,8 +20,8 @@ def leg_result(outcome: LegOutcome) -> LegResult:
         # Nothing is known to be lost: the furthest point that any probe was seen at.
         last_seen = ids[int(ledger.last_stop.max())]
     return LegResult(
-        planned=ledger.planned,
-        unsent=ledger.count(Fate.UNSENT),
+        planned=ledger.sent if is_return else ledger.planned,
+        unsent=0 if is_return else ledger.count(Fate.UNSENT),
         delivered=delivered,
         lost=ledger.count(Fate.LOST),
         unobserved=ledger.count(Fate.UNOBSERVED),

@@ -68,7 +68,9 @@ def probe_flow(session: ProbeSession, seq: int, in_port: int) -> str:
     if kind.protocol is Protocol.ICMP:
         words += ["icmpv6_type=128,icmpv6_code=0" if v6 else "icmp_type=8,icmp_code=0"]
     else:
-        words += [f"tp_src={source_port(session, seq)}", f"tp_dst={kind.dst_port}"]
+        # Not tp_src and tp_dst: parsing an exact flow, OVS 3.1 takes those for TCP alone.
+        transport = "tcp" if kind.protocol is Protocol.TCP else "udp"
+        words += [f"{transport}_src={source_port(session, seq)}", f"{transport}_dst={kind.dst_port}"]
     if kind.protocol is Protocol.TCP:
         words += ["tcp_flags=syn"]
     return ",".join(words)

@@ -31,8 +31,8 @@ PACKET_OUTGOING = 4
 ETH_P_ALL = 3
 
 BLOCK_BYTES = 1 << 17  # holds a 64 KiB merged frame
-BLOCKS = 64
-RETIRE_MS = 10
+BLOCKS = 32
+RETIRE_MS = 20  # a decode costs the same for one frame as for hundreds
 SLL_PKTTYPE = 48 + 10  # tpacket3_hdr is 48 octets; sockaddr_ll.sll_pkttype stands at 10
 
 

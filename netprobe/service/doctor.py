@@ -110,7 +110,9 @@ def _switch_version() -> str:
 def _veth(namespace: str) -> Iterator[None]:
     iproute.add_namespaces([namespace])
     try:
-        iproute.batch(["link add a type veth peer name b", "link set a up", "link set b up"], netns=namespace)
+        iproute.batch(
+            ["link add name np0 type veth peer name np1", "link set np0 up", "link set np1 up"], netns=namespace
+        )
         yield
     finally:
         iproute.delete_namespaces([namespace])
@@ -134,13 +136,13 @@ def _rings() -> str:
     """Send one frame over a veth pair of our own and look at both ends."""
     namespace = f"np-doctor-{os.getpid()}"
     with _veth(namespace):
-        rings = {d: RxRing(namespace, d, PASS_ALL) for d in ("a", "b")}
+        rings = {d: RxRing(namespace, d, PASS_ALL) for d in ("np0", "np1")}
         sock = in_netns(namespace, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, ETH_P_ALL))
         try:
-            sock.bind(("a", 0))
+            sock.bind(("np0", 0))
             sock.send(FRAME)
-            out = _stamps_of(rings["a"], Direction.OUT)
-            came = _stamps_of(rings["b"], Direction.IN)
+            out = _stamps_of(rings["np0"], Direction.OUT)
+            came = _stamps_of(rings["np1"], Direction.IN)
         finally:
             sock.close()
             for ring in rings.values():

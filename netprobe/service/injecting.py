@@ -7,7 +7,7 @@ that dies on the way leaves a result that says how far it came.
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import trio
 
 from netprobe.errors import HostNotReadyError, NetprobeError, UsageError
-from netprobe.host.guest_agent import GuestAgent, open_guest_agent
+from netprobe.host.guest_agent import GuestAgent, GuestFrames, open_guest_agent
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.inject.packet_out import send_packet_outs
 from netprobe.model.points import Vantage
@@ -62,6 +62,7 @@ class Injector:
         self._topology = topology
         self._allowlists = allowlists
         self._stop = threading.Event()
+        self._held: dict[str, list[GuestFrames]] = {}
 
     async def stop(self) -> None:
         """Send nothing more; what was sent until now is still told."""
@@ -72,20 +73,47 @@ class Injector:
     async def observe(self, watch: Watch, nursery: trio.Nursery) -> None:
         """Let the agents look for answers at their own NICs, and feed `watch` with what they see."""
         for name, agent in self._agents.items():
-            await agent.observe(watch.program, snap_bytes=2_048)
-            nursery.start_soon(self._listen, agent, watch, _attachment(self._topology, name))
+            place = _attachment(self._topology, name).chain[0]
+            if place.id in watch.point_index:
+                await agent.observe(watch.program, snap_bytes=SNAP_BYTES)
+                self._held[name] = []
+                nursery.start_soon(self._listen, name, agent, watch)
 
-    async def _listen(self, agent: GuestAgent, watch: Watch, attachment: Attachment) -> None:
-        place = attachment.chain[0]
-        if place.id not in watch.point_index:
-            return
-        decoding = watch.decoding(place)
+    async def _listen(self, name: str, agent: GuestAgent, watch: Watch) -> None:
         while True:
             try:
-                frames = await agent.receive_frames()
+                self._held[name].append(await agent.receive_frames())
             except trio.EndOfChannel:
                 return
-            watch.took(decoding.feed(frames.buf, frames.offsets, frames.lengths, frames.t_ns, frames.direction))
+            await trio.sleep(GATHER_S)  # a decode costs the same for one frame as for hundreds
+            self._decode(name, agent, watch)
+
+    def _decode(self, name: str, agent: GuestAgent, watch: Watch) -> None:
+        held, self._held[name] = self._held[name], []
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                held.append(agent.receive_frames_nowait())
+        if held:
+            place = _attachment(self._topology, name).chain[0]
+            watch.took(watch.decode_agent_frames(place, held))
+
+    async def finish(self, watch: Watch) -> dict[str, int]:
+        """Decode what the agents still hold.
+
+        Returns:
+            By point, what was shed: frames by the agents' observers, batches on the way here.
+        """
+        counts = {}
+        for name, agent in self._agents.items():
+            try:
+                status, _ = await agent.status()  # frames seen before are in the channel when it returns
+            except HostNotReadyError:
+                status = agent.observe_status
+            if name in self._held:
+                self._decode(name, agent, watch)
+            place = _attachment(self._topology, name).chain[0].id
+            counts[place] = status.dropped + status.shed + agent.shed_batches
+        return counts
 
     async def absorb(self, one: Prepared) -> None:
         """Keep the sender's kernel from answering STAMP replies with "port unreachable"."""
@@ -130,18 +158,9 @@ class Injector:
         pacing = Pacing(done.pacing.p50_ns, done.pacing.p99_ns, done.pacing.max_ns)
         return Sent(done.times_ns, pacing, str(done.failure) if done.failure else "")
 
-    async def shed(self) -> int:
-        """Frames that the agents' observers or their channels shed."""
-        total = 0
-        for agent in self._agents.values():
-            try:
-                status, _ = await agent.status()
-            except HostNotReadyError:
-                continue
-            total += status.dropped + status.shed + agent.shed_batches
-        return total
 
-
+SNAP_BYTES = 2_048
+GATHER_S = 0.02
 MAX_ABSORBED = 64
 """Ports that an agent binds; with a new port for each probe the kernel's rate limit on ICMP errors has to do."""
 

@@ -34,7 +34,7 @@ from netprobe.service.prepare import PortSource, Prepared, prepare_session, type
 from netprobe.wire.frames import FrameEncoder
 
 SWITCH_KINDS = frozenset({PointKind.BACKEND, PointKind.VSWITCH})
-PATTERN_SLOTS = 12
+PATTERN_SLOTS = 9  # each waits for the switch's revalidators, half a second; fewer cannot prove anything
 PATTERN_LARGEST = 16
 
 

@@ -28,8 +28,8 @@ from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.settling import RunFacts, session_result, settle_run
 from netprobe.service.watching import Watch
 
-SETTLE_NS = 25_000_000
-"""After the last deadline: a block of a ring is handed over at most its retire time (10 ms) later."""
+SETTLE_NS = 50_000_000
+"""After the last deadline: a block of a ring is handed over at most its retire time (20 ms) later."""
 
 CHECK_S = 0.25
 """How often a shared table and the clock are looked at while sending and waiting."""
@@ -93,12 +93,14 @@ async def run_plan(plan: RunPlan, topology: Topology, progress: Progress = lambd
             async with open_injector(prepared, topology, allowlists) as injector:
                 progress(f"sending {sum(one.probe.count for one in prepared)} probes")
                 await _look_and_send(state, injector)
-                shed = await injector.shed()
+                shed = await injector.finish(watch)
+                for point, count in shed.items():
+                    watch.lost_sight(point, started_ns, count)
             watch.drain()
     finally:
         with trio.CancelScope(shield=True):
             deleted, kept = await trio.to_thread.run_sync(journal.undo)
-    facts = RunFacts(plan, watch, state.sent, realtime_ns(), shed, deleted, kept)
+    facts = RunFacts(plan, watch, state.sent, realtime_ns(), sum(shed.values()), deleted, kept)
     outcomes = settle_run(prepared, facts)
     results = []
     for one, outcome in zip(prepared, outcomes, strict=True):

@@ -130,7 +130,7 @@ def session_result(one: Prepared, outcome: SessionOutcome, facts: RunFacts, reas
         rate_pps=plan.rate_pps,
         pacing=sent.pacing,
         forward=leg_result(outcome.forward),
-        returned=leg_result(outcome.returned) if outcome.returned else None,
+        returned=leg_result(outcome.returned, is_return=True) if outcome.returned else None,
         forged=outcome.forged + sum(d.tally.forged for _, d in facts.watch.decodings),
         remarked_at=_remarked_at(one, facts),
         reason=None if reason is None else reason.to_json(),

@@ -14,6 +14,7 @@ from netprobe.collect.answers import Answers, timed
 from netprobe.collect.session import BlindWindow
 from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
+from netprobe.host.guest_agent import GuestFrames
 from netprobe.model.points import Leg, Point
 from netprobe.model.records import HopBatch
 from netprobe.observe.observer import Decoding, Observer, Sightings
@@ -84,6 +85,7 @@ class Watch:
             if s.point.id not in by_agent
         ]
         self._observers: list[Observer] = []
+        self._agent_windows: list[BlindWindow] = []
         self._decodings: dict[str, Decoding] = {}
 
     def open_rings(self, stack: ExitStack) -> None:
@@ -114,6 +116,22 @@ class Watch:
             await trio.lowlevel.wait_readable(observer)
             self.took(observer.drain(realtime_ns()))
 
+    def decode_agent_frames(self, place: Point, batches: Sequence[GuestFrames]) -> HopBatch:
+        """Decode what a guest's agent saw at its own NIC."""
+        starts = np.cumsum([0, *(len(b.buf) for b in batches[:-1])])
+        return self.decoding(place).feed(
+            np.concatenate([b.buf for b in batches]),
+            np.concatenate([b.offsets + start for b, start in zip(batches, starts, strict=True)]),
+            np.concatenate([b.lengths for b in batches]),
+            np.concatenate([b.t_ns for b in batches]),
+            np.concatenate([b.direction for b in batches]),
+        )
+
+    def lost_sight(self, point: str, since_ns: int, shed: int) -> None:
+        """Frames were shed at a guest's own point: for the whole run its silence proves nothing."""
+        if shed and point in self.point_index:
+            self._agent_windows.append(BlindWindow(self.point_index[point], since_ns, realtime_ns()))
+
     def took(self, batch: HopBatch) -> None:
         """New hop records came in; wakes whoever waits for completion."""
         self.completion.note(batch)
@@ -129,7 +147,7 @@ class Watch:
     @property
     def windows(self) -> list[BlindWindow]:
         """When points may have lost sight of probes."""
-        return [w for observer in self._observers for w in observer.windows]
+        return [w for observer in self._observers for w in observer.windows] + self._agent_windows
 
     @property
     def decodings(self) -> list[tuple[str, Decoding]]:

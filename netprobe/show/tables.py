@@ -176,7 +176,7 @@ def _print_oddities(out: Console, session: Document) -> None:
     if session["forged"]:
         out.print(f"  {session['forged']} forged or stale records were not counted as hops", style="bold red")
     if session["overflow"]:
-        shed = ", ".join(f"{k} {v}" for k, v in session["counters"].items() if v)
+        shed = ", ".join(f"{k} {session['counters'][k]}" for k in ("ring_dropped", "agent_shed"))
         out.print(f"  frames were shed, so this result is incomplete: {shed}", style="bold red")
     if session["remarked_at"]:
         out.print(f"  the class mark was rewritten: first seen changed at {session['remarked_at']}", style="yellow")
