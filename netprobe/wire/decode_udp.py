@@ -143,6 +143,8 @@ def _unmarked_claims(octets: Octets, known: Known, datagrams: _Datagrams) -> tup
     seqs = octets.uint(datagrams.payload + 24, 4)
     ssids = octets.uint(datagrams.payload + 14, 2)
     is_bare = (datagrams.captured >= mark.STAMP_BASE_BYTES) & ~_has_our_tlv(octets, datagrams)
+    # A TLV that was sent, but not captured, may be there.
+    is_bare &= (datagrams.payload_bytes < mark.STAMP_PAYLOAD_BYTES) | (datagrams.captured >= mark.STAMP_PAYLOAD_BYTES)
     never = np.zeros(n, np.bool_)
     for rows, _ in known.udp.candidates(FlowTuples.of(packets, datagrams.src_port, datagrams.dst_port, never)):
         is_claim[rows] = True
