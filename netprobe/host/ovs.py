@@ -95,7 +95,8 @@ class PrivateSwitch:
         self._run(process.netns_argv(self.netns, self.switch_argv))
         daemon = self._record("ovs-vswitchd", self.switch_argv, "ovs-vswitchd.pid")
         guard = process.parent(daemon.pid)
-        if not process.is_guard(guard):
+        # It takes its title only a moment later, so until then it looks like its daemon.
+        if not process.is_guard(guard) and process.command_line(guard) != self.switch_argv:
             raise HostNotReadyError(
                 "ovs-vswitchd", "has no monitor process", advice=f"see {self.run_dir}/ovs-vswitchd.log"
             )

@@ -82,7 +82,9 @@ def netns_argv(netns: str, argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def _shows(pid: int, argv: Sequence[str]) -> bool:
-    return _settled(command_line(pid)) == tuple(argv) or is_guard(pid)
+    """Whether a process, known by its start, shows this command line, or none: it is in the middle of its exec."""
+    shown = command_line(pid)
+    return not any(shown) or _settled(command_line(pid)) == tuple(argv) or is_guard(pid)
 
 
 def is_alive(record: ProcessRecord) -> bool:
@@ -90,20 +92,20 @@ def is_alive(record: ProcessRecord) -> bool:
     return bool(record.pid) and start_ticks(record.pid) == record.start_ticks != 0 and _shows(record.pid, record.argv)
 
 
-def find(command_lines: Collection[tuple[str, ...]]) -> list[ProcessRecord]:
-    """All processes with exactly one of these command lines; what guards one of them (`--monitor`) comes first.
+def find(command_lines: Collection[tuple[str, ...]]) -> tuple[list[ProcessRecord], list[ProcessRecord]]:
+    """All processes with exactly one of these command lines: first those that guard others of them, then the rest.
 
     For processes that were intended and whose starter died before it could write down the pid, and for a daemon that
-    its guard has started again: the command line names files of one lab alone.
+    its guard (`--monitor`) has started again: the command line names files of one lab alone.
     """
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
-    mine = [pid for pid in pids if _settled(command_line(pid)) in command_lines]
-    guards = {pid for pid in map(parent, mine) if is_guard(pid)}
-    return [
-        ProcessRecord(shown[0], shown, pid, start_ticks(pid))
-        for pid in (*sorted(guards), *mine)
-        if (shown := _settled(command_line(pid)))
-    ]
+    mine = {pid for pid in pids if _settled(command_line(pid)) in command_lines}
+    guards = {pid for pid in map(parent, mine) if pid in mine or is_guard(pid)}
+
+    def records(some: set[int]) -> list[ProcessRecord]:
+        return [ProcessRecord("", _settled(command_line(pid)), pid, start_ticks(pid)) for pid in sorted(some)]
+
+    return records(guards), records(mine - guards)
 
 
 def _settled(shown: tuple[str, ...]) -> tuple[str, ...]:

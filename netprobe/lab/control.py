@@ -145,6 +145,7 @@ def down() -> DownResult:
     with journal.locked(places.lock):
         old = state.load(places.state)
         left = [] if old is None else teardown.tear_down(old, places)
+        teardown.remove_files(places)
         teardown.forget_lock(places)
     return DownResult(old is not None, tuple(left))
 

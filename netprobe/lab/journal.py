@@ -4,14 +4,18 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host.process import ProcessRecord
+from netprobe.host.process import ProcessRecord, start_ticks
 from netprobe.lab.state import NamespaceRecord, State
+
+DEAD_HOLDER_WAIT_S = 2.0
+DEAD_HOLDER_LOOK_S = 0.005
 
 
 class Journal:
@@ -81,7 +85,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """Open and lock the file that is at `path` now: its last holder may have removed the one that was opened."""
+    """Open and lock the file that is at `path` now: its last holder may have removed the one that was opened.
+
+    A holder that was killed while it started a command has a copy of its lock in that child, until the child's exec.
+    """
+    deadline = time.monotonic() + DEAD_HOLDER_WAIT_S
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -89,6 +97,9 @@ def _lock(path: Path) -> int:
         except BlockingIOError as error:
             holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
             os.close(fd)
+            if not _runs(holder) and time.monotonic() < deadline:
+                time.sleep(DEAD_HOLDER_LOOK_S)
+                continue
             raise HostNotReadyError(
                 f"lab in {path.parent}",
                 f"another netprobe (process {holder}) is changing it",
@@ -97,3 +108,7 @@ def _lock(path: Path) -> int:
         if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
             return fd
         os.close(fd)
+
+
+def _runs(holder: str) -> bool:
+    return holder.isdecimal() and start_ticks(int(holder)) > 0

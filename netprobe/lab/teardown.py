@@ -4,15 +4,17 @@ Only what the journal names is touched, and only while it still is what the jour
 """
 
 import contextlib
-import os
 import shutil
 
+from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute, netns, process
 from netprobe.lab.build import GUARD
 from netprobe.lab.journal import Journal
 from netprobe.lab.state import NamespaceRecord, Places, State
 
 GRACE_S = 1.0
+FORKS_MAX = 10
+"""A daemon that was just being started forks twice more on its way into the background."""
 
 
 def tear_down(state: State, places: Places) -> list[str]:
@@ -38,8 +40,22 @@ def tear_down(state: State, places: Places) -> list[str]:
         if netns.exists(record.name):
             (ours if _is_ours(record) else foreign).append(record.name)
     iproute.delete_namespaces(ours)
-    shutil.rmtree(places.lab, ignore_errors=True)
+    remove_files(places)
     return [f"network namespace {name}: it was made anew by somebody else" for name in foreign]
+
+
+def remove_files(places: Places) -> None:
+    """Remove the lab's directory.
+
+    Raises:
+        HostNotReadyError: it cannot be removed.
+    """
+    shutil.rmtree(places.lab, ignore_errors=True)
+    if places.lab.exists():  # a command of a killed `up` was still writing there
+        try:
+            shutil.rmtree(places.lab)
+        except OSError as error:
+            raise HostNotReadyError(str(places.lab), f"cannot be removed: {error}") from error
 
 
 def forget_lock(places: Places) -> None:
@@ -58,6 +74,9 @@ def _end_processes(records: tuple[process.ProcessRecord, ...]) -> None:
     """First the guard, or it would start its daemon again; last what carries our command lines and no record."""
     process.end([record for record in records if record.name == GUARD], force=True)
     process.end([record for record in records if record.name != GUARD], grace_s=GRACE_S)
-    unrecorded = [found for found in process.find({record.argv for record in records}) if found.pid != os.getpid()]
-    process.end([found for found in unrecorded if process.is_guard(found.pid)], force=True)
-    process.end(unrecorded, grace_s=GRACE_S)
+    for _ in range(FORKS_MAX):
+        guards, others = process.find({record.argv for record in records})
+        if not guards and not others:
+            break
+        process.end(guards, force=True)
+        process.end(others, grace_s=GRACE_S)

@@ -1,0 +1,64 @@
+"""Processes by pid: recognised by start time and command line, ended for certain, never mistaken for another."""
+
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+
+from netprobe.errors import HostNotReadyError
+from netprobe.host import process
+
+STUBBORN = "import signal, os; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'x'); signal.pause()"
+
+
+def test_a_started_process_is_alive_until_it_is_ended(tmp_path):
+    record = process.spawn(["sleep", "77"], log=tmp_path / "log")
+    assert process.is_alive(record)
+    assert process.end([record]) == [record.pid]
+    assert not process.is_alive(record)
+    assert process.end([record]) == []
+
+
+def test_another_start_time_or_command_line_is_another_process(tmp_path):
+    record = process.spawn(["sleep", "77"], log=tmp_path / "log")
+    try:
+        for other in (
+            replace(record, start_ticks=record.start_ticks + 1),
+            replace(record, argv=("sleep", "78")),
+            replace(record, pid=0),
+        ):
+            assert not process.is_alive(other)
+            assert process.end([other]) == []
+        assert process.is_alive(record)
+    finally:
+        process.end([record])
+
+
+def test_what_ignores_sigterm_is_killed(tmp_path):
+    reader, writer = os.pipe()
+    record = process.spawn([sys.executable, "-c", STUBBORN], log=tmp_path / "log", stdout_fd=writer)
+    os.close(writer)
+    assert os.read(reader, 1) == b"x"
+    os.close(reader)
+    assert process.end([record], grace_s=0.05) == [record.pid]
+    assert not process.is_alive(record)
+
+
+def test_a_process_without_a_recorded_pid_is_found_by_its_exact_command_line(tmp_path):
+    argv = ("sleep", "77.125")
+    record = process.spawn(argv, log=tmp_path / "log")
+    try:
+        assert [found.pid for found in process.find({argv})[1]] == [record.pid]
+        assert process.find({("sleep",)}) == ([], [])
+    finally:
+        process.end([record])
+
+
+def test_a_command_that_is_missing_fails_or_hangs_is_named():
+    with pytest.raises(HostNotReadyError, match="no-such-tool: is not installed"):
+        process.run(["no-such-tool"])
+    with pytest.raises(HostNotReadyError, match=r"failed: .*no-such-file"):
+        process.run(["ls", "/no-such-file"])
+    with pytest.raises(HostNotReadyError, match="did not end within"):
+        process.run(["sleep", "9"], timeout_s=0.01)
