@@ -1,7 +1,9 @@
 """Carry a counter pattern out against a live switch: send a burst, wait for the counters, read the rule's, again.
 
 No sleeps: a barrier says that the packets are through the tables, `revalidator/wait` that the datapath's counts are in
-them. The pattern and its test are judge.counter_pattern's, below; what a burst consists of is the caller's business.
+them. OVS pushes them every half second when it is idle, so each read takes that long, and tenants' traffic of that time
+is the noise that a pattern has to stand out of. The pattern and its test are judge.counter_pattern's, below; what a
+burst consists of is the caller's business.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,16 @@ def read_rule(client: OpenFlowClient, unixctl: UnixctlClient, table: int, cookie
     client.barrier()
     unixctl.wait_revalidators()
     return client.aggregate(table, cookie).packet_count
+
+
+def read_noise(client: OpenFlowClient, unixctl: UnixctlClient, table: int, cookie: int) -> int:
+    """Packets that others send through a rule between two reads; for judge.counter_pattern.fit_pattern.
+
+    Raises:
+        HostNotReadyError: the switch is gone.
+    """
+    before = read_rule(client, unixctl, table, cookie)
+    return max(read_rule(client, unixctl, table, cookie) - before, 0)
 
 
 def probe_rule(

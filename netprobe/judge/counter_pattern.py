@@ -18,7 +18,7 @@ import numpy as np
 
 from netprobe.errors import UsageError
 
-MIN_SLOTS = 8
+MIN_SLOTS = 9  # 9! orders can give p = 1e-5, 8! cannot give alpha reliably
 MAX_SLOTS = 64
 MAX_BURST = 64  # design §6a: no longer bursts into a userspace vswitch
 ALPHA = 1e-4
@@ -95,7 +95,9 @@ def make_pattern(seed: int, *, slots: int = 12, total: int | None = None, larges
     if _orders(sizes.tolist()) < 10 / ALPHA:
         advice = "fewer or more probes in more slots"
         raise UsageError(
-            "counter pattern", f"{total} probes in {slots} slots have too few orders to prove anything", advice=advice
+            "counter pattern",
+            f"{sum(sizes)} probes in {slots} slots have too few orders to prove anything",
+            advice=advice,
         )
     return BurstPattern(tuple(int(n) for n in rng.permutation(sizes)), seed)
 
@@ -169,3 +171,30 @@ def _p_value(ours: tuple[int, ...], deltas: tuple[int, ...], seed: int) -> float
         orders = rng.permuted(np.tile(sizes, (min(_BATCH, PERMUTATIONS - start), 1)), axis=1)
         as_good += int(np.count_nonzero(orders @ rest >= seen - 1e-6 * max(1.0, abs(seen))))
     return as_good / (PERMUTATIONS + 1)
+
+
+_NEEDED = 5.0
+"""Standard deviations that the pattern should stand out by: alpha needs 3.7; the rest is for luck."""
+
+_OVERDISPERSION = 2.0
+"""Variance of tenants' counts over their mean: TCP comes in bursts, Poisson traffic would have 1."""
+
+_SHAPES = ((9, 16), (12, 16), (12, 32), (12, 64), (16, 64), (24, 64), (32, 64))
+
+
+def fit_pattern(seed: int, noise_per_slot: float) -> BurstPattern | None:
+    """The smallest pattern that tenants' traffic on the same rule should not drown.
+
+    Args:
+        seed: as for make_pattern.
+        noise_per_slot: packets of others that the rule gets between two reads, on average.
+
+    Returns:
+        None when even the largest pattern would drown; the evidence then stays `predicted`.
+    """
+    for slots, largest in _SHAPES:
+        ours = largest * largest / 12  # variance of an even spread
+        ratio = ours / (ours + _OVERDISPERSION * max(noise_per_slot, 0.0))
+        if math.sqrt(ratio / max(1 - ratio, 1e-9) * (slots - 2)) >= _NEEDED:
+            return make_pattern(seed, slots=slots, largest=largest)
+    return None

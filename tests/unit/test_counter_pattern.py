@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from netprobe.errors import UsageError
-from netprobe.judge.counter_pattern import ALPHA, MAX_BURST, BurstPattern, PatternVerdict, judge_pattern, make_pattern
+from netprobe.judge.counter_pattern import (
+    ALPHA,
+    MAX_BURST,
+    BurstPattern,
+    PatternVerdict,
+    fit_pattern,
+    judge_pattern,
+    make_pattern,
+)
 
 
 def counts(deltas, start=1000):
@@ -32,7 +40,7 @@ def test_a_pattern_has_the_total_and_the_bursts_that_were_asked_for():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"slots": 7}, {"slots": 65}, {"largest": MAX_BURST + 1}, {"total": 5}, {"total": 20}, {"total": 181}]
+    "wrong", [{"slots": 8}, {"slots": 65}, {"largest": MAX_BURST + 1}, {"total": 5}, {"total": 20}, {"total": 181}]
 )
 def test_a_pattern_that_could_prove_nothing_or_would_burst_is_refused(wrong):
     with pytest.raises(UsageError):
@@ -108,3 +116,18 @@ def test_false_confirmations_are_as_rare_as_alpha_says_whatever_the_tenants_do(k
         for seed in range(400)
     )
     assert false <= 40
+
+
+@pytest.mark.parametrize("noise", [0, 5, 40, 150])
+def test_a_fitted_pattern_stands_out_of_the_noise_that_it_was_fitted_to(noise):
+    rng = np.random.default_rng(3)
+    confirmed = 0
+    for seed in range(20):
+        pattern = fit_pattern(seed, noise)
+        confirmed += judge_pattern(pattern, counts(pattern.sizes + rng.poisson(noise, len(pattern.sizes)))).is_confirmed
+    assert confirmed >= 18
+
+
+def test_noise_that_drowns_every_pattern_is_not_worth_a_packet():
+    assert fit_pattern(1, 0).total < fit_pattern(1, 100).total
+    assert fit_pattern(1, 5_000) is None

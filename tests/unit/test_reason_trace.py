@@ -215,7 +215,7 @@ def session(protocol, family=4, flow=Flow.SAME, src_ports=()):
             session(Protocol.TCP, flow=Flow.NEW_PER_PROBE, src_ports=(61005, 61006)),
             (
                 "tcp,dl_src=fa:16:3e:00:00:01,dl_dst=fa:16:3e:00:00:02,nw_src=10.0.0.1,nw_dst=10.0.0.2,nw_tos=12,nw_ttl=64,"
-                "tp_src=61006,tp_dst=443,tcp_flags=syn"
+                "tcp_src=61006,tcp_dst=443,tcp_flags=syn"
             ),
             FiveTuple(6, ip_address("10.0.0.1"), ip_address("10.0.0.2"), 61006, 443),
         ),
@@ -223,7 +223,7 @@ def session(protocol, family=4, flow=Flow.SAME, src_ports=()):
             session(Protocol.UDP, 6),
             (
                 "udp6,dl_src=fa:16:3e:00:00:01,dl_dst=fa:16:3e:00:00:02,ipv6_src=fd00::1,ipv6_dst=fd00::2,nw_tos=12,nw_ttl=64,"
-                "tp_src=61000,tp_dst=443"
+                "udp_src=61000,udp_dst=443"
             ),
             FiveTuple(17, ip_address("fd00::1"), ip_address("fd00::2"), 61000, 443),
         ),
