@@ -107,7 +107,7 @@ def _refuse_foreign(names: Sequence[str]) -> None:
         raise HostNotReadyError(
             f"network namespace {', '.join(taken)}",
             "exists and was not made by this lab",
-            advice=f"if nothing needs it, remove it with `ip netns del {taken[0]}` and try again",
+            advice=f"if nothing needs it, run {', '.join(f'`ip netns del {name}`' for name in taken)} and try again",
         )
 
 

@@ -4,6 +4,7 @@ The order keeps the port in use: the relay listens before the port moves to its 
 moved back; only frames of the moment between are lost. Under the lock of netprobe.lab.control.
 """
 
+import contextlib
 import os
 import select
 import sys
@@ -60,18 +61,45 @@ def put(state: State, places: Places, segment: str, spec: FaultSpec) -> FaultRec
     log = places.truth(end.name, number)
     record = FaultRecord(splice, spec, str(log), str(log.with_suffix(".json")))
     _remember(journal, record)
-    if previous:
+    try:
+        _splice(journal, places, end, record, is_spliced=previous is not None)
+    except BaseException:
+        _back_out(journal, places, end)
+        raise
+    record = replace(record, active=True)
+    _remember(journal, record)
+    return record
+
+
+def _splice(journal: Journal, places: Places, end: Endpoint, record: FaultRecord, *, is_spliced: bool) -> None:
+    """Start the relay and move the port behind it, or put it in the place of the relay that is there."""
+    if is_spliced:
         _end_relay(journal, end)
     else:
         commands = [f"link add {end.middle} type veth peer name {end.outer}"]
         iproute.batch([*commands, f"link set {end.middle} up", f"link set {end.outer} up"], netns=HOST)
         iproute.offloads_off(HOST, [end.middle, end.outer])
     _start_relay(journal, places, end, record)
-    if not previous:
+    if not is_spliced:
         _move_port(places, end, end.tap, end.outer)
-    record = replace(record, active=True)
-    _remember(journal, record)
-    return record
+
+
+def _back_out(journal: Journal, places: Places, end: Endpoint) -> None:
+    """After a failure or Ctrl-C: no relay in the port. If this fails too, the lab counts as broken; `up` repairs it."""
+    with contextlib.suppress(HostNotReadyError):
+        if ovs.PrivateSwitch(HOST, places.ovs).ofport(end.tap) != end.ofport:
+            _move_port(places, end, end.outer, end.tap)
+        _remove_relay(journal, end)
+
+
+def _remove_relay(journal: Journal, end: Endpoint) -> None:
+    """End the relay of a port that no longer stands behind it, with its devices and its record."""
+    _end_relay(journal, end)
+    if iproute.link_exists(HOST, end.middle):
+        iproute.batch([f"link del {end.middle}"], netns=HOST)
+    state = journal.state
+    state.faults = tuple(fault for fault in state.faults if fault.splice.endpoint != end.name)
+    journal.write()
 
 
 def take_out(state: State, places: Places, record: FaultRecord) -> None:
@@ -84,10 +112,7 @@ def take_out(state: State, places: Places, record: FaultRecord) -> None:
     journal = Journal(state, places.state)
     _remember(journal, replace(record, active=False))
     _move_port(places, end, end.outer, end.tap)
-    _end_relay(journal, end)
-    iproute.batch([f"link del {end.middle}"], netns=HOST)
-    state.faults = tuple(fault for fault in state.faults if fault.splice.endpoint != end.name)
-    journal.write()
+    _remove_relay(journal, end)
 
 
 def names(state: State, fault: FaultRecord) -> set[str]:

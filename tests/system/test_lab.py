@@ -17,6 +17,7 @@ from netprobe.lab import control, journal, state, truth
 
 pytestmark = pytest.mark.system
 
+RUN_DIR = Path("/run/netprobe-tests")
 NAMESPACES = ("hv1", "vm1", "vm2", "vm3", "byp1")
 WAIT_S = 5.0
 QUIET_S = 0.3
@@ -24,13 +25,13 @@ QUIET_S = 0.3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def base(tmp_path_factory):
-    """A run directory of its own, and a lab that is gone at the end."""
-    path = tmp_path_factory.mktemp("lab")
+def base():
+    """The system tests' run directory (as in conftest.py), and a lab that is gone at the end."""
     before = os.environ.get("NETPROBE_RUN_DIR")
-    os.environ["NETPROBE_RUN_DIR"] = str(path)
+    os.environ["NETPROBE_RUN_DIR"] = str(RUN_DIR)
     try:
-        yield path
+        control.down()
+        yield RUN_DIR
     finally:
         control.down()
         if before is None:
@@ -61,7 +62,8 @@ def assert_nothing_left(base: Path, before: state.State) -> None:
     assert not [name for name in NAMESPACES if netns.exists(name)]
     assert not [record.name for record in before.processes if process.is_alive(record)]
     assert process.find({record.argv for record in before.processes}) == ([], [])
-    assert not base.exists()
+    assert not (base / "lab").exists()
+    assert not (base / "lab.lock").exists()
 
 
 # --- traffic
@@ -359,7 +361,7 @@ def test_a_step_that_fails_leaves_nothing(base, monkeypatch):
     with pytest.raises(HostNotReadyError, match="x: y"):
         control.up()
     assert not [name for name in NAMESPACES if netns.exists(name)]
-    assert not base.exists()
+    assert not (base / "lab").exists()
 
 
 # --- faults
@@ -432,6 +434,27 @@ def test_clear_puts_the_port_back_exactly(lab, base):
     assert sorted(port_rows(base).split("\n\n")) == sorted(ports.split("\n\n"))
     assert not iproute.link_exists("hv1", "rq-vm1")
     assert echo("vm1", guest(lab, "vm2")["ipv6"])
+
+
+@pytest.mark.parametrize("after_the_move", [False, True])
+def test_a_fault_that_fails_or_is_interrupted_leaves_the_port_as_it_was(lab, base, monkeypatch, after_the_move):
+    before, ports = control.status().state, port_rows(base)
+    move, moves = control.faults._move_port, []
+
+    def interrupted(*arguments) -> None:
+        moves.append(arguments)
+        if after_the_move or len(moves) > 1:
+            move(*arguments)
+        if len(moves) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(control.faults, "_move_port", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        control.fault_set("vm1.backend..vm2.backend", loss=1.0)
+    assert len(moves) == 1 + after_the_move
+    assert control.status().is_healthy
+    assert control.status().state == before
+    assert sorted(port_rows(base).split("\n\n")) == sorted(ports.split("\n\n"))
 
 
 def test_a_second_fault_in_the_same_port_replaces_the_first(lab, base):
