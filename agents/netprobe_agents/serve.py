@@ -59,7 +59,9 @@ def read_key(path: Path) -> bytes:
     except OSError as error:
         raise UsageError(str(path), f"cannot be read: {error.strerror}") from error
     if mode & 0o077:
-        raise UsageError(str(path), f"others may read this key (mode {mode & 0o777:o})", advice=f"chmod 600 {path}")
+        raise UsageError(
+            str(path), f"others may read this key (mode {mode & 0o777:o})", advice=f"run: chmod 600 {path}"
+        )
     if len(key) < MIN_KEY_BYTES:
         raise UsageError(str(path), f"a key of {len(key)} octets", allowed=f"at least {MIN_KEY_BYTES}")
     return key
@@ -170,7 +172,7 @@ class Agent:
         try:
             await Session(stream, self._config.device, self._reflector_statistics).run()
         finally:
-            self._busy = False
+            self._busy = False  # before serve_listeners closes the stream: a controller may come back at once
 
 
 def _say_ready(ready_fd: int | None) -> None:

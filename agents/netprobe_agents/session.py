@@ -51,7 +51,7 @@ class Session:
     """Serves one connected controller; use `run`.
 
     Args:
-        stream: the connection; `run` closes it.
+        stream: the connection; its owner closes it after `run`, which is how the controller learns that all is over.
         device: the interface for observe and send.
         reflector_statistics: for `hello` and `status`; None where no reflector runs.
     """
@@ -72,7 +72,7 @@ class Session:
     async def run(self) -> None:
         """Carry out orders until the controller says bye, goes away, or sends garbage."""
         with self._opened:
-            async with self._stream, trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, nursery.cancel_scope)
                 try:
                     await self._read(nursery)

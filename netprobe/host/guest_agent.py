@@ -152,7 +152,7 @@ class GuestAgent:
         self._pending: dict[int, _Pending] = {}
         self._next_id = 1
         self._gone = ""
-        self._ended = False
+        self._ended = trio.Event()
         self._frames_in, self._frames_out = trio.open_memory_channel[GuestFrames](FRAME_BATCHES)
 
     async def observe(self, program: bytes, *, snap_bytes: int = 2_048, outgoing: bool = False) -> ObserveStatus:
@@ -271,7 +271,7 @@ class GuestAgent:
         stop_on_cancel: bool = False,
         **header: str | int | Sequence[int] | None,
     ) -> Message:
-        if self._ended:
+        if self._ended.is_set():
             raise self._gone_error()
         order_id = self._next_id
         self._next_id += 1
@@ -299,9 +299,10 @@ class GuestAgent:
                 async with self._write_lock:
                     await self._stream.send_all(octets)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                await self._ended.wait()  # an agent that hangs up says why first; that may be unread yet
                 raise self._gone_error() from error
             return
-        self._gone = f"has not read for {ANSWER_TIMEOUT_S:g} s"
+        self._gone = self._gone or f"has not read for {ANSWER_TIMEOUT_S:g} s"
         raise self._gone_error()
 
     def _gone_error(self) -> HostNotReadyError:
@@ -327,7 +328,7 @@ class GuestAgent:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # said to whoever waits, below
         finally:
-            self._ended = True
+            self._ended.set()
             self._frames_in.close()
             for pending in self._pending.values():
                 pending.answered.set()
@@ -372,6 +373,8 @@ class GuestAgent:
         """End the session in good order; run by `open_guest_agent`."""
         with suppress(HostNotReadyError):  # gone already, which is what was wanted
             await self._write(encode_message("bye"))
+            with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):
+                await self._ended.wait()  # the agent hangs up once it is free for the next controller
 
 
 def _sent_report_untrusted(message: Message, count: int) -> SentReport:
