@@ -5,9 +5,7 @@ shows whether our probes really hit it (design §5), although tenants may hit it
 """
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,11 +16,11 @@ from netprobe.host.audit import InjectionOrder, record_order
 from netprobe.host.clock import realtime_ns
 from netprobe.host.conntrack import Conntrack
 from netprobe.host.openflow import OpenFlowClient
-from netprobe.host.rule_counters import probe_rule
+from netprobe.host.rule_counters import probe_rule, read_noise
 from netprobe.host.tracing import trace_probe
 from netprobe.host.unixctl import UnixctlClient
-from netprobe.inject.templates import build_template
-from netprobe.judge.counter_pattern import PatternResult, make_pattern
+from netprobe.inject.packet_out import paced_sender
+from netprobe.judge.counter_pattern import PatternResult, fit_pattern
 from netprobe.judge.ofproto_trace import Trace, TraceStep, five_tuple, probe_flow
 from netprobe.judge.reason import Reason, ReasonCode, deciding_step, explain, unknown_reason
 from netprobe.model.points import PointKind, Vantage
@@ -31,11 +29,8 @@ from netprobe.model.topology import Host, Topology
 from netprobe.plan.allowlist import Allowlist, Order
 from netprobe.service.permits import audit_path, own_tuples
 from netprobe.service.prepare import PortSource, Prepared, prepare_session, type_p_json
-from netprobe.wire.frames import FrameEncoder
 
 SWITCH_KINDS = frozenset({PointKind.BACKEND, PointKind.VSWITCH})
-PATTERN_SLOTS = 9  # each waits for the switch's revalidators, half a second; fewer cannot prove anything
-PATTERN_LARGEST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +111,26 @@ def _rule_to_test(trace: Trace, reason: Reason, topology: Topology) -> TraceStep
 
 
 def _test(inquiry: Inquiry, host: Host, unixctl: UnixctlClient, step: TraceStep) -> PatternResult | None:
-    """Carry out a counter pattern by packet-out, if the host's allowlist lets us; None when it does not."""
+    """Carry out a counter pattern by packet-out; None where the host does not allow it, or others would drown it."""
     one, allowlist = inquiry.one, inquiry.allowlist
-    pattern = make_pattern(secrets.randbits(32), slots=PATTERN_SLOTS, largest=PATTERN_LARGEST)
     cap = allowlist.cap_pps(Vantage.VSWITCH)
     order = Order(
         names=(one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac),
         protocol=one.plan.protocol,
         family=one.plan.family,
         vantage=Vantage.VSWITCH,
-        pps=min(cap, float(PATTERN_LARGEST)),
+        pps=cap,
     )
     try:
         allowlist.check(order)
-        extra = _extra_session(inquiry, pattern.total)
-        _audit(extra, host, pattern.total, order.pps, audit_path())
         with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
-            send = _sender(client, extra)
+            noise = read_noise(client, unixctl, step.table, step.cookie)
+            pattern = fit_pattern(secrets.randbits(32), noise)
+            if pattern is None:
+                return None
+            extra = _extra_session(inquiry, pattern.total)
+            _audit(extra, host, pattern.total, cap)
+            send = paced_sender(client, extra.block.frames, extra.sender.ofport, cap_pps=cap)
             return probe_rule(client, unixctl, pattern, send, table=step.table, cookie=step.cookie)
     except NetprobeError:
         return None  # without a test the evidence stays what it is: predicted
@@ -148,7 +146,7 @@ def _extra_session(inquiry: Inquiry, count: int) -> Prepared:
     return prepare_session(plan, inquiry.topology, seed=0, session=number, port_source=inquiry.port_source)
 
 
-def _audit(extra: Prepared, host: Host, count: int, pps: float, path: Path) -> None:
+def _audit(extra: Prepared, host: Host, count: int, pps: float) -> None:
     type_p = {**type_p_json(extra.probe), "src": str(extra.probe.src_ip), "dst": str(extra.probe.dst_ip)}
     order = InjectionOrder(
         host=host.name,
@@ -159,17 +157,4 @@ def _audit(extra: Prepared, host: Host, count: int, pps: float, path: Path) -> N
         pps=pps,
         session=extra.probe.session,
     )
-    record_order(order, realtime_ns(), path=path)
-
-
-def _sender(client: OpenFlowClient, extra: Prepared) -> Callable[[int], int]:
-    encoder = FrameEncoder(extra.probe, build_template(extra.probe))
-    sent = 0
-
-    def send(count: int) -> int:
-        nonlocal sent
-        frames = encoder.encode(sent, count).frames
-        sent += count
-        return client.packet_out(extra.sender.ofport, (frame.tobytes() for frame in frames))
-
-    return send
+    record_order(order, realtime_ns(), path=audit_path())
