@@ -45,7 +45,7 @@ def test_rules_say_what_they_mean(rule, text):
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("protocl = 'tcp'", r"x.toml: group\[0\]: rule\[0\]: unknown key 'protocl'.*'protocol'"),
+        ("proto_col = 'tcp'", r"x.toml: group\[0\]: rule\[0\]: unknown key 'proto_col'.*'protocol'"),
         ("protocol = 'tpc'", r"unknown value 'tpc'.*'tcp'"),
         ("protocol = 'tcp'\nport = 65536", r"port: is 65536 .*0-65535"),
         ("protocol = 'tcp'\nport = '9-1'", "port: is '9-1'"),
@@ -91,8 +91,8 @@ def test_what_is_no_lab_at_all_is_refused(text):
 
 
 def test_an_unknown_lab_and_an_unreadable_file_are_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"unknown lab 'singel'.*'single'"):
-        config.load("singel")
+    with pytest.raises(UsageError, match=r"unknown lab 'single1'.*'single'"):
+        config.load("single1")
     with pytest.raises(UsageError, match="cannot be read"):
         config.load("single", tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
