@@ -107,10 +107,9 @@ async def _measure_until_signal(config: "SenderConfig", stop: "threading.Event")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch)
-        try:
-            return await measure(config, stop)
-        finally:
-            nursery.cancel_scope.cancel()
+        measurement = await measure(config, stop)
+        nursery.cancel_scope.cancel()
+    return measurement
 
 
 def _send(arguments: argparse.Namespace) -> int:

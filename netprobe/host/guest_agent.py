@@ -281,7 +281,8 @@ class GuestAgent:
             await pending.answered.wait()
         except trio.Cancelled:
             if stop_on_cancel:
-                await self._write(encode_message("stop", id=order_id))
+                with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):
+                    await self._write(encode_message("stop", id=order_id))
             raise
         finally:
             del self._pending[order_id]
@@ -294,16 +295,18 @@ class GuestAgent:
 
     async def _write(self, octets: bytes) -> None:
         """Whole messages only: half of one would make garbage of the next, so cancellation waits."""
+        failure: Exception | None = None
         with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):
             try:
                 async with self._write_lock:
                     await self._stream.send_all(octets)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                await self._ended.wait()  # an agent that hangs up says why first; that may be unread yet
-                raise self._gone_error() from error
-            return
-        self._gone = self._gone or f"has not read for {ANSWER_TIMEOUT_S:g} s"
-        raise self._gone_error()
+                failure = error
+            else:
+                return
+            await self._ended.wait()  # an agent that hangs up says why first; that may be unread yet
+        self._gone = self._gone or ("" if failure else f"has not read for {ANSWER_TIMEOUT_S:g} s")
+        raise self._gone_error() from failure
 
     def _gone_error(self) -> HostNotReadyError:
         return HostNotReadyError(f"guest agent {self.path}", self._gone or "closed the connection")
@@ -370,11 +373,10 @@ class GuestAgent:
             raise HostNotReadyError(f"guest agent {self.path}", f"did not answer in {ANSWER_TIMEOUT_S:g} s")
 
     async def say_bye(self) -> None:
-        """End the session in good order; run by `open_guest_agent`."""
+        """End the session in good order; run by `open_guest_agent`, which bounds its time."""
         with suppress(HostNotReadyError):  # gone already, which is what was wanted
             await self._write(encode_message("bye"))
-            with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):
-                await self._ended.wait()  # the agent hangs up once it is free for the next controller
+            await self._ended.wait()  # the agent hangs up once it is free for the next controller
 
 
 def _sent_report_untrusted(message: Message, count: int) -> SentReport:
@@ -418,7 +420,8 @@ async def open_guest_agent(path: str) -> AsyncIterator[GuestAgent]:
         except Exception as error:  # noqa: BLE001  raised again below, where the nursery can't wrap it in a group
             failure = error
         finally:
-            await agent.say_bye()
+            with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):
+                await agent.say_bye()
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
