@@ -17,7 +17,7 @@ from netprobe.model.probes import Flow, ProbeSession, Protocol, TypeP
 from netprobe.model.results import Json
 from netprobe.model.topology import Attachment, Topology
 from netprobe.plan.paths import build_path
-from netprobe.plan.plans import RunPlan, SessionPlan
+from netprobe.plan.plans import RunPlan, SessionPlan, checked
 from netprobe.plan.schedule import due_offsets_ns
 from netprobe.wire.frames import FrameBlock, FrameEncoder
 from netprobe.wire.mark import min_frame_size
@@ -123,6 +123,7 @@ def prepare_session(
     Raises:
         UsageError: a name, an address family, a size or a port does not fit.
     """
+    plan = checked(plan, f"session {plan.name}")
     source, target, sender = resolve(plan, topology)
     path = build_path(topology, sender, target, plan.vantage, plan.protocol)
     ports = _ports(plan, sender, target, port_source)
