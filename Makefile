@@ -15,7 +15,7 @@ test: setup lint
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/flake8 --select ASYNC101,ASYNC102,ASYNC111,ASYNC112 netprobe agents
+	$(BIN)/flake8-async --enable ASYNC101,ASYNC102,ASYNC111,ASYNC112 $$(git ls-files "netprobe/*.py" "agents/*.py")
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell netprobe agents tests docs scripts README.md CHANGELOG.md

@@ -30,7 +30,10 @@ from netprobe.plan.allowlist import Allowlist, Order
 from netprobe.service.permits import audit_path, own_tuples
 from netprobe.service.prepare import PortSource, Prepared, prepare_session, type_p_json
 
-SWITCH_KINDS = frozenset({PointKind.BACKEND, PointKind.VSWITCH})
+TESTABLE = frozenset(
+    {ReasonCode.SECURITY_GROUP, ReasonCode.ANTI_SPOOFING, ReasonCode.CONNTRACK_INVALID, ReasonCode.RULE_DROP}
+)
+"""Reasons that a rule of its own stands behind, so that its counter can be tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,13 @@ class Inquiry:
     port_source: PortSource
 
 
-def _outside_the_switch(outcome: LegOutcome, first: int, second: int) -> Reason | None:
-    kinds = [outcome.stops[i].point.kind for i in (first, second)]
-    hosts = {outcome.stops[i].point.host for i in (first, second)}
-    if len(hosts) == 1 and SWITCH_KINDS.issuperset(kinds):
+def _outside_the_switch(one: Prepared, outcome: LegOutcome, first: int, second: int) -> Reason | None:
+    """The reason where no switch stands between the two stops; None where one does."""
+    start, end = outcome.stops[first].point, outcome.stops[second].point
+    is_before = start.kind is PointKind.VSWITCH or start in one.sender.chain
+    if is_before and end in one.target.chain:
         return None
-    ids = [outcome.stops[i].point.id for i in (first, second)]
-    detail = f"no rule stands between {ids[0]} and {ids[1]}: lost on the link, in a queue or in a driver"
+    detail = f"no rule stands between {start.id} and {end.id}: lost on the link, in a queue or in a driver"
     return replace(unknown_reason(detail), code=ReasonCode.LINK_LOSS)
 
 
@@ -67,7 +70,7 @@ def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
     if not spans:
         return None
     first, second, _ = spans[0]
-    outside = _outside_the_switch(outcome, first, second)
+    outside = _outside_the_switch(inquiry.one, outcome, first, second)
     if outside is not None:
         return outside
     ledger = outcome.ledger
@@ -104,7 +107,7 @@ def _ask(inquiry: Inquiry, seq: int, expected_port: str, *, some_passed: bool) -
 
 def _rule_to_test(trace: Trace, reason: Reason, topology: Topology) -> TraceStep | None:
     """The rule whose counter can be tested: one that drops, with a cookie that names it alone."""
-    if reason.table is None or reason.code in (ReasonCode.LINK_LOSS, ReasonCode.UNKNOWN):
+    if reason.code not in TESTABLE:
         return None
     step = deciding_step(trace, topology.rules)
     return step if step is not None and step.cookie and f"{step.cookie:#x}" in topology.rules else None

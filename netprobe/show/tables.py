@@ -65,7 +65,7 @@ def segment_table(title: str, segments: Sequence[Document], changed: frozenset[s
     table.add_column("loss [95 % interval]", justify="right", no_wrap=True)
     for name in ("min", "p50", "p90", "p99", "max", "PDV p99"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("dup", "reord"):
+    for name in ("dup", "reorder"):
         table.add_column(name, justify="right")
     table.add_column("stamped by", no_wrap=True)
     for segment in segments:
