@@ -207,9 +207,6 @@ def _code_of(step: TraceStep, rules: Rules, tables: Mapping[int, ReasonCode]) ->
 
 
 def _blame(code: ReasonCode, step: TraceStep, rules: Rules, detail: str) -> Reason:
-    rule = _rule_of(step, rules)
-    text = rule.get("rule", "")
-    group = rule.get("group", "")
     return Reason(
         code,
         Evidence.PREDICTED,
@@ -218,5 +215,12 @@ def _blame(code: ReasonCode, step: TraceStep, rules: Rules, detail: str) -> Reas
         cookie=None if step.is_miss else step.cookie,
         priority=step.priority,
         match="" if step.is_miss else step.match,
-        rule=f"{group}: {text}" if group and text else text,
+        rule=_rule_text(_rule_of(step, rules)),
     )
+
+
+def _rule_text(rule: Mapping[str, str]) -> str:
+    """The user's own rule in words: whose port, which groups, what it says."""
+    whose = " ".join(part for part in (rule.get("port", ""), f"[{rule['group']}]" if rule.get("group") else "") if part)
+    text = rule.get("rule", "")
+    return f"{whose}: {text}" if whose and text else text

@@ -268,7 +268,8 @@ def _stateful(c: _Compiler, end: Endpoint, direction: str) -> None:
     known = f"ct_zone={c.zone:#x},ct_mark=0,{reg}"
     c.add(answers, table, 50, f"ct_state=+est-rel+rpl,{known}", accept)
     c.add(answers, table, 50, f"ct_state=-new-est+rel-inv,{known}", accept)
-    deny = cookie("no rule allows it", "default-deny")
+    groups, text = ", ".join(end.groups), f"default deny: no {direction} rule allows it"
+    deny = c.cookie(RuleInfo(end.name, groups, direction, text, "default-deny"), end.ofport)
     c.add(deny, table, 40, f"ct_state=-est,{reg}", _DROP)
     for family in ("ip", "ipv6"):
         # Allowed once, allowed no more: marked, so that even answers are dropped from now on.

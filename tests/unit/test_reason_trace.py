@@ -157,7 +157,7 @@ def test_the_reason_as_json_names_the_rule_as_the_user_wrote_it():
         "cookie": "0x1ab0000000022005",
         "priority": 40,
         "match": "ct_state=-est,reg5=0x2",
-        "rule": "web: no rule allows it",
+        "rule": "vm2 [web]: no rule allows it",
         "evidence": "predicted",
         "detail": "a security group's rule or default deny in table 82 drops it",
     }
