@@ -18,16 +18,25 @@ def own_places(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def lab():
-    """A healthy lab for the tests of one module; gone afterwards."""
+def lab_place():
+    """No lab before the tests of one module, and none after them."""
     before = os.environ.get("NETPROBE_RUN_DIR")
     os.environ["NETPROBE_RUN_DIR"] = str(RUN_DIR)
     control.down()
+    (RUN_DIR / "ports.json").unlink(missing_ok=True)  # a new switch has no connections that ports rest from
     try:
-        yield control.up()
+        yield RUN_DIR
     finally:
         control.down()
         if before is None:
             del os.environ["NETPROBE_RUN_DIR"]
         else:
             os.environ["NETPROBE_RUN_DIR"] = before
+
+
+@pytest.fixture
+def lab(lab_place):
+    """A healthy lab without faults: made by the first test of a module, repaired where one broke it."""
+    status = control.up()
+    control.fault_clear()
+    return status

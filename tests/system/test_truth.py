@@ -91,10 +91,10 @@ def log_of(result, outcome, rows_wanted):
     return rows[rows["session"] == outcome.sessions[0]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def warm(lab):
-    """One throw-away run, so that ARP and the datapath's caches are as they are in the middle of a run."""
-    return run(probe(count=50))
+    """A throw-away run, so that ARP and the datapath's caches are as they are in the middle of a run."""
+    return run(probe(count=20))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
