@@ -1,32 +1,10 @@
 """Which segment changed: by intervals, and never below what a median wanders by itself."""
 
 import pytest
+from support.results import segment
 
-from netprobe.collect.intervals import binomial_interval
 from netprobe.judge.changes import MIN_CHANGE_NS, changes_between
-from netprobe.model.results import Delay, SegmentResult
-
-
-def segment(p50, lost=0, *, name="a..b", total=2000, width=2_000):
-    delay = Delay(p50 - 9_000, p50, p50 + 9_000, None, p50 + 90_000, total - lost, (p50 - width, p50 + width))
-    return SegmentResult(
-        id=name,
-        first="a",
-        second="b",
-        kind="backend-backend",
-        sent=total,
-        received=total - lost,
-        lost=lost,
-        undecided=0,
-        loss_ratio=lost / total,
-        loss_interval_95=binomial_interval(lost, total),
-        delay=delay,
-        pdv=None,
-        negative=0,
-        reordered=0,
-        duplicated=0,
-        stamp="kernel-rx",
-    )
+from netprobe.model.results import SegmentResult
 
 
 def test_a_slower_and_lossier_segment_is_named_with_both_figures():
