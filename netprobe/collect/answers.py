@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.collect.arrivals import Flags
+from netprobe.collect.arrivals import Flags, Times
 from netprobe.model.points import Direction, Leg
 from netprobe.model.records import NO_TIME, HopBatch
 
@@ -74,47 +74,44 @@ class Answers:
         )
 
 
-def proved_unreflected(arrived: npt.NDArray[np.int64], answers: Answers, count: int) -> Flags:
+def proved_unreflected(first_ns: Times, last_ns: Times, answers: Answers, reach_ns: int) -> Flags:
     """Probes that the reflector certainly never reflected, though no answer says so.
 
-    Between two answered probes whose reflector sequence numbers leave no gap that was not seen, the reflector answered
-    nothing: every unanswered probe between them was lost before it. A gap proves nothing (the answer may be what was
-    lost, and a stateless reflector copies our own numbers), so those stay unobserved.
+    A stateful reflector numbers what it reflects. Answers to probes that passed the last point well before this one
+    have smaller numbers than it would have got, answers to those that passed well after it have larger ones. Where every
+    number in between was seen, in answers to others, none is left for this probe: it was lost before the reflector. A
+    number that nobody saw proves nothing (its answer may be what was lost, and a stateless reflector copies our own
+    numbers); such probes stay unobserved.
 
     Args:
-        arrived: shape (m,); seqs in order of arrival at the last point that looked before the reflector.
+        first_ns: shape (count,); first arrival of each probe at the last point that looks before the reflector, or
+            NO_TIME.
+        last_ns: shape (count,); last arrival there, of duplicates too.
         answers: all answers seen.
-        count: probes in the session.
+        reach_ns: how long a probe may take from that point to the reflector, at most.
 
     Returns:
         Shape (count,), bool.
     """
-    flags = np.zeros(count, np.bool_)
-    numbered = answers.reflector_seq >= 0
-    if not len(arrived) or not numbered.any():
+    flags = np.zeros(len(first_ns), np.bool_)
+    numbered = (answers.reflector_seq >= 0) & (first_ns[answers.seq] != NO_TIME)
+    seqs, numbers = answers.seq[numbered], answers.reflector_seq[numbered]
+    silent = first_ns != NO_TIME
+    silent[answers.seq] = False
+    if not len(seqs) or not silent.any():
         return flags
-    own = np.full(count, -1, np.int64)
-    back = slice(None, None, -1)  # the first answer to a probe wins
-    order = np.argsort(answers.reflector_seq[numbered], kind="stable")[back]
-    own[answers.seq[numbered][order]] = answers.reflector_seq[numbered][order]
-    seen = np.unique(answers.reflector_seq[numbered])
-    answered = np.flatnonzero(own[arrived] >= 0)
-    if not len(answered):
-        return flags
-    numbers = own[arrived[answered]]
-    rank = np.searchsorted(seen, numbers)
-    # Before the first answer: a session starts at 0.
-    before = np.concatenate([[-1], numbers[:-1]])
-    rank_before = np.concatenate([[-1], rank[:-1]])
-    gap = (numbers - before - 1) - (rank - rank_before - 1)  # numbers in between that nobody saw
-    is_tight = (gap == 0) & (numbers > before)
-    position = np.arange(len(arrived))
-    nearest = np.searchsorted(answered, position)  # index of the next answered probe
-    inside = nearest < len(answered)
-    silent = np.zeros(len(arrived), np.bool_)
-    silent[inside] = is_tight[nearest[inside]]
-    silent[answered] = False
-    flags[arrived[silent]] = True
+    by_last = np.argsort(last_ns[seqs], kind="stable")
+    largest_until = np.concatenate([[-1], np.maximum.accumulate(numbers[by_last])])  # a session starts at 0
+    by_first = np.argsort(first_ns[seqs], kind="stable")
+    smallest_from = np.minimum.accumulate(numbers[by_first][::-1])[::-1]
+    before = np.searchsorted(last_ns[seqs][by_last], first_ns[silent] - reach_ns, side="left")
+    behind = np.searchsorted(first_ns[seqs][by_first], last_ns[silent] + reach_ns, side="right")
+    has_end = behind < len(seqs)
+    low = largest_until[before]
+    high = smallest_from[np.minimum(behind, len(seqs) - 1)]
+    seen = np.unique(answers.reflector_seq[answers.reflector_seq >= 0])
+    between = np.searchsorted(seen, high, side="left") - np.searchsorted(seen, low, side="right")
+    flags[silent] = has_end & (high > low) & (between == high - low - 1)
     return flags
 
 

@@ -22,6 +22,7 @@ class Arrivals:
 
     Attributes:
         first_ns: shape (stops, count), int64; time of the first arrival, NO_TIME where none with a time was seen.
+        last_ns: shape (stops, count), int64; time of the last arrival that was not late, else NO_TIME.
         order: shape (stops, count), int64; arrival order at the stop (rank of the record), for equal times.
         copies: shape (stops, count), int64; in-time arrivals.
         seen: shape (stops, count), bool; passed for certain, with or without a time.
@@ -30,6 +31,7 @@ class Arrivals:
     """
 
     first_ns: Times
+    last_ns: Times
     order: Times
     copies: Times
     seen: Flags
@@ -78,6 +80,8 @@ def tabulate(hops: HopBatch, stops: Sequence[tuple[int, int]], deadline_ns: Time
     back = earliest[::-1]
     first_ns[stop[back], seq[back]] = t_ns[back]
     order[stop[back], seq[back]] = rank[back]
+    last_ns = np.full(shape, NO_TIME, np.int64)
+    last_ns[stop[earliest], seq[earliest]] = t_ns[earliest]
     copies = np.bincount(stop * count + seq, minlength=shape[0] * count).reshape(shape)
     forged = int(len(is_ours) - np.count_nonzero(is_ours))
-    return Arrivals(first_ns, order, copies, seen, late, forged)
+    return Arrivals(first_ns, last_ns, order, copies, seen, late, forged)

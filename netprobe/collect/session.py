@@ -108,29 +108,38 @@ def _outcome(stops: tuple[Stop, ...], arrivals: Arrivals, ledger: Ledger) -> Leg
     return LegOutcome(stops, arrivals, ledger, segments, end_to_end(stops, arrivals, ledger))
 
 
-def _forward(given: SessionInput, hops: HopBatch, deadline_ns: Times) -> tuple[LegOutcome, int]:
+def _reach_ns(forward: Arrivals, returned: Arrivals | None) -> int:
+    """How long a probe may take from the last ring to the reflector: twice the slowest turnaround that was seen."""
+    if returned is None or len(forward.first_ns) < 2:
+        return 0
+    there, back = forward.first_ns[-2], returned.first_ns[1]
+    both = (there != NO_TIME) & (back != NO_TIME)
+    return 2 * int((back[both] - there[both]).max(initial=0))
+
+
+def _stamp_sending(arrivals: Arrivals, sent_ns: Times) -> None:
+    """Stop 0 is where probes are sent: known from the sender, not from records."""
+    arrivals.first_ns[0] = np.where(sent_ns > 0, sent_ns, NO_TIME)
+    arrivals.order[0][np.argsort(sent_ns, kind="stable")] = np.arange(len(sent_ns))
+    arrivals.order[0][sent_ns == 0] = -1
+
+
+def _forward(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, reach_ns: int) -> LegOutcome:
     stops = given.path.forward
-    arrivals = _tabulate(given, hops, Leg.FORWARD, deadline_ns)
-    arrivals.first_ns[0] = np.where(given.sent_ns > 0, given.sent_ns, NO_TIME)
-    by_time = np.argsort(given.sent_ns, kind="stable")
-    arrivals.order[0][by_time] = np.arange(len(by_time))
-    arrivals.order[0][given.sent_ns == 0] = -1
     blind = _blindness(given, stops, arrivals, deadline_ns)
-    if len(stops) > 1 and not stops[-1].is_observed_by_ring:
-        before = len(stops) - 2
-        here = np.flatnonzero(arrivals.order[before] >= 0)
-        arrived = here[np.argsort(arrivals.order[before][here], kind="stable")]
-        blind[-1] &= ~proved_unreflected(arrived, given.answers, len(deadline_ns))
-    ledger = settle(arrivals, started=given.sent_ns > 0, blind=blind, deadline_ns=deadline_ns, now_ns=given.now_ns)
-    return _outcome(stops, arrivals, ledger), arrivals.forged
+    if not stops[-1].is_observed_by_ring:
+        first_ns, last_ns = arrivals.first_ns[-2], arrivals.last_ns[-2]
+        blind[-1] &= ~proved_unreflected(first_ns, last_ns, given.answers, reach_ns)
+    started = given.sent_ns > 0
+    ledger = settle(arrivals, started=started, blind=blind, deadline_ns=deadline_ns, now_ns=given.now_ns)
+    return _outcome(stops, arrivals, ledger)
 
 
-def _returned(given: SessionInput, hops: HopBatch, deadline_ns: Times, delivered: Flags) -> tuple[LegOutcome, int]:
+def _returned(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, delivered: Flags) -> LegOutcome:
     stops = given.path.returned
-    arrivals = _tabulate(given, hops, Leg.RETURN, deadline_ns)
     blind = _blindness(given, stops, arrivals, deadline_ns)
     ledger = settle(arrivals, started=delivered, blind=blind, deadline_ns=deadline_ns, now_ns=given.now_ns)
-    return _outcome(stops, arrivals, ledger), arrivals.forged
+    return _outcome(stops, arrivals, ledger)
 
 
 def settle_session(given: SessionInput) -> SessionOutcome:
@@ -143,9 +152,12 @@ def settle_session(given: SessionInput) -> SessionOutcome:
         guest = given.point_index[given.path.forward[-1].point.id]
         hops = HopBatch.concat([hops, given.answers.hop_records(given.session, guest)])
     deadline_ns = np.where(given.sent_ns > 0, given.sent_ns + given.tmax_ns, 0)
-    forward, forged = _forward(given, hops, deadline_ns)
-    if not given.path.returned:
-        return SessionOutcome(forward, None, forged)
+    there = _tabulate(given, hops, Leg.FORWARD, deadline_ns)
+    back = _tabulate(given, hops, Leg.RETURN, deadline_ns) if given.path.returned else None
+    _stamp_sending(there, given.sent_ns)
+    forward = _forward(given, there, deadline_ns, _reach_ns(there, back))
+    if back is None:
+        return SessionOutcome(forward, None, there.forged)
     delivered = forward.ledger.fate == Fate.DELIVERED
-    returned, more = _returned(given, hops, deadline_ns, delivered)
-    return SessionOutcome(forward, returned, forged + more)
+    returned = _returned(given, back, deadline_ns, delivered)
+    return SessionOutcome(forward, returned, there.forged + back.forged)

@@ -5,12 +5,16 @@ Design §6a. Every refusal is an error that says which file, line or number forb
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from netprobe.errors import HostNotReadyError, RefusedError
 from netprobe.host.allowlist import read_allowlist
 from netprobe.host.audit import DEFAULT_PATH as DEFAULT_AUDIT_PATH
 from netprobe.host.audit import InjectionOrder, record_order
 from netprobe.host.conntrack import Conntrack
+from netprobe.host.datapath_ports import read_drops
+from netprobe.host.ovsdb import bound_ports
 from netprobe.host.port_ledger import reserve_ports
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import FiveTuple
@@ -70,15 +74,40 @@ def own_tuples(probe: ProbeSession) -> list[FiveTuple]:
     return [five_tuple(probe, seq) for seq in range(count)]
 
 
-def _check_conntrack(prepared: Sequence[Prepared], topology: Topology) -> None:
-    demands, rooms = [], {}
+def _check_bound(prepared: Sequence[Prepared], topology: Topology) -> None:
+    """Packets are injected only while the sender's port is bound on this host."""
+    ports = {name: bound_ports(topology.host(name).ovs_rundir) for name in {one.sender.host for one in prepared}}
     for one in prepared:
-        host = topology.host(one.sender.host)
-        demands.append(Demand(host.name, host.zone, len(own_tuples(one.probe))))
+        sender = one.sender
+        if ports[sender.host].get(sender.iface_id) != sender.ofport:
+            raise HostNotReadyError(
+                f"port of {sender.name}",
+                f"is not bound on {sender.host} as OpenFlow port {sender.ofport}",
+                advice="is the guest still there? `netprobe lab status` tells",
+            )
+
+
+def _check_conntrack(prepared: Sequence[Prepared], topology: Topology) -> None:
+    """Room enough for our entries, and none of our tuples is somebody's connection."""
+    demands, rooms = [], {}
+    known: dict[str, frozenset[FiveTuple]] = {}
+    for one in prepared:
+        host, tuples = topology.host(one.sender.host), own_tuples(one.probe)
+        demands.append(Demand(host.name, host.zone, len(tuples)))
         if host.name not in rooms:
             with UnixctlClient(host.ovs_rundir) as unixctl:
-                use = Conntrack(unixctl).use()
+                table = Conntrack(unixctl)
+                use, entries = table.use(), table.dump(host.zone).entries
             rooms[host.name] = Room(use.used, use.limit)
+            known[host.name] = frozenset(t for e in entries for t in (e.original, e.reply))
+        taken = known[host.name].intersection(tuples)
+        if taken:
+            port = min(t.src_port for t in taken)
+            raise RefusedError(
+                f"session {one.plan.name}",
+                f"source port {port} of {one.sender.name} to {one.target.name} is in conntrack: somebody uses it",
+                advice="leave sport out, or wait until that entry is gone",
+            )
     check_conntrack(demands, rooms)
 
 
@@ -95,7 +124,7 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
 
     Raises:
         RefusedError: something forbids it; nothing was sent.
-        HostNotReadyError: a switch does not answer.
+        HostNotReadyError: a switch does not answer, or a port is not bound.
     """
     lists = {one.sender.host: read_host_allowlist(topology.host(one.sender.host)) for one in prepared}
     for one in prepared:
@@ -109,6 +138,7 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
         allowlist = lists[one.sender.host]
         allowlist.check(order)
         check_rate(one.due_ns.tolist(), allowlist.cap_pps(one.plan.vantage), f"session {one.plan.name}")
+    _check_bound(prepared, topology)
     _check_conntrack(prepared, topology)
     for one in prepared:
         record_order(
@@ -125,3 +155,19 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
             path=audit_path(),
         )
     return lists
+
+
+class SwitchDrops:
+    """What the switches' ports on the way of a run dropped since this was made (design §6a)."""
+
+    def __init__(self, prepared: Sequence[Prepared], topology: Topology) -> None:
+        self._names = frozenset(a.port_device for one in prepared for a in (one.sender, one.source, one.target))
+        self._before = {rundir: read_drops(rundir) for rundir in {h.ovs_rundir for h in topology.hosts}}
+
+    def since_then(self) -> int:
+        """Frames dropped until now; a switch that is gone adds nothing."""
+        total = 0
+        for rundir, before in self._before.items():
+            with suppress(HostNotReadyError):
+                total += read_drops(rundir).since(before, self._names)
+        return total

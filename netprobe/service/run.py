@@ -22,7 +22,7 @@ from netprobe.plan.budget import is_too_full
 from netprobe.plan.plans import RunPlan
 from netprobe.service.injecting import Injector, Sent, open_injector
 from netprobe.service.journal import open_journal
-from netprobe.service.permits import permit_run, port_source
+from netprobe.service.permits import SwitchDrops, permit_run, port_source
 from netprobe.service.prepare import Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.settling import RunFacts, session_result, settle_run
@@ -86,6 +86,7 @@ async def run_plan(plan: RunPlan, topology: Topology, progress: Progress = lambd
     allowlists = permit_run(prepared, topology, started_ns)
     watch = Watch(prepared)
     state = RunState(plan, prepared, topology, watch)
+    drops = SwitchDrops(prepared, topology)
     journal = open_journal(prepared, topology)
     try:
         with ExitStack() as stack:
@@ -100,7 +101,16 @@ async def run_plan(plan: RunPlan, topology: Topology, progress: Progress = lambd
     finally:
         with trio.CancelScope(shield=True):
             deleted, kept = await trio.to_thread.run_sync(journal.undo)
-    facts = RunFacts(plan, watch, state.sent, realtime_ns(), sum(shed.values()), deleted, kept)
+    facts = RunFacts(
+        plan=plan,
+        watch=watch,
+        sent=state.sent,
+        settled_ns=realtime_ns(),
+        agent_shed=sum(shed.values()),
+        port_dropped=await trio.to_thread.run_sync(drops.since_then),
+        conntrack_deleted=deleted,
+        conntrack_kept=kept,
+    )
     outcomes = settle_run(prepared, facts)
     results = []
     for one, outcome in zip(prepared, outcomes, strict=True):

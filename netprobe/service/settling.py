@@ -45,6 +45,7 @@ class RunFacts:
         sent: by session number.
         settled_ns: CLOCK_REALTIME when looking ended.
         agent_shed: frames that guests' agents shed.
+        port_dropped: frames that the switches' ports on the way dropped meanwhile, tenants' among them.
         conntrack_deleted, conntrack_kept: entries of ours that were removed, and that could not be.
     """
 
@@ -53,6 +54,7 @@ class RunFacts:
     sent: dict[int, Sent]
     settled_ns: int
     agent_shed: int
+    port_dropped: int
     conntrack_deleted: int
     conntrack_kept: int
 
@@ -84,6 +86,7 @@ def _counters(facts: RunFacts) -> dict[str, int]:
     return {
         "ring_dropped": sum(t.dropped for t in tallies),
         "agent_shed": facts.agent_shed,
+        "port_dropped": facts.port_dropped,
         "foreign": sum(t.foreign for t in tallies),
         "merged": sum(t.merged for t in tallies),
         "without_tag": sum(t.weak for t in tallies),
@@ -100,6 +103,8 @@ def _notes(one: Prepared, facts: RunFacts) -> tuple[str, ...]:
     on_path = {s.point.id for s in (*one.path.forward, *one.path.returned)}
     notes = [*VANTAGE_NOTES[one.plan.vantage], *PROTOCOL_NOTES[one.plan.protocol]]
     notes += [f"{point} is unobserved: {why}" for point, why in facts.watch.unwatched.items() if point in on_path]
+    if facts.port_dropped:
+        notes.append(f"the switch's ports on the way dropped {facts.port_dropped} frames meanwhile, ours or others'")
     if sent.failure:
         notes.append(f"sending ended early: {sent.failure}")
     if facts.watch.steps.steps:

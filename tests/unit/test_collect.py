@@ -109,16 +109,31 @@ def answers(pairs):
         ([0, 1, 2, 3], [(0, 0), (3, 3)], []),  # numbers jump: the answers may have been lost
         ([0, 1, 2, 3], [(0, 0), (3, 2)], []),  # one of two was reflected; nobody knows which
         ([0, 1, 2], [(2, 0)], [0, 1]),  # a session starts at 0
+        ([0, 1, 2], [(2, 9)], []),  # unless it does not
         ([0, 1, 2], [(0, 0)], []),  # nothing is known after the last answer
         ([0, 2, 1, 3], [(0, 0), (3, 1)], [1, 2]),  # order of arrival counts, not the seq
         ([0, 1, 2, 3], [(0, 0), (0, 1), (3, 2)], [1, 2]),  # a duplicate took number 1
+        ([0, 1, 0, 3], [(0, 2), (3, 3)], []),  # 0 and 1 were both answered, the answers were lost; 0's copy came later
+        ([0, 1, 2, 3], [(0, 0), (2, 2), (3, 3)], []),  # a stateless reflector copies our numbers
         ([], [], []),
     ],
 )
 def test_the_reflectors_own_numbers_prove_forward_loss(arrived, pairs, expected):
-    """Only a gapless run of reflector numbers proves that unanswered probes never arrived."""
-    flags = proved_unreflected(np.array(arrived, np.int64), answers(pairs), 5)
+    """Only a gapless run of reflector numbers around a probe proves that it never arrived."""
+    first, last = np.full(5, -1, np.int64), np.full(5, -1, np.int64)
+    for i, seq in enumerate(arrived):
+        first[seq] = 1000 * i if first[seq] < 0 else first[seq]
+        last[seq] = 1000 * i
+    flags = proved_unreflected(first, last, answers(pairs), 10)
     assert np.flatnonzero(flags).tolist() == expected
+
+
+def test_a_probe_that_may_have_been_overtaken_is_not_proved_lost():
+    """0 and 2 are answered with 1 and 2; 1 may have come before 0, as number 0, if it may be late by as much."""
+    first = np.array([1000, 2000, 3000], np.int64)
+    given = answers([(0, 1), (2, 2)])
+    assert not proved_unreflected(first, first, given, 5_000).any()
+    assert proved_unreflected(first, first, given, 10).tolist() == [False, True, False]
 
 
 def test_an_answer_seen_at_three_points_is_one_answer():
