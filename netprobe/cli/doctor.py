@@ -3,6 +3,7 @@
 import argparse
 
 from rich.table import Table
+from rich.text import Text
 
 from netprobe.cli.output import print_json
 from netprobe.service.doctor import Check, examine
@@ -16,7 +17,7 @@ def _table(checks: list[Check]) -> Table:
     for check in checks:
         word, style = ("ok", "green") if check.is_ok else ("missing", "red" if check.is_required else "yellow")
         advice = f"\n-> {check.advice}" if check.advice and not check.is_ok else ""
-        table.add_row(check.name, f"[{style}]{word}[/]", check.detail + advice)
+        table.add_row(check.name, Text(word, style=style), check.detail + advice)
     return table
 
 

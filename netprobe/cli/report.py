@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from netprobe.cli.output import print_json
-from netprobe.errors import NoAnswerError
+from netprobe.errors import HostNotReadyError, NoAnswerError
 from netprobe.show.tables import console, print_document
 from netprobe.store.duckdb_file import DEFAULT_PATH, open_store
 
@@ -18,6 +18,11 @@ def run(args: argparse.Namespace) -> int:
         raise NoAnswerError(f"store {path}", "holds no result yet", advice="run `netprobe trace` first")
     if args.json:
         print_json(document)
-    else:
+        return 0
+    try:
         print_document(console(), document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HostNotReadyError(
+            f"store {path}", f"its newest result cannot be read: {error!r}", advice="see it with --json"
+        ) from error
     return 0

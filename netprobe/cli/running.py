@@ -3,9 +3,11 @@
 import argparse
 import sys
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -23,22 +25,27 @@ from netprobe.store.duckdb_file import DEFAULT_PATH, Store, StoredRun, StoredSes
 FINE, NO, NO_ANSWER, INTERRUPTED = 0, 1, 4, 130
 
 
-def _earlier_segments(store: Store, result: SessionResult) -> list[SegmentResult] | None:
-    """The segments of the last stored session of the same path and Type-P."""
-    document = store.last_session(src=result.src, dst=result.dst, vantage=result.vantage, proto=result.type_p["proto"])
-    if document is None:
-        return None
-    segments = document["segments"]
-    assert isinstance(segments, list)
-    return [SegmentResult.from_json(s) for s in segments]
+def _segments_of(session: Mapping[str, Any]) -> list[SegmentResult]:
+    """Segments of both legs of a stored session.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none that this version wrote.
+    """
+    legs = [session, *([session["return"]] if session["return"] else [])]
+    return [SegmentResult.from_json(s) for leg in legs for s in leg["segments"]]
 
 
 def _compared(result: SessionResult, store: Store) -> SessionResult:
-    earlier = _earlier_segments(store, result)
+    """The result with what changed since the last one of the same path and Type-P, on either leg."""
+    earlier = store.last_session(result)
     if earlier is None:
         return replace(result, notes=(*result.notes, "there is no earlier result of this path to compare with"))
-    changes = changes_between(earlier, result.forward.segments)
-    return replace(result, changes=tuple(c.to_json() for c in changes))
+    try:
+        before = _segments_of(earlier)
+    except (KeyError, TypeError, ValueError) as error:
+        return replace(result, notes=(*result.notes, f"the earlier result cannot be read: {error!r}"))
+    now = [*result.forward.segments, *(result.returned.segments if result.returned else ())]
+    return replace(result, changes=tuple(c.to_json() for c in changes_between(before, now)))
 
 
 def _document(args: argparse.Namespace, plan: RunPlan, outcome: RunOutcome, run_id: str) -> Json:
@@ -81,19 +88,24 @@ def _keep(args: argparse.Namespace, plan: RunPlan, outcome: RunOutcome) -> Json:
         return {**_document(args, plan, outcome, run_id), "stored": False}
 
 
+def _code_of(result: SessionResult, max_loss: float) -> int:
+    """1 when a path is not passable or too lossy for certain, 4 when nobody can say or not all could be sent."""
+    leg = result.forward
+    sent = leg.planned - leg.unsent
+    if leg.lost and (not leg.delivered or leg.lost / sent > max_loss):
+        return NO
+    doubtful = leg.lost + leg.unobserved + leg.pending
+    if not leg.delivered or leg.unsent or doubtful > max_loss * sent:
+        return NO_ANSWER
+    return FINE
+
+
 def exit_code(outcome: RunOutcome, max_loss: float) -> int:
-    """1 when a path is not passable or too lossy, 4 when nobody can say, 130 when it was interrupted."""
+    """The worst of all sessions; 130 when the run was interrupted."""
     if outcome.stopped.startswith("stopped by"):
         return INTERRUPTED
-    worst = FINE
-    for result in outcome.results:
-        leg = result.forward
-        decided = leg.delivered + leg.lost
-        if decided and (not leg.delivered or leg.lost / decided > max_loss):
-            return NO
-        if not decided:
-            worst = NO_ANSWER
-    return worst
+    codes = {_code_of(result, max_loss) for result in outcome.results}
+    return next(code for code in (NO, NO_ANSWER, FINE) if code in codes)
 
 
 def execute(args: argparse.Namespace, plan: RunPlan) -> int:

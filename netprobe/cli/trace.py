@@ -39,7 +39,7 @@ def _within(option: str, value: int, low: int, high: int) -> int:
 def _dscp(text: str) -> int | None:
     if text == NO_CLASS_MARK:
         return None
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > 3:  # no DSCP is longer
         raise UsageError("--class-mark", f"got {text!r}", allowed=f"a DSCP from 1 to 63, or {NO_CLASS_MARK}")
     return _within("--class-mark", int(text), 1, 63)
 

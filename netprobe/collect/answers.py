@@ -5,6 +5,7 @@ hop records too. A missing reply does not prove forward loss; the stateful refle
 (RFC 8762 §4.2: it counts what it reflects).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,67 +22,100 @@ class Answers:
 
     Attributes:
         seq: uint32; the probe that is answered.
-        t2_ns: int64; arrival at the reflector, or NO_TIME (an echo reply, a SYN-ACK: presence without a time).
-        t3_ns: int64; departure of the answer, or NO_TIME.
+        t2_ns: int64; arrival at the reflector by its own clock, or NO_TIME (an echo reply, a SYN-ACK: presence without
+            a time).
+        t3_ns: int64; departure of the answer by the reflector's clock, or NO_TIME.
         reflector_seq: int64; the reflector's own sequence number, or -1.
+        seen_ns: int64; when a point of ours first saw the answer.
     """
 
     seq: npt.NDArray[np.uint32]
-    t2_ns: npt.NDArray[np.int64]
-    t3_ns: npt.NDArray[np.int64]
-    reflector_seq: npt.NDArray[np.int64]
+    t2_ns: Times
+    t3_ns: Times
+    reflector_seq: Times
+    seen_ns: Times
 
     @classmethod
-    def unique(
-        cls,
-        seq: npt.NDArray[np.uint32],
-        t2_ns: npt.NDArray[np.int64],
-        t3_ns: npt.NDArray[np.int64],
-        reflector_seq: npt.NDArray[np.int64],
-    ) -> "Answers":
-        """The distinct answers among sightings of answers."""
-        if not len(seq):
-            return cls(seq, t2_ns, t3_ns, reflector_seq)
-        table = np.stack([seq.astype(np.int64), t2_ns, t3_ns, reflector_seq], axis=1)
-        rows = np.unique(table, axis=0)
-        columns = (np.ascontiguousarray(column) for column in rows.T)
-        first, second, third, fourth = columns
-        return cls(first.astype(np.uint32), second, third, fourth)
+    def none(cls) -> "Answers":
+        """No answer."""
+        times = np.empty(0, np.int64)
+        return cls(np.empty(0, np.uint32), times, times, times, times)
 
-    def hop_records(self, session: int, guest: int) -> HopBatch:
-        """The hop records at the answering guest: the probe in, the answer out.
+    def unique(self) -> "Answers":
+        """The distinct answers among sightings of answers, each with the earliest time at which it was seen."""
+        if not len(self.seq):
+            return self
+        table = np.stack([self.seq.astype(np.int64), self.t2_ns, self.t3_ns, self.reflector_seq], axis=1)
+        by_time = np.argsort(self.seen_ns, kind="stable")
+        rows, first = np.unique(table[by_time], axis=0, return_index=True)
+        seq, t2_ns, t3_ns, number = (np.ascontiguousarray(column) for column in rows.T)
+        return Answers(seq.astype(np.uint32), t2_ns, t3_ns, number, self.seen_ns[by_time][first])
 
-        Args:
-            session: the session's number.
-            guest: index of the guest's point.
-        """
-        sessions = np.full(len(self.seq), session, np.uint32)
-        # In order of time, since records of one point stand in arrival order.
-        arrived, left = np.argsort(self.t2_ns, kind="stable"), np.argsort(self.t3_ns, kind="stable")
-        return HopBatch.concat(
+
+def concat(parts: Sequence[Answers]) -> Answers:
+    """All sightings of several points."""
+    if not parts:
+        return Answers.none()
+    return Answers(
+        np.concatenate([p.seq for p in parts]),
+        np.concatenate([p.t2_ns for p in parts]),
+        np.concatenate([p.t3_ns for p in parts]),
+        np.concatenate([p.reflector_seq for p in parts]),
+        np.concatenate([p.seen_ns for p in parts]),
+    )
+
+
+def guest_records(
+    answers: Answers, *, session: int, guest: int, earliest_ns: Times, deadline_ns: Times
+) -> tuple[HopBatch, int]:
+    """The hop records at the answering guest: the probe in, the answer out.
+
+    That the probe was there is proved by the answer, and by our own clock: the answer was seen in time, or late. The
+    guest's own times T2 and T3 are used as times only where they fit in between (the guest's clock may be another one).
+
+    Args:
+        answers: distinct ones.
+        session: the session's number.
+        guest: index of the guest's point.
+        earliest_ns: shape (count,); when each probe was last seen on its way to the guest, NO_TIME where unknown.
+        deadline_ns: shape (count,); end of each probe's waiting time.
+
+    Returns:
+        The records, and how many answers carried times that do not fit.
+    """
+    earliest, deadline = earliest_ns[answers.seq], deadline_ns[answers.seq]
+    has_times = (answers.t2_ns != NO_TIME) & (answers.t3_ns != NO_TIME)
+    is_ordered = (answers.t2_ns <= answers.t3_ns) & (answers.t3_ns <= answers.seen_ns)
+    fits = has_times & (earliest != NO_TIME) & (earliest <= answers.t2_ns) & is_ordered
+    # Without a usable T2 the answer's own time says whether it came in time; later than the deadline it is late.
+    otherwise = np.where(answers.seen_ns > deadline, answers.seen_ns, NO_TIME)
+    arrived = np.where(fits, answers.t2_ns, otherwise)
+    left = np.where(fits, answers.t3_ns, otherwise)
+    sessions = np.full(len(answers.seq), session, np.uint32)
+    batches = []
+    for t_ns, direction, leg in ((arrived, Direction.IN, Leg.FORWARD), (left, Direction.OUT, Leg.RETURN)):
+        order = np.argsort(t_ns, kind="stable")  # records of one point stand in arrival order
+        batches.append(
             HopBatch.from_columns(
                 t_ns=t_ns[order],
                 session=sessions,
-                seq=self.seq[order],
+                seq=answers.seq[order],
                 point=guest,
                 direction=int(direction),
                 leg=int(leg),
             )
-            for t_ns, order, direction, leg in (
-                (self.t2_ns, arrived, Direction.IN, Leg.FORWARD),
-                (self.t3_ns, left, Direction.OUT, Leg.RETURN),
-            )
         )
+    return HopBatch.concat(batches), int(np.count_nonzero(has_times & ~fits & (earliest != NO_TIME)))
 
 
 def proved_unreflected(first_ns: Times, last_ns: Times, answers: Answers, reach_ns: int) -> Flags:
     """Probes that the reflector certainly never reflected, though no answer says so.
 
     A stateful reflector numbers what it reflects. Answers to probes that passed the last point well before this one
-    have smaller numbers than it would have got, answers to those that passed well after it have larger ones. Where every
-    number in between was seen, in answers to others, none is left for this probe: it was lost before the reflector. A
-    number that nobody saw proves nothing (its answer may be what was lost, and a stateless reflector copies our own
-    numbers); such probes stay unobserved.
+    have smaller numbers than it would have got, answers to those that passed well after it have larger ones. Where
+    every number in between was seen, in answers to others, none is left for this probe: it was lost before the
+    reflector. A number that nobody saw proves nothing (its answer may be what was lost), and neither do numbers that
+    are the probes' own: a stateless reflector copies those. Such probes stay unobserved.
 
     Args:
         first_ns: shape (count,); first arrival of each probe at the last point that looks before the reflector, or
@@ -98,7 +132,8 @@ def proved_unreflected(first_ns: Times, last_ns: Times, answers: Answers, reach_
     seqs, numbers = answers.seq[numbered], answers.reflector_seq[numbered]
     silent = first_ns != NO_TIME
     silent[answers.seq] = False
-    if not len(seqs) or not silent.any():
+    is_stateful = bool((numbers != seqs).any())
+    if not is_stateful or not silent.any():
         return flags
     by_last = np.argsort(last_ns[seqs], kind="stable")
     largest_until = np.concatenate([[-1], np.maximum.accumulate(numbers[by_last])])  # a session starts at 0

@@ -31,24 +31,46 @@ def binomial_interval(successes: int, trials: int, confidence: float = CONFIDENC
     return low, high
 
 
-def median_interval(values: npt.NDArray[np.int64], confidence: float = CONFIDENCE) -> tuple[int, int] | None:
+def median_interval(
+    values: npt.NDArray[np.int64], infinite: int = 0, confidence: float = CONFIDENCE
+) -> tuple[int, int | None] | None:
     """A distribution-free interval of the median, from order statistics.
 
     David and Nagaraja, "Order Statistics" (2003), §7.1: [x(r), x(n-r+1)] covers the median with probability
     1 - 2 P(Bin(n, 1/2) < r).
 
     Args:
-        values: shape (n,), any order.
+        values: shape (m,), any order.
+        infinite: further values, larger than any (lost probes).
         confidence: in (0, 1).
 
     Returns:
-        (low, high) in the units of `values`, or None where n is too small for the confidence asked.
+        (low, high) in the units of `values`; high is None where it is infinite. None where there are too few values
+        for the confidence asked, or where even the lower bound is infinite.
     """
-    n = len(values)
+    n = len(values) + infinite
     ranks = np.arange(n // 2)
     # P(Bin(n, 1/2) <= k), increasing in k; r = the number of k that keep both tails small enough
     r = int(np.count_nonzero(bdtr(ranks.astype(np.float64), n, 0.5) <= (1 - confidence) / 2))
-    if r == 0:
+    if r == 0 or r > len(values):
         return None
-    ordered = np.partition(values, (r - 1, n - r))
-    return int(ordered[r - 1]), int(ordered[n - r])
+    top = n - r
+    if top >= len(values):
+        return int(np.partition(values, r - 1)[r - 1]), None
+    ordered = np.partition(values, (r - 1, top))
+    return int(ordered[r - 1]), int(ordered[top])
+
+
+def loss_bounds(lost: int, undecided: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """An interval of a loss ratio that holds whatever became of the undecided probes.
+
+    Args:
+        lost: probes known to be lost.
+        undecided: probes of which nobody can say; all or none of them may be lost.
+        total: all of them and those that arrived.
+        confidence: of the exact binomial interval at either end.
+    """
+    return (
+        binomial_interval(lost, total, confidence)[0],
+        binomial_interval(lost + undecided, total, confidence)[1],
+    )

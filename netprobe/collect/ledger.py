@@ -34,7 +34,7 @@ class Ledger:
         last_stop: shape (count,), int64; last stop at which the probe was seen, -1 where unsent.
         first_missing: shape (count,), int64; for lost probes the first stop that looked and did not see it, else -1.
         missed: shape (stops,), int64; probes that a stop missed though they were seen further on.
-        late: lost probes that did arrive, after their deadline.
+        late: lost probes that did come, after their deadline, to where they were missed or further.
     """
 
     fate: npt.NDArray[np.uint8]
@@ -114,5 +114,6 @@ def settle(arrivals: Arrivals, *, started: Flags, blind: Flags, deadline_ns: Tim
     fate[lost] = Fate.LOST
     passed = np.arange(stops)[:, None] < last
     missed = np.count_nonzero(passed & ~seen & ~blind, axis=1)
-    late = int(np.count_nonzero(lost & arrivals.late.any(axis=0)))
+    beyond = np.arange(stops)[:, None] >= look
+    late = int(np.count_nonzero(lost & (arrivals.late & beyond).any(axis=0)))
     return Ledger(fate, last, np.where(lost, look, -1), missed, late)

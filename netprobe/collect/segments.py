@@ -6,18 +6,24 @@ Sources: RFC 7679 (one-way delay), RFC 7680 (loss), RFC 5481 §4.2 (PDV), RFC 47
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from netprobe.collect.arrivals import Arrivals, Flags
 from netprobe.collect.histogram import Histogram
-from netprobe.collect.intervals import binomial_interval, median_interval
+from netprobe.collect.intervals import loss_bounds, median_interval
 from netprobe.collect.ledger import Ledger
-from netprobe.model.points import Stop, segment_id, segment_kind
+from netprobe.model.points import Stamp, Stop, segment_id, segment_kind
 from netprobe.model.records import NO_TIME
 from netprobe.model.results import Delay, Pdv, SegmentResult
+
+COUNTING = frozenset({Stamp.KERNEL_RX, Stamp.PACKET})
+"""Stamps of stops that see every copy: a ring, and a reflector that answers each."""
+
+MAX_UNDECIDED = 0.05
+"""Share of undecided probes above which a loss ratio is not stated; the interval always is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,32 @@ def samples_between(arrivals: Arrivals, first: int, second: int) -> Samples:
     return Samples(seq, end[seq] - start[seq])
 
 
-def duplicated_between(arrivals: Arrivals, first: int, second: int) -> npt.NDArray[np.int64]:
-    """Probes of which more copies arrived at `second` than at `first`: shape (count,), the surplus."""
-    before = np.maximum(arrivals.copies[first], 1)
-    surplus: npt.NDArray[np.int64] = np.maximum(arrivals.copies[second] - before, 0)
-    return surplus
+def known_copies(stops: Sequence[Stop], arrivals: Arrivals, base: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many copies of each probe are known to have come as far as each stop: shape (stops, count).
+
+    Where a stop missed a probe, or can count none (an answer proves presence, not copies), the nearest count before it
+    holds.
+
+    Args:
+        stops: the leg's stops.
+        arrivals: its tables.
+        base: shape (count,); copies with which the leg starts.
+    """
+    known = np.empty_like(arrivals.copies)
+    known[0] = np.maximum(base, 1)
+    for i in range(len(stops)):
+        before = known[max(i - 1, 0)]
+        counts = stops[i].stamp in COUNTING and bool(i or stops[i].stamp is Stamp.PACKET)
+        known[i] = np.where((arrivals.copies[i] > 0) & counts, arrivals.copies[i], before)
+    return known
+
+
+def duplicated_between(
+    arrivals: Arrivals, known: npt.NDArray[np.int64], first: int, second: int
+) -> npt.NDArray[np.int64]:
+    """Copies that were added between two stops: shape (count,). Of what `second` did not see, none."""
+    surplus: npt.NDArray[np.int64] = np.maximum(known[second] - known[first], 0)
+    return np.where(arrivals.copies[second] > 0, surplus, 0)
 
 
 def reordered_between(arrivals: Arrivals, first: int, second: int) -> Flags:
@@ -62,8 +89,9 @@ def reordered_between(arrivals: Arrivals, first: int, second: int) -> Flags:
     return flags
 
 
-def delay_of(histogram: Histogram, delays_ns: npt.NDArray[np.int64], lost: int) -> tuple[Delay, Pdv] | None:
+def delay_of(delays_ns: npt.NDArray[np.int64], lost: int) -> tuple[Delay, Pdv] | None:
     """Delay and PDV of a segment; lost probes count as infinite, so a quantile may be None."""
+    histogram = Histogram.of(delays_ns)
     if not histogram.samples:
         return None
     p50, p90, p99 = (histogram.quantile_ns(q, lost) for q in (0.5, 0.9, 0.99))
@@ -74,7 +102,7 @@ def delay_of(histogram: Histogram, delays_ns: npt.NDArray[np.int64], lost: int) 
         p99=p99,
         max=histogram.max_ns,
         samples=histogram.samples,
-        p50_interval_95=median_interval(delays_ns),
+        p50_interval_95=median_interval(delays_ns, lost),
     )
     above = [None if q is None else q - delay.min for q in (p50, p90, p99)]
     return delay, Pdv(p50=above[0], p90=above[1], p99=above[2], max=delay.max - delay.min)
@@ -85,15 +113,37 @@ def _stamp(first: Stop, second: Stop) -> str:
     return names[0] if names[0] == names[1] else f"{names[0]}/{names[1]}"
 
 
-def _segment(stops: Sequence[Stop], arrivals: Arrivals, ledger: Ledger, first: int, second: int) -> SegmentResult:
+def _ratio(lost: int, received: int, undecided: int) -> float | None:
+    """Loss among the decided probes; None where too many are undecided for it to mean anything."""
+    known = received + lost
+    if not known or undecided > MAX_UNDECIDED * (known + undecided):
+        return None
+    return lost / known
+
+
+@dataclass(frozen=True, slots=True)
+class LegTables:
+    """Everything that segments of one leg are made from.
+
+    Attributes:
+        copies: shape (stops, count); `known_copies`.
+    """
+
+    stops: Sequence[Stop]
+    arrivals: Arrivals
+    ledger: Ledger
+    copies: npt.NDArray[np.int64]
+
+
+def _segment(leg: LegTables, first: int, second: int, lost: int) -> SegmentResult:
+    arrivals, ledger = leg.arrivals, leg.ledger
     sent = int(np.count_nonzero(ledger.last_stop >= first))
     received = int(np.count_nonzero(ledger.last_stop >= second))
-    lost = ledger.lost_between(first, second)
+    undecided = sent - received - lost
     samples = samples_between(arrivals, first, second)
     usable = samples.delay_ns[samples.delay_ns >= 0]
-    figures = delay_of(Histogram.of(usable), usable, lost)
-    known = received + lost
-    a, b = stops[first].point, stops[second].point
+    figures = delay_of(usable, lost)
+    a, b = leg.stops[first].point, leg.stops[second].point
     return SegmentResult(
         id=segment_id(a.id, b.id),
         first=a.id,
@@ -102,35 +152,31 @@ def _segment(stops: Sequence[Stop], arrivals: Arrivals, ledger: Ledger, first: i
         sent=sent,
         received=received,
         lost=lost,
-        undecided=sent - received - lost,
-        loss_ratio=lost / known if known else None,
-        loss_interval_95=binomial_interval(lost, known),
+        undecided=undecided,
+        loss_ratio=_ratio(lost, received, undecided),
+        loss_interval_95=loss_bounds(lost, undecided, sent),
         delay=figures[0] if figures else None,
         pdv=figures[1] if figures else None,
         negative=len(samples.delay_ns) - len(usable),
         reordered=int(np.count_nonzero(reordered_between(arrivals, first, second))),
-        duplicated=int(duplicated_between(arrivals, first, second).sum()),
-        stamp=_stamp(stops[first], stops[second]),
+        duplicated=int(duplicated_between(arrivals, leg.copies, first, second).sum()),
+        stamp=_stamp(leg.stops[first], leg.stops[second]),
     )
 
 
-def segment_results(stops: Sequence[Stop], arrivals: Arrivals, ledger: Ledger) -> tuple[SegmentResult, ...]:
+def segment_results(leg: LegTables) -> tuple[SegmentResult, ...]:
     """One result a pair of neighbouring stops, in travel order.
 
     Where a stop in between was blind to some lost probes, their loss is stated for the wider span, as a row of its own.
-
-    Args:
-        stops: the leg's stops in travel order.
-        arrivals: its tables.
-        ledger: its fates.
     """
-    pairs = {(i, i + 1) for i in range(len(stops) - 1)}
-    pairs |= {(first, second) for first, second, _ in ledger.lost_spans()}
-    return tuple(_segment(stops, arrivals, ledger, first, second) for first, second in sorted(pairs))
+    rows = {(i, i + 1) for i in range(len(leg.stops) - 1)}
+    wide = {(first, second) for first, second, _ in leg.ledger.lost_spans()} - rows
+    results = {pair: _segment(leg, *pair, leg.ledger.lost_between(*pair)) for pair in rows | wide}
+    for pair in wide:  # copies and overtaking are the business of the rows within
+        results[pair] = replace(results[pair], reordered=0, duplicated=0)
+    return tuple(results[pair] for pair in sorted(results))
 
 
-def end_to_end(stops: Sequence[Stop], arrivals: Arrivals, ledger: Ledger) -> SegmentResult:
+def end_to_end(leg: LegTables) -> SegmentResult:
     """The whole leg as one segment; its loss is the loss of all spans."""
-    whole = _segment(stops, arrivals, ledger, 0, len(stops) - 1)
-    lost = sum(n for _, _, n in ledger.lost_spans())
-    return whole.with_loss(lost, binomial_interval(lost, whole.received + lost))
+    return _segment(leg, 0, len(leg.stops) - 1, sum(n for _, _, n in leg.ledger.lost_spans()))

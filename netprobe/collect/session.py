@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netprobe.collect.answers import Answers, proved_unreflected
+from netprobe.collect.answers import Answers, guest_records, proved_unreflected
 from netprobe.collect.arrivals import Arrivals, Flags, Times, tabulate
 from netprobe.collect.ledger import Fate, Ledger, settle
-from netprobe.collect.segments import end_to_end, segment_results
+from netprobe.collect.segments import LegTables, end_to_end, known_copies, segment_results
 from netprobe.model.points import Leg, Path, Stop
 from netprobe.model.records import NO_TIME, HopBatch
 from netprobe.model.results import SegmentResult
@@ -44,11 +44,13 @@ class SessionOutcome:
     Attributes:
         returned: None where no answer is expected.
         forged: records off the session's path.
+        clock_doubts: answers whose T2 and T3 do not fit our own times: the guest's clock is another one, or wrong.
     """
 
     forward: LegOutcome
     returned: LegOutcome | None
     forged: int
+    clock_doubts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +61,37 @@ class SessionInput:
         session: its number.
         path: its stops; stop 0 of the forward leg is where it is sent.
         point_index: index of each point id, as in the hop records.
-        sent_ns: shape (count,), int64; when each probe was sent, 0 for unsent.
+        sent_ns: shape (count,), int64; when each probe was sent by this host's clock, 0 for unsent.
+        sender_ns: shape (count,), int64; the sender's own stamp, 0 where there is none that can be used.
         tmax_ns: waiting time of a probe and of its answer, from the sending of the probe.
         now_ns: the present.
         hops: verified records of this session, rings and guests alike.
         answers: its answers.
         windows: when points may have lost sight.
         unwatched: ids of points where nobody looked.
+        is_numbered: the session has one 5-tuple, so that a stateful reflector counts its probes in one row.
     """
 
     session: int
     path: Path
     point_index: Mapping[str, int]
     sent_ns: Times
+    sender_ns: Times
     tmax_ns: int
     now_ns: int
     hops: HopBatch
     answers: Answers
     windows: Sequence[BlindWindow] = ()
     unwatched: frozenset[str] = frozenset()
+    is_numbered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """When each probe left, for certain, and when its waiting time is over: shape (count,) each."""
+
+    started: Flags
+    deadline_ns: Times
 
 
 def _blindness(given: SessionInput, stops: Sequence[Stop], arrivals: Arrivals, deadline_ns: Times) -> Flags:
@@ -103,9 +117,9 @@ def _tabulate(given: SessionInput, hops: HopBatch, leg: Leg, deadline_ns: Times)
     return tabulate(hops.where(hops.leg == leg), stops, deadline_ns)
 
 
-def _outcome(stops: tuple[Stop, ...], arrivals: Arrivals, ledger: Ledger) -> LegOutcome:
-    segments = segment_results(stops, arrivals, ledger)
-    return LegOutcome(stops, arrivals, ledger, segments, end_to_end(stops, arrivals, ledger))
+def _outcome(stops: tuple[Stop, ...], arrivals: Arrivals, ledger: Ledger, base: Times) -> LegOutcome:
+    leg = LegTables(stops, arrivals, ledger, known_copies(stops, arrivals, base))
+    return LegOutcome(stops, arrivals, ledger, segment_results(leg), end_to_end(leg))
 
 
 def _reach_ns(forward: Arrivals, returned: Arrivals | None) -> int:
@@ -117,29 +131,42 @@ def _reach_ns(forward: Arrivals, returned: Arrivals | None) -> int:
     return 2 * int((back[both] - there[both]).max(initial=0))
 
 
-def _stamp_sending(arrivals: Arrivals, sent_ns: Times) -> None:
+def _stamp_sending(given: SessionInput, arrivals: Arrivals) -> None:
     """Stop 0 is where probes are sent: known from the sender, not from records."""
-    arrivals.first_ns[0] = np.where(sent_ns > 0, sent_ns, NO_TIME)
-    arrivals.order[0][np.argsort(sent_ns, kind="stable")] = np.arange(len(sent_ns))
-    arrivals.order[0][sent_ns == 0] = -1
+    times = given.sender_ns
+    arrivals.first_ns[0] = np.where(times > 0, times, NO_TIME)
+    arrivals.order[0][np.argsort(times, kind="stable")] = np.arange(len(times))
+    arrivals.order[0][times <= 0] = -1
 
 
-def _forward(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, reach_ns: int) -> LegOutcome:
+def _forward(given: SessionInput, arrivals: Arrivals, clock: Clock, reach_ns: int) -> LegOutcome:
     stops = given.path.forward
-    blind = _blindness(given, stops, arrivals, deadline_ns)
-    if not stops[-1].is_observed_by_ring:
+    blind = _blindness(given, stops, arrivals, clock.deadline_ns)
+    if not stops[-1].is_observed_by_ring and given.is_numbered:
         first_ns, last_ns = arrivals.first_ns[-2], arrivals.last_ns[-2]
         blind[-1] &= ~proved_unreflected(first_ns, last_ns, given.answers, reach_ns)
-    started = given.sent_ns > 0
-    ledger = settle(arrivals, started=started, blind=blind, deadline_ns=deadline_ns, now_ns=given.now_ns)
-    return _outcome(stops, arrivals, ledger)
+    ledger = settle(arrivals, started=clock.started, blind=blind, deadline_ns=clock.deadline_ns, now_ns=given.now_ns)
+    return _outcome(stops, arrivals, ledger, np.ones(len(blind[0]), np.int64))
 
 
-def _returned(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, delivered: Flags) -> LegOutcome:
+def _returned(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, forward: LegOutcome) -> LegOutcome:
     stops = given.path.returned
     blind = _blindness(given, stops, arrivals, deadline_ns)
+    delivered = forward.ledger.fate == Fate.DELIVERED
     ledger = settle(arrivals, started=delivered, blind=blind, deadline_ns=deadline_ns, now_ns=given.now_ns)
-    return _outcome(stops, arrivals, ledger)
+    return _outcome(stops, arrivals, ledger, forward.arrivals.copies[-2])
+
+
+def _clock(given: SessionInput) -> Clock:
+    """A probe that some point saw was sent, whatever became of its sender's report."""
+    count = len(given.sent_ns)
+    earliest = np.full(count, np.iinfo(np.int64).max)
+    ours = given.hops.where((given.hops.seq < count) & (given.hops.t_ns != NO_TIME))
+    np.minimum.at(earliest, ours.seq, ours.t_ns)
+    reported = given.sent_ns > 0
+    was_seen = earliest < np.iinfo(np.int64).max
+    left = np.where(reported, given.sent_ns, np.where(was_seen, earliest, 0))
+    return Clock(reported | was_seen, np.where(left > 0, left + given.tmax_ns, 0))
 
 
 def settle_session(given: SessionInput) -> SessionOutcome:
@@ -147,17 +174,24 @@ def settle_session(given: SessionInput) -> SessionOutcome:
 
     The return leg's ledger plans one answer for each delivered probe; its waiting time ends with the probe's own.
     """
+    clock = _clock(given)
+    there = _tabulate(given, given.hops, Leg.FORWARD, clock.deadline_ns)
+    doubts = 0
     hops = given.hops
     if given.path.returned and len(given.answers.seq):
-        guest = given.point_index[given.path.forward[-1].point.id]
-        hops = HopBatch.concat([hops, given.answers.hop_records(given.session, guest)])
-    deadline_ns = np.where(given.sent_ns > 0, given.sent_ns + given.tmax_ns, 0)
-    there = _tabulate(given, hops, Leg.FORWARD, deadline_ns)
-    back = _tabulate(given, hops, Leg.RETURN, deadline_ns) if given.path.returned else None
-    _stamp_sending(there, given.sent_ns)
-    forward = _forward(given, there, deadline_ns, _reach_ns(there, back))
+        records, doubts = guest_records(
+            given.answers,
+            session=given.session,
+            guest=given.point_index[given.path.forward[-1].point.id],
+            earliest_ns=np.maximum(there.first_ns[-2], given.sender_ns),
+            deadline_ns=clock.deadline_ns,
+        )
+        hops = HopBatch.concat([hops, records])
+        there = _tabulate(given, hops, Leg.FORWARD, clock.deadline_ns)
+    back = _tabulate(given, hops, Leg.RETURN, clock.deadline_ns) if given.path.returned else None
+    _stamp_sending(given, there)
+    forward = _forward(given, there, clock, _reach_ns(there, back))
     if back is None:
-        return SessionOutcome(forward, None, there.forged)
-    delivered = forward.ledger.fate == Fate.DELIVERED
-    returned = _returned(given, back, deadline_ns, delivered)
-    return SessionOutcome(forward, returned, there.forged + back.forged)
+        return SessionOutcome(forward, None, there.forged, doubts)
+    returned = _returned(given, back, clock.deadline_ns, forward)
+    return SessionOutcome(forward, returned, there.forged + back.forged, doubts)

@@ -18,21 +18,9 @@ from netprobe.judge.conntrack import (
     flush_argument,
     parse_dump,
 )
+from netprobe.plan.budget import Room
 
 _NOT_THERE = "No such file or directory"  # ENOENT, as OVS words it
-
-
-@dataclass(frozen=True, slots=True)
-class TableUse:
-    """How full a conntrack table is, entries."""
-
-    used: int
-    limit: int
-
-    @property
-    def free(self) -> int:
-        """Entries that fit in yet."""
-        return max(self.limit - self.used, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +50,13 @@ class Conntrack:
         self._unixctl = unixctl
         self._datapath = (datapath,) if datapath else ()
 
-    def use(self) -> TableUse:
+    def use(self) -> Room:
         """How full the table is.
 
         Raises:
             HostNotReadyError: the switch does not say.
         """
-        return TableUse(self._number("dpctl/ct-get-nconns"), self._number("dpctl/ct-get-maxconns"))
+        return Room(self._number("dpctl/ct-get-nconns"), self._number("dpctl/ct-get-maxconns"))
 
     def _number(self, command: str) -> int:
         text = self._unixctl.call(command, *self._datapath).strip()

@@ -366,7 +366,7 @@ class GuestAgent:
                 self.hello = GuestHello(
                     message.integer("version"),
                     message.text("device"),
-                    bytes.fromhex(message.text("mac").replace(":", "")),
+                    _mac_untrusted(message.text("mac")),
                     _reflector_of(message),
                 )
         if scope.cancelled_caught:
@@ -377,6 +377,13 @@ class GuestAgent:
         with suppress(HostNotReadyError):  # gone already, which is what was wanted
             await self._write(encode_message("bye"))
             await self._ended.wait()  # the agent hangs up once it is free for the next controller
+
+
+def _mac_untrusted(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text.replace(":", ""))
+    except ValueError as error:
+        raise WireError("hello", f"{text!r} is no MAC address") from error
 
 
 def _sent_report_untrusted(message: Message, count: int) -> SentReport:

@@ -48,7 +48,7 @@ def _delay_change(before: SegmentResult, now: SegmentResult) -> tuple[int, tuple
     if not before.delay or not now.delay or before.delay.p50 is None or now.delay.p50 is None:
         return None
     old, new = before.delay.p50_interval_95, now.delay.p50_interval_95
-    if old is None or new is None:
+    if old is None or new is None or old[1] is None or new[1] is None:
         return None
     difference = now.delay.p50 - before.delay.p50
     bounds = (new[0] - old[1], new[1] - old[0])

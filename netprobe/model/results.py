@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, object]
@@ -17,7 +17,7 @@ class Delay:
     Attributes:
         min: the smallest and max the largest delay among probes that did arrive.
         samples: how many delays stand behind the quantiles.
-        p50_interval_95: order-statistic interval of the median of the received; None where too few.
+        p50_interval_95: order-statistic interval of the median, its upper bound None where infinite; None: too few.
     """
 
     min: int
@@ -26,7 +26,7 @@ class Delay:
     p99: int | None
     max: int
     samples: int
-    p50_interval_95: tuple[int, int] | None
+    p50_interval_95: tuple[int, int | None] | None
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "Delay":
@@ -70,7 +70,8 @@ class SegmentResult:
         sent: probes known to have reached the first point; received: the second.
         undecided: probes that reached the first point and of which nothing more can be said (unobserved, pending, or
             part of a wider span).
-        loss_ratio: lost / (received + lost); None where no probe was decided.
+        loss_ratio: lost / (received + lost); None where no probe was decided, or too many were not.
+        loss_interval_95: holds whatever became of the undecided probes.
         negative: delays that came out below zero: a clock problem, left out of the figures.
         duplicated: extra copies that this segment made.
         reordered: probes that this segment reordered (RFC 4737).
@@ -92,17 +93,6 @@ class SegmentResult:
     reordered: int
     duplicated: int
     stamp: str
-
-    def with_loss(self, lost: int, interval: tuple[float, float]) -> "SegmentResult":
-        """The same segment with another number of lost probes."""
-        known = self.received + lost
-        return replace(
-            self,
-            lost=lost,
-            undecided=self.sent - self.received - lost,
-            loss_ratio=lost / known if known else None,
-            loss_interval_95=interval,
-        )
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "SegmentResult":

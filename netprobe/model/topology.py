@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from netprobe.errors import UsageError, unknown_name
 from netprobe.model.points import Point
@@ -79,9 +79,9 @@ class Topology:
         Raises:
             UsageError: there is none; the nearest known name is offered.
         """
-        wanted = name.lower()
+        wanted = _normal(name)
         for guest in self.guests:
-            if wanted in guest.names:
+            if wanted in {_normal(n) for n in guest.names}:
                 return guest
         raise unknown_name(where, name, (g.name for g in self.guests), kind="guest")
 
@@ -109,3 +109,11 @@ class Topology:
     def attachments(self) -> Iterable[Attachment]:
         """Guests and bypass NICs."""
         return (*self.guests, *self.bypasses)
+
+
+def _normal(name: str) -> str:
+    """A name in one spelling: addresses as they are printed, everything else in lower case."""
+    try:
+        return str(ip_address(name))
+    except ValueError:
+        return name.lower()

@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from netprobe.collect.session import BlindWindow
+from netprobe.host.clock import realtime_ns
 from netprobe.model.points import Leg, Point
 from netprobe.model.records import HopBatch
 from netprobe.observe.ring import RxRing
 from netprobe.wire.decode import Decoded, Decoder, Kind
+
+FOR_EVER_NS = 2**62
 
 GUEST_PRESENCE = (Kind.STAMP_REPLY, Kind.ECHO_REPLY, Kind.SYN_ACK, Kind.RST)
 """Answers that only the probed guest can have given; an ICMP error may come from anywhere on the way."""
@@ -28,6 +31,7 @@ class Sightings:
     t2_ns: npt.NDArray[np.int64]
     t3_ns: npt.NDArray[np.int64]
     reflector_seq: npt.NDArray[np.int64]
+    seen_ns: npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -42,11 +46,6 @@ class Tally:
     dropped: int = 0
     icmp_errors: int = 0
     remarked: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def shed(self) -> int:
-        """Frames that should have been seen and were not."""
-        return self.dropped
 
 
 class Decoding:
@@ -106,6 +105,7 @@ class Decoding:
                     t2_ns=decoded.t2_ns[is_answer],
                     t3_ns=decoded.t3_ns[is_answer],
                     reflector_seq=decoded.reflector_seq[is_answer],
+                    seen_ns=t_ns[decoded.index[is_answer]],
                 )
             )
         return batch
@@ -131,28 +131,28 @@ class Observer:
         place: the point with its device.
         program: classic BPF that passes probes only.
         decoding: where its frames go.
-        now_ns: CLOCK_REALTIME; from here on the ring looks.
 
     Raises:
         HostNotReadyError: the ring cannot be opened.
     """
 
-    def __init__(self, place: Point, program: bytes, decoding: Decoding, now_ns: int) -> None:
+    def __init__(self, place: Point, program: bytes, decoding: Decoding) -> None:
         self.place = place
         self.decoding = decoding
         self.windows: list[BlindWindow] = []
         self._ring = RxRing(place.netns, place.device, program)
-        self._checked_ns = now_ns
+        self.failure = ""  # why the ring sees nothing any more
+        self._checked_ns = realtime_ns()
 
     def fileno(self) -> int:
         """For select and trio."""
         return self._ring.fileno()
 
-    def drain(self, now_ns: int) -> HopBatch:
+    def drain(self) -> HopBatch:
         """Decode every block that the kernel has handed over.
 
-        Args:
-            now_ns: CLOCK_REALTIME; if the ring dropped frames since the last call, it was blind in between.
+        If frames were dropped since the last call, the point was blind in between; if its device went down, from then
+        on. The time is read after the drops, so that the window holds them all.
         """
         blocks = self._ring.blocks()
         batches = []
@@ -160,10 +160,15 @@ class Observer:
             self.decoding.tally.unstamped += block.unstamped
             batches.append(self.decoding.feed(block.buffer, block.offsets, block.lengths, block.t_ns, block.direction))
         self._ring.release(len(blocks))
-        dropped = self._ring.drops().dropped
+        dropped = self._ring.drops()
+        failure = self._ring.failure()
+        now_ns = realtime_ns()
         if dropped:
             self.decoding.tally.dropped += dropped
             self.windows.append(BlindWindow(self.decoding.point, self._checked_ns, now_ns))
+        if failure and not self.failure:
+            self.failure = failure
+            self.windows.append(BlindWindow(self.decoding.point, self._checked_ns, FOR_EVER_NS))
         self._checked_ns = now_ns
         return HopBatch.concat(batches)
 

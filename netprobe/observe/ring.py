@@ -4,8 +4,10 @@ Knows nothing of marks; observe.observer decodes. Blocks x retire time is 640 ms
 at probe rates. Layouts: linux/if_packet.h; the design's reasons are in docs/architecture.md.
 """
 
+import contextlib
 import ctypes
 import mmap
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -55,15 +57,6 @@ class FrameBlock:
     t_ns: npt.NDArray[np.int64]
     direction: npt.NDArray[np.uint8]
     unstamped: int
-
-
-@dataclass(frozen=True, slots=True)
-class RingDrops:
-    """What the kernel counted since the last question."""
-
-    passed: int
-    dropped: int
-    freezes: int
 
 
 def _attach(sock: socket.socket, program: bytes) -> None:
@@ -164,13 +157,21 @@ class RxRing:
             unstamped=int(np.count_nonzero(status & TP_STATUS_TS_SOFTWARE == 0)),
         )
 
-    def drops(self) -> RingDrops:
-        """Frames passed and dropped since the last call (the kernel resets its counters on reading)."""
+    def drops(self) -> int:
+        """Frames that the ring had no room for since the last call (the kernel resets its counters on reading)."""
         raw = self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12)
-        passed, dropped, freezes = struct.unpack("3I", raw)
-        return RingDrops(passed, dropped, freezes)
+        dropped: int = struct.unpack("3I", raw)[1]
+        return dropped
+
+    def failure(self) -> str:
+        """Why the ring sees nothing any more (its device went down), or "". Asking clears the kernel's note."""
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return os.strerror(code) if code else ""
 
     def close(self) -> None:
-        """Take the ring down. Views of its frames must not be used any more."""
-        self._words.release()
+        """Take the ring down; the memory goes with the last view of its frames. Twice is fine."""
         self._sock.close()
+        self._buffer = np.empty(0, np.uint8)
+        self._words.release()
+        with contextlib.suppress(BufferError):  # a FrameBlock still looks at it
+            self._memory.close()

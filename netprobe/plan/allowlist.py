@@ -107,7 +107,7 @@ def parse_allowlist(text: str, where: str) -> Allowlist:
     """
     try:
         table: dict[str, object] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(where, f"is no TOML: {error}") from error
     for key in table:
         if key not in _KEYS:

@@ -13,8 +13,8 @@ from netprobe.errors import UsageError, unknown_name
 E = TypeVar("E", bound=Enum)
 
 UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s)")
-_RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+_DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*(ns|us|ms|s)", re.ASCII)
+_RATIO = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*(%?)", re.ASCII)
 
 
 def parse_duration_ns(text: str, where: str) -> int:

@@ -140,7 +140,7 @@ def parse_plan(text: str, where: str) -> RunPlan:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number too long, tables too deep
         raise UsageError(where, f"is no TOML: {error}", advice="see docs/plans.md") from error
     fields = Fields(table, where)
     fields.integer("schema", PLAN_SCHEMA, PLAN_SCHEMA, PLAN_SCHEMA)

@@ -6,6 +6,7 @@ cloud among others: nothing here imports `netprobe.lab`.
 
 import json
 import os
+import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from netprobe.model.points import Point, PointKind
 from netprobe.model.topology import Attachment, Host, Topology
 
 STATE_SCHEMA = 1
+MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 Table = dict[str, object]
 
 
@@ -92,13 +94,25 @@ def topology_of(state: Table) -> Topology:
     rules = state.get("rules", {})
     if not isinstance(rules, dict):
         raise TypeError("rules")
-    return Topology(
+    topology = Topology(
         hosts=tuple(map(_host, _tables(state, "hosts"))),
         guests=tuple(_attachment(t, points) for t in _tables(state, "guests")),
         bypasses=tuple(_attachment(t, points) for t in _tables(state, "bypasses")),
         vswitches={p.host: p for p in points.values() if p.kind is PointKind.VSWITCH},
         rules={str(k): {str(a): str(b) for a, b in v.items()} for k, v in rules.items()},
     )
+    _check(topology)
+    return topology
+
+
+def _check(topology: Topology) -> None:
+    """What everything above relies on: known hosts, each with a vswitch; chains with a guest and a port; real MACs."""
+    hosts = {h.name for h in topology.hosts}
+    if not hosts or set(topology.vswitches) != hosts:
+        raise ValueError(f"hosts {sorted(hosts)}, vswitch points of {sorted(topology.vswitches)}")
+    for one in topology.attachments:
+        if one.host not in hosts or len(one.chain) < 2 or not MAC.fullmatch(one.mac):
+            raise ValueError(f"{one.name}: host {one.host!r}, {len(one.chain)} points, MAC {one.mac!r}")
 
 
 def read_topology(path: Path | None = None) -> Topology:
@@ -114,11 +128,11 @@ def read_topology(path: Path | None = None) -> Topology:
         raise HostNotReadyError("topology", "no lab is up", advice="run `netprobe lab up`") from None
     except PermissionError:
         raise HostNotReadyError("topology", f"{path} may not be read", advice="run as root") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HostNotReadyError("topology", f"{path} is damaged: {error}", advice="run `netprobe lab up`") from error
     try:
         return topology_of(state)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise HostNotReadyError(
             "topology", f"{path} is no state file of this version: {error!r}", advice="run `netprobe lab down` and up"
         ) from error

@@ -153,8 +153,14 @@ def _rings() -> str:
 
 
 def _store() -> str:
-    with open_store():
-        return f"{DEFAULT_PATH} can be written"
+    """Looks only: a doctor makes no store."""
+    if DEFAULT_PATH.exists():
+        with open_store():
+            return f"{DEFAULT_PATH} can be written"
+    place = next(p for p in DEFAULT_PATH.parents if p.exists())
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"{place} cannot be written")
+    return f"{DEFAULT_PATH} can be made"
 
 
 def _agent(path: str) -> str:

@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import trio
 
+from netprobe.collect.arrivals import Times
 from netprobe.errors import HostNotReadyError, NetprobeError, UsageError
+from netprobe.host.clock import realtime_ns
 from netprobe.host.guest_agent import GuestAgent, GuestFrames, open_guest_agent
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.inject.packet_out import send_packet_outs
@@ -35,18 +37,44 @@ class Sent:
     """What was sent of one session.
 
     Attributes:
-        times_ns: shape (count,), int64; CLOCK_REALTIME, 0 for unsent.
+        times_ns: shape (count,), int64; when, by this host's clock: the sender's stamp where that fits, else the plan;
+            0 for unsent.
+        stamps_ns: shape (count,), int64; the sender's stamp where it can be used, else 0.
+        doubtful: stamps that cannot be right: outside the time in which the order was carried out.
         failure: why sending ended early, "" when it did not.
     """
 
-    times_ns: npt.NDArray[np.int64]
+    times_ns: Times
+    stamps_ns: Times
     pacing: Pacing | None
+    doubtful: int = 0
     failure: str = ""
+
+    @property
+    def was_sent(self) -> npt.NDArray[np.bool_]:
+        """Shape (count,)."""
+        return self.times_ns > 0
 
     @classmethod
     def nothing(cls, count: int, failure: str) -> "Sent":
-        """No probe left."""
-        return cls(np.zeros(count, np.int64), None, failure)
+        """No probe is known to have left (what a point saw nevertheless counts as sent)."""
+        return cls(np.zeros(count, np.int64), np.zeros(count, np.int64), None, failure=failure)
+
+    @classmethod
+    def told(
+        cls, stamps_ns: npt.NDArray[np.int64], planned_ns: npt.NDArray[np.int64], window: tuple[int, int]
+    ) -> "Sent":
+        """What a sender reports, believed only within the time that the order took.
+
+        Args:
+            stamps_ns: shape (count,); 0 for unsent.
+            planned_ns: shape (count,); when each was due, by our clock.
+            window: our clock before the order and after the report.
+        """
+        sent = stamps_ns > 0
+        fits = sent & (stamps_ns >= window[0]) & (stamps_ns <= window[1])
+        times = np.where(fits, stamps_ns, np.where(sent, np.minimum(planned_ns, window[1]), 0))
+        return cls(times, np.where(fits, stamps_ns, 0), None, int(np.count_nonzero(sent & ~fits)))
 
 
 class Injector:
@@ -64,11 +92,16 @@ class Injector:
         self._stop = threading.Event()
         self._held: dict[str, list[GuestFrames]] = {}
 
+    def halt(self) -> None:
+        """No packet-out goes any more, whatever becomes of the tasks around."""
+        self._stop.set()
+
     async def stop(self) -> None:
         """Send nothing more; what was sent until now is still told."""
-        self._stop.set()
+        self.halt()
         for agent in self._agents.values():
-            await agent.stop_sends()
+            with suppress(HostNotReadyError):
+                await agent.stop_sends()
 
     async def observe(self, watch: Watch, nursery: trio.Nursery) -> None:
         """Let the agents look for answers at their own NICs, and feed `watch` with what they see."""
@@ -97,23 +130,28 @@ class Injector:
             place = _attachment(self._topology, name).chain[0]
             watch.took(watch.decode_agent_frames(place, held))
 
-    async def finish(self, watch: Watch) -> dict[str, int]:
-        """Decode what the agents still hold.
+    async def finish(self, watch: Watch, since_ns: int) -> int:
+        """Decode what the agents still hold. A point whose agent shed frames, or died, was blind for the whole run.
 
         Returns:
-            By point, what was shed: frames by the agents' observers, batches on the way here.
+            What was shed: frames by the agents' observers, batches on the way here.
         """
-        counts = {}
+        total = 0
         for name, agent in self._agents.items():
+            place = _attachment(self._topology, name).chain[0].id
+            is_gone = False
             try:
                 status, _ = await agent.status()  # frames seen before are in the channel when it returns
-            except HostNotReadyError:
-                status = agent.observe_status
+            except HostNotReadyError as error:
+                status, is_gone = agent.observe_status, True
+                watch.unwatched_since[place] = str(error)
             if name in self._held:
                 self._decode(name, agent, watch)
-            place = _attachment(self._topology, name).chain[0].id
-            counts[place] = status.dropped + status.shed + agent.shed_batches
-        return counts
+            shed = status.dropped + status.shed + agent.shed_batches
+            if shed or is_gone:
+                watch.lost_sight(place, since_ns)
+            total += shed
+        return total
 
     async def absorb(self, one: Prepared) -> None:
         """Keep the sender's kernel from answering STAMP replies with "port unreachable"."""
@@ -136,6 +174,7 @@ class Injector:
     async def _through_agent(self, one: Prepared) -> Sent:
         agent = self._agents[one.sender.name]
         block = one.block
+        before_ns = realtime_ns()
         report = await agent.send(
             block.frames,
             block.frames.shape[1],
@@ -144,8 +183,9 @@ class Injector:
             checksum_offset=block.checksum_offset,
             lead_ns=LEAD_NS,
         )
+        sent = Sent.told(report.times_ns, before_ns + LEAD_NS + one.due_ns, (before_ns, realtime_ns()))
         pacing = Pacing(report.pacing.p50_ns, report.pacing.p99_ns, report.pacing.max_ns)
-        return Sent(report.times_ns, pacing, report.error)
+        return replace(sent, pacing=pacing, failure=report.error)
 
     def _packet_out(self, one: Prepared) -> Sent:
         host = self._topology.host(one.sender.host)
@@ -155,8 +195,12 @@ class Injector:
             done = send_packet_outs(
                 client, one.block.frames, one.sender.ofport, due, cap_pps=cap, stopped=self._stop.is_set
             )
+        times = done.times_ns.copy()
+        if done.unconfirmed:
+            # No barrier says that the switch took these; those that some point sees count as sent all the same.
+            times[np.flatnonzero(times)[-done.unconfirmed :]] = 0
         pacing = Pacing(done.pacing.p50_ns, done.pacing.p99_ns, done.pacing.max_ns)
-        return Sent(done.times_ns, pacing, str(done.failure) if done.failure else "")
+        return Sent(times, times, pacing, failure=str(done.failure) if done.failure else "")
 
 
 SNAP_BYTES = 2_048
@@ -180,7 +224,11 @@ async def open_injector(
     """
     senders = {one.sender.name: one.sender for one in prepared if one.plan.vantage is not Vantage.VSWITCH}
     async with _open_agents(list(senders.values())) as agents:
-        yield Injector(agents, topology, allowlists)
+        injector = Injector(agents, topology, allowlists)
+        try:
+            yield injector
+        finally:
+            injector.halt()  # a thread that sends does not notice a cancelled task
 
 
 @asynccontextmanager

@@ -5,10 +5,12 @@ The run itself undoes its journal at its end; `netprobe clean` undoes those that
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Self
 
 from netprobe.errors import HostNotReadyError, NetprobeError
 from netprobe.host.conntrack import Conntrack
@@ -50,35 +52,106 @@ def _tuple(row: Sequence[object]) -> FiveTuple:
     return FiveTuple(numbers[0], ip_address(str(src)), ip_address(str(dst)), *numbers[1:])
 
 
-def _remove(shares: Sequence[Share]) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What became of entries that were to be removed; `left` could not be asked about, and stay in the journal."""
+
+    deleted: int
+    kept: int
+    left: tuple[Share, ...]
+    problems: tuple[str, ...]
+
+
+def _is_running(rundir: str) -> bool:
+    """Whether there is a switch that may still hold entries."""
+    try:
+        return start_ticks(int((Path(rundir) / "ovs-vswitchd.pid").read_text())) > 0
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(shares: Sequence[Share]) -> Removal:
     deleted = kept = 0
+    left, problems = [], []
     for share in shares:
         try:
             with UnixctlClient(share.rundir) as unixctl:
                 outcome = Conntrack(unixctl).delete_own(share.tuples, share.zone)
-        except HostNotReadyError:
-            continue  # the table went with its switch
+        except HostNotReadyError as error:
+            if _is_running(share.rundir):  # else the table went with its switch
+                left.append(share)
+                problems.append(str(error))
+            continue
         deleted += len(outcome.deleted)
         kept += len(outcome.kept)
-    return deleted, kept
+    return Removal(deleted, kept, tuple(left), tuple(problems))
+
+
+def _share(one: Prepared, topology: Topology) -> Share:
+    host = topology.host(one.sender.host)
+    return Share(host.ovs_rundir, host.zone, tuple(own_tuples(one.probe)))
 
 
 class Journal:
-    """One run's journal; on disk from `open_journal` to `undo`."""
+    """One run's journal, on disk until it is undone; use it as a context manager.
 
-    def __init__(self, path: Path, shares: Sequence[Share]) -> None:
+    Attributes:
+        deleted, kept: entries that `undo` removed, and those that go by their own timeout.
+    """
+
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._shares = shares
+        self._shares: list[Share] = []
+        self.deleted = 0
+        self.kept = 0
 
-    def undo(self) -> tuple[int, int]:
-        """Delete what the run made and forget it.
+    def add(self, one: Prepared, topology: Topology) -> None:
+        """Write down what a session will make, before it is sent.
 
-        Returns:
-            (deleted, kept) entries; kept ones go by their own timeout.
+        Raises:
+            HostNotReadyError: it cannot be written, so nothing may be made.
         """
-        counts = _remove(self._shares)
-        self._path.unlink(missing_ok=True)
-        return counts
+        self._shares.append(_share(one, topology))
+        self._write()
+
+    def _write(self) -> None:
+        document = {
+            "schema": JOURNAL_SCHEMA,
+            "pid": os.getpid(),
+            "start_ticks": start_ticks(os.getpid()),
+            "conntrack": [_to_json(s) for s in self._shares],
+        }
+        new = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with new.open("w", encoding="utf-8") as file:
+                json.dump(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.rename(self._path)
+        except OSError as error:
+            raise HostNotReadyError(
+                f"journal {self._path}",
+                f"cannot be written: {error.strerror}",
+                advice="are you root, and is the disk full?",
+            ) from error
+
+    def undo(self) -> None:
+        """Delete what the run made. What a busy switch could not be asked about stays for `netprobe clean`."""
+        removal = _remove(self._shares)
+        self.deleted += removal.deleted
+        self.kept += removal.kept
+        self._shares = list(removal.left)
+        if self._shares:
+            self._write()
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.undo()
 
 
 def open_journal(prepared: Sequence[Prepared], topology: Topology) -> Journal:
@@ -87,25 +160,11 @@ def open_journal(prepared: Sequence[Prepared], topology: Topology) -> Journal:
     Raises:
         HostNotReadyError: it cannot be written, so nothing may be made.
     """
-    shares = []
+    pid = os.getpid()
+    journal = Journal(_folder() / f"run-{pid}-{start_ticks(pid)}-{uuid.uuid4().hex[:8]}.json")
     for one in prepared:
-        host = topology.host(one.sender.host)
-        shares.append(Share(host.ovs_rundir, host.zone, tuple(own_tuples(one.probe))))
-    path = _folder() / f"run-{os.getpid()}.json"
-    document = {
-        "schema": JOURNAL_SCHEMA,
-        "pid": os.getpid(),
-        "start_ticks": start_ticks(os.getpid()),
-        "conntrack": [_to_json(s) for s in shares],
-    }
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_text(json.dumps(document))
-    except OSError as error:
-        raise HostNotReadyError(
-            f"journal {path}", f"cannot be written: {error.strerror}", advice="are you root, and is the disk full?"
-        ) from error
-    return Journal(path, shares)
+        journal.add(one, topology)
+    return journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +202,20 @@ def clean(topology: Topology | None) -> Cleaned:
         topology: for the bridges; None where no cloud is known.
     """
     journals = deleted = flows = 0
-    damaged, unreachable = [], []
+    damaged: list[str] = []
+    unreachable: list[str] = []
     for path in sorted(_folder().glob("run-*.json")):
         try:
             shares = _read(path)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
             damaged.append(str(path))
             continue
-        if shares is not None:
-            deleted += _remove(shares)[0]
+        if shares is None:
+            continue
+        removal = _remove(shares)
+        deleted += removal.deleted
+        unreachable += removal.problems
+        if not removal.left:
             path.unlink(missing_ok=True)
             journals += 1
     for host in topology.hosts if topology else ():

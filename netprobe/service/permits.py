@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from netprobe.errors import HostNotReadyError, RefusedError
 from netprobe.host.allowlist import read_allowlist
 from netprobe.host.audit import DEFAULT_PATH as DEFAULT_AUDIT_PATH
 from netprobe.host.audit import InjectionOrder, record_order
+from netprobe.host.clock import realtime_ns
 from netprobe.host.conntrack import Conntrack
 from netprobe.host.datapath_ports import read_drops
 from netprobe.host.ovsdb import bound_ports
@@ -19,10 +22,11 @@ from netprobe.host.port_ledger import reserve_ports
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.judge.ofproto_trace import five_tuple
+from netprobe.model.points import Vantage
 from netprobe.model.probes import Flow, ProbeSession, Protocol
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.plan.allowlist import Allowlist, Order
-from netprobe.plan.budget import Demand, Room, check_conntrack, check_rate
+from netprobe.plan.budget import Demand, check_conntrack, check_rate
 from netprobe.plan.plans import SessionPlan
 from netprobe.plan.port_ledger import flow_key
 from netprobe.service.discovery import base_dir
@@ -41,13 +45,13 @@ def audit_path() -> Path:
     return Path(os.environ.get("NETPROBE_AUDIT", DEFAULT_AUDIT_PATH))
 
 
-def port_source(topology: Topology, now_ns: int) -> PortSource:
+def port_source(topology: Topology) -> PortSource:
     """Source ports from netprobe's own block: none that conntrack has, none that rests from an earlier run."""
 
     def ports(sender: Attachment, target: Attachment, plan: SessionPlan, wanted: int) -> Sequence[int]:
         src, dst = sender.address(plan.family), target.address(plan.family)
         protocol, dst_port = IP_PROTOCOL[plan.protocol], plan.dst_port or 0
-        host = topology.host(sender.host)
+        host, now_ns = topology.host(sender.host), realtime_ns()
         with UnixctlClient(host.ovs_rundir) as unixctl:
             entries = Conntrack(unixctl).dump(host.zone).entries
         taken = {
@@ -61,7 +65,7 @@ def port_source(topology: Topology, now_ns: int) -> PortSource:
             wanted,
             now_ns,
             in_use=taken,
-            last_use_ns=now_ns + wanted * 1_000_000_000 // plan.rate_pps,
+            last_use_ns=now_ns + plan.count * 1_000_000_000 // plan.rate_pps,
             path=base_dir() / "ports.json",
         )
 
@@ -87,8 +91,13 @@ def _check_bound(prepared: Sequence[Prepared], topology: Topology) -> None:
             )
 
 
-def _check_conntrack(prepared: Sequence[Prepared], topology: Topology) -> None:
-    """Room enough for our entries, and none of our tuples is somebody's connection."""
+def check_tuples(prepared: Sequence[Prepared], topology: Topology) -> None:
+    """Room enough for our entries, and none of our tuples is somebody's connection.
+
+    Raises:
+        RefusedError: the table is too full for that, or has one of the tuples.
+        HostNotReadyError: a switch does not answer.
+    """
     demands, rooms = [], {}
     known: dict[str, frozenset[FiveTuple]] = {}
     for one in prepared:
@@ -98,7 +107,7 @@ def _check_conntrack(prepared: Sequence[Prepared], topology: Topology) -> None:
             with UnixctlClient(host.ovs_rundir) as unixctl:
                 table = Conntrack(unixctl)
                 use, entries = table.use(), table.dump(host.zone).entries
-            rooms[host.name] = Room(use.used, use.limit)
+            rooms[host.name] = use
             known[host.name] = frozenset(t for e in entries for t in (e.original, e.reply))
         taken = known[host.name].intersection(tuples)
         if taken:
@@ -109,6 +118,15 @@ def _check_conntrack(prepared: Sequence[Prepared], topology: Topology) -> None:
                 advice="leave sport out, or wait until that entry is gone",
             )
     check_conntrack(demands, rooms)
+
+
+def _check_bridges(prepared: Sequence[Prepared], lists: dict[str, Allowlist]) -> None:
+    """Packet-out is capped a bridge, however many sessions share it."""
+    for name, allowlist in lists.items():
+        here = [one.due_ns for one in prepared if one.sender.host == name and one.plan.vantage is Vantage.VSWITCH]
+        if len(here) > 1:
+            together = np.sort(np.concatenate(here))
+            check_rate(together.tolist(), allowlist.cap_pps(Vantage.VSWITCH), f"all packet-out sessions on {name}")
 
 
 def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) -> dict[str, Allowlist]:
@@ -138,8 +156,9 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
         allowlist = lists[one.sender.host]
         allowlist.check(order)
         check_rate(one.due_ns.tolist(), allowlist.cap_pps(one.plan.vantage), f"session {one.plan.name}")
+    _check_bridges(prepared, lists)
     _check_bound(prepared, topology)
-    _check_conntrack(prepared, topology)
+    check_tuples(prepared, topology)
     for one in prepared:
         record_order(
             InjectionOrder(

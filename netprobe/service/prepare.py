@@ -6,6 +6,7 @@ Nothing is injected here. service.permits says whether the host allows it; servi
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,12 @@ from netprobe.model.topology import Attachment, Topology
 from netprobe.plan.paths import build_path
 from netprobe.plan.plans import RunPlan, SessionPlan, checked
 from netprobe.plan.schedule import due_offsets_ns
+from netprobe.wire.control import MAX_MESSAGE_BYTES
 from netprobe.wire.frames import FrameBlock, FrameEncoder
 from netprobe.wire.mark import min_frame_size
+
+MAX_ORDER_BYTES = MAX_MESSAGE_BYTES // 2
+DUE_BYTES = 8
 
 PortSource = Callable[[Attachment, Attachment, SessionPlan, int], Sequence[int]]
 """(sender, target, session, how many) -> source ports that nobody uses."""
@@ -87,6 +92,27 @@ def _type_p(plan: SessionPlan, ports: tuple[int, ...]) -> TypeP:
     )
 
 
+def _check_order(plan: SessionPlan) -> None:
+    """All probes of a session go to their sender as one order, which must fit."""
+    frame = max(plan.size_bytes or 0, min_frame_size(plan.protocol, plan.family))
+    most = MAX_ORDER_BYTES // (frame + DUE_BYTES)
+    if plan.count > most:
+        raise UsageError(
+            f"session {plan.name}: count",
+            f"{plan.count} probes of {frame} bytes are more than one order can hold",
+            allowed=f"up to {most}",
+            advice="send smaller probes, or several runs",
+        )
+
+
+def _ip_version(name: str) -> int:
+    """4 or 6 for an address, 0 for another name."""
+    try:
+        return ip_address(name).version
+    except ValueError:
+        return 0
+
+
 def resolve(plan: SessionPlan, topology: Topology) -> tuple[Attachment, Attachment, Attachment]:
     """(source, target, sender) of a session.
 
@@ -95,14 +121,11 @@ def resolve(plan: SessionPlan, topology: Topology) -> tuple[Attachment, Attachme
     """
     where = f"session {plan.name}"
     source, target = topology.guest(plan.src, f"{where}: src"), topology.guest(plan.dst, f"{where}: dst")
-    for name, guest in ((plan.src, source), (plan.dst, target)):
-        if (":" in name and name == str(guest.ipv6) and plan.family == 4) or (
-            name == str(guest.ipv4) and plan.family == 6
-        ):
+    for name in (plan.src, plan.dst):
+        version = _ip_version(name)
+        if version not in {0, plan.family}:
             raise UsageError(
-                where,
-                f"{name} is not an IPv{plan.family} address",
-                advice=f"ask for --family {10 - plan.family}, or name the guest",
+                where, f"{name} is no IPv{plan.family} address", advice=f"ask for family {version}, or name the guest"
             )
     sender = topology.bypass_on(source.host, source) if plan.vantage is Vantage.BYPASS else source
     return source, target, sender
@@ -126,6 +149,7 @@ def prepare_session(
     plan = checked(plan, f"session {plan.name}")
     source, target, sender = resolve(plan, topology)
     path = build_path(topology, sender, target, plan.vantage, plan.protocol)
+    _check_order(plan)
     ports = _ports(plan, sender, target, port_source)
     probe = ProbeSession(
         session=session,

@@ -5,29 +5,32 @@ shows whether our probes really hit it (design §5), although tenants may hit it
 """
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from netprobe.collect.ledger import Fate
 from netprobe.collect.session import LegOutcome
-from netprobe.errors import NetprobeError
+from netprobe.errors import NetprobeError, NoAnswerError
 from netprobe.host.audit import InjectionOrder, record_order
 from netprobe.host.clock import realtime_ns
 from netprobe.host.conntrack import Conntrack
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.host.rule_counters import probe_rule, read_noise
+from netprobe.host.signals import StopRequest
 from netprobe.host.tracing import trace_probe
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.inject.packet_out import paced_sender
 from netprobe.judge.counter_pattern import PatternResult, fit_pattern
 from netprobe.judge.ofproto_trace import Trace, TraceStep, five_tuple, probe_flow
-from netprobe.judge.reason import Reason, ReasonCode, deciding_step, explain, unknown_reason
+from netprobe.judge.reason import NEUTRON_TABLES, Reason, ReasonCode, deciding_step, explain, unknown_reason
 from netprobe.model.points import PointKind, Vantage
 from netprobe.model.probes import Flow, Protocol
 from netprobe.model.topology import Host, Topology
 from netprobe.plan.allowlist import Allowlist, Order
-from netprobe.service.permits import audit_path, own_tuples
+from netprobe.service.journal import Journal
+from netprobe.service.permits import audit_path, check_tuples, own_tuples
 from netprobe.service.prepare import PortSource, Prepared, prepare_session, type_p_json
 
 TESTABLE = frozenset(
@@ -38,12 +41,19 @@ TESTABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """What the reason of one session is asked with."""
+    """What the reason of one session is asked with.
+
+    Attributes:
+        journal: the run's; what a test sends is written down there too.
+        stop: once it is asked, nothing more is sent.
+    """
 
     one: Prepared
     topology: Topology
     allowlist: Allowlist
     port_source: PortSource
+    journal: Journal
+    stop: StopRequest
 
 
 def _outside_the_switch(one: Prepared, outcome: LegOutcome, first: int, second: int) -> Reason | None:
@@ -97,12 +107,12 @@ def _ask(inquiry: Inquiry, seq: int, expected_port: str, *, some_passed: bool) -
             entries,
             is_answered=some_passed and one.probe.type_p.flow is Flow.SAME,
         )
-        reason = explain(trace, topology.rules, expected_port=expected_port)
+        reason = explain(trace, topology.rules, expected_port=expected_port, tables=NEUTRON_TABLES)
         step = _rule_to_test(trace, reason, topology)
         if step is None:
             return reason
         pattern = _test(inquiry, host, unixctl, step)
-    return explain(trace, topology.rules, pattern, expected_port=expected_port)
+    return explain(trace, topology.rules, pattern, expected_port=expected_port, tables=NEUTRON_TABLES)
 
 
 def _rule_to_test(trace: Trace, reason: Reason, topology: Topology) -> TraceStep | None:
@@ -124,6 +134,8 @@ def _test(inquiry: Inquiry, host: Host, unixctl: UnixctlClient, step: TraceStep)
         vantage=Vantage.VSWITCH,
         pps=cap,
     )
+    if inquiry.stop.asked():
+        return None
     try:
         allowlist.check(order)
         with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
@@ -132,11 +144,23 @@ def _test(inquiry: Inquiry, host: Host, unixctl: UnixctlClient, step: TraceStep)
             if pattern is None:
                 return None
             extra = _extra_session(inquiry, pattern.total)
+            check_tuples([extra], inquiry.topology)
+            inquiry.journal.add(extra, inquiry.topology)
             _audit(extra, host, pattern.total, cap)
             send = paced_sender(client, extra.block.frames, extra.sender.ofport, cap_pps=cap)
-            return probe_rule(client, unixctl, pattern, send, table=step.table, cookie=step.cookie)
+            stoppable = _until_stopped(send, inquiry.stop)
+            return probe_rule(client, unixctl, pattern, stoppable, table=step.table, cookie=step.cookie)
     except NetprobeError:
         return None  # without a test the evidence stays what it is: predicted
+
+
+def _until_stopped(send: Callable[[int], int], stop: StopRequest) -> Callable[[int], int]:
+    def send_unless_stopped(count: int) -> int:
+        if stop.asked():
+            raise NoAnswerError("rule counter", stop.why)
+        return send(count)
+
+    return send_unless_stopped
 
 
 def _extra_session(inquiry: Inquiry, count: int) -> Prepared:
@@ -144,6 +168,7 @@ def _extra_session(inquiry: Inquiry, count: int) -> Prepared:
     one = inquiry.one
     plan = replace(one.plan, count=count, name=f"{one.plan.name} (rule counter)")
     if one.plan.protocol is not Protocol.TCP and one.probe.type_p.src_port:
+        # The same tuple as the probes that were lost: another one may meet another rule.
         plan = replace(plan, src_port=one.probe.type_p.src_port, flow=Flow.SAME)
     number = (one.probe.session + 0x80000000) % (1 << 32)
     return prepare_session(plan, inquiry.topology, seed=0, session=number, port_source=inquiry.port_source)

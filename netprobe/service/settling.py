@@ -9,7 +9,7 @@ from netprobe.collect.results import leg_result
 from netprobe.collect.session import SessionInput, SessionOutcome, settle_session
 from netprobe.judge.reason import Reason
 from netprobe.model.points import Vantage
-from netprobe.model.probes import Protocol
+from netprobe.model.probes import Flow, Protocol
 from netprobe.model.results import SessionResult
 from netprobe.plan.plans import RunPlan
 from netprobe.service.injecting import Sent
@@ -43,20 +43,17 @@ class RunFacts:
 
     Attributes:
         sent: by session number.
-        settled_ns: CLOCK_REALTIME when looking ended.
+        ended_ns: CLOCK_REALTIME when looking ended.
         agent_shed: frames that guests' agents shed.
         port_dropped: frames that the switches' ports on the way dropped meanwhile, tenants' among them.
-        conntrack_deleted, conntrack_kept: entries of ours that were removed, and that could not be.
     """
 
     plan: RunPlan
     watch: Watch
     sent: dict[int, Sent]
-    settled_ns: int
+    ended_ns: int
     agent_shed: int
     port_dropped: int
-    conntrack_deleted: int
-    conntrack_kept: int
 
 
 def settle_run(prepared: Sequence[Prepared], facts: RunFacts) -> list[SessionOutcome]:
@@ -69,12 +66,14 @@ def settle_run(prepared: Sequence[Prepared], facts: RunFacts) -> list[SessionOut
                 path=one.path,
                 point_index=watch.point_index,
                 sent_ns=facts.sent[one.probe.session].times_ns,
+                sender_ns=facts.sent[one.probe.session].stamps_ns,
                 tmax_ns=facts.plan.tmax_ns,
-                now_ns=facts.settled_ns,
+                now_ns=facts.ended_ns,
                 hops=hops.where(hops.session == np.uint32(one.probe.session)),
                 answers=watch.answers(one.probe.session),
                 windows=watch.windows,
                 unwatched=frozenset(watch.unwatched),
+                is_numbered=one.probe.type_p.flow is Flow.SAME,
             )
         )
         for one in prepared
@@ -93,22 +92,25 @@ def _counters(facts: RunFacts) -> dict[str, int]:
         "unstamped": sum(t.unstamped for t in tallies),
         "icmp_errors": sum(t.icmp_errors for t in tallies),
         "clock_steps": facts.watch.steps.steps,
-        "conntrack_deleted": facts.conntrack_deleted,
-        "conntrack_kept": facts.conntrack_kept,
     }
 
 
-def _notes(one: Prepared, facts: RunFacts) -> tuple[str, ...]:
+def _notes(one: Prepared, outcome: SessionOutcome, facts: RunFacts) -> tuple[str, ...]:
     sent = facts.sent[one.probe.session]
     on_path = {s.point.id for s in (*one.path.forward, *one.path.returned)}
     notes = [*VANTAGE_NOTES[one.plan.vantage], *PROTOCOL_NOTES[one.plan.protocol]]
-    notes += [f"{point} is unobserved: {why}" for point, why in facts.watch.unwatched.items() if point in on_path]
+    unseen = {**facts.watch.unwatched, **facts.watch.unwatched_since}
+    notes += [f"{point} is unobserved: {why}" for point, why in unseen.items() if point in on_path]
+    if outcome.clock_doubts:
+        notes.append(f"{outcome.clock_doubts} answers carry times of a clock that is not ours: not used")
     if facts.port_dropped:
         notes.append(f"the switch's ports on the way dropped {facts.port_dropped} frames meanwhile, ours or others'")
     if sent.failure:
         notes.append(f"sending ended early: {sent.failure}")
+    if sent.doubtful:
+        notes.append(f"{sent.doubtful} send times of the source's clock do not fit ours: not used")
     if facts.watch.steps.steps:
-        notes.append("the wall clock was stepped during the run: delays across the step are not to be trusted")
+        notes.append("the wall clock was stepped during the run: delays, lost and late across the step are doubtful")
     return tuple(notes)
 
 
@@ -118,9 +120,11 @@ def _remarked_at(one: Prepared, facts: RunFacts) -> str | None:
     return next((s.point.id for s in one.path.forward if s.point.id in changed), None)
 
 
-def session_result(one: Prepared, outcome: SessionOutcome, facts: RunFacts, reason: Reason | None) -> SessionResult:
-    """Everything that a run says of one session."""
-    counters = _counters(facts)
+def session_result(
+    one: Prepared, outcome: SessionOutcome, facts: RunFacts, reason: Reason | None, undone: dict[str, int]
+) -> SessionResult:
+    """Everything that a run says of one session; `undone` are counters of what was tidied up."""
+    counters = {**_counters(facts), "clock_doubts": outcome.clock_doubts, **undone}
     sent = facts.sent[one.probe.session]
     plan = one.plan
     return SessionResult(
@@ -141,5 +145,5 @@ def session_result(one: Prepared, outcome: SessionOutcome, facts: RunFacts, reas
         reason=None if reason is None else reason.to_json(),
         overflow=bool(counters["ring_dropped"] or counters["agent_shed"]),
         counters=counters,
-        notes=_notes(one, facts),
+        notes=_notes(one, outcome, facts),
     )

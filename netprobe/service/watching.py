@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
-from netprobe.collect.answers import Answers, timed
+from netprobe.collect.answers import Answers, concat, timed
 from netprobe.collect.session import BlindWindow
 from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
@@ -76,6 +76,7 @@ class Watch:
         self.dscp = {p.session: p.type_p.dscp for p in probes if p.type_p.dscp is not None}
         self.completion = Completion(prepared, self.point_index)
         self.unwatched: dict[str, str] = {}
+        self.unwatched_since: dict[str, str] = {}
         self.steps = StepDetector()
         self.changed = trio.Event()
         by_agent = {one.sender.chain[0].id for one in prepared}
@@ -93,7 +94,7 @@ class Watch:
         for place in self.ring_places:
             decoding = self.decoding(place)
             try:
-                observer = Observer(place, self.program, decoding, realtime_ns())
+                observer = Observer(place, self.program, decoding)
             except HostNotReadyError as error:
                 self.unwatched[place.id] = str(error)
                 continue
@@ -112,9 +113,11 @@ class Watch:
             nursery.start_soon(self._read, observer)
 
     async def _read(self, observer: Observer) -> None:
-        while True:
+        while not observer.failure:  # a ring whose device is down would be readable for ever
             await trio.lowlevel.wait_readable(observer)
-            self.took(observer.drain(realtime_ns()))
+            self.took(observer.drain())
+            if observer.failure:
+                self.unwatched_since[observer.place.id] = f"its device failed meanwhile: {observer.failure}"
 
     def decode_agent_frames(self, place: Point, batches: Sequence[GuestFrames]) -> HopBatch:
         """Decode what a guest's agent saw at its own NIC."""
@@ -127,9 +130,9 @@ class Watch:
             np.concatenate([b.direction for b in batches]),
         )
 
-    def lost_sight(self, point: str, since_ns: int, shed: int) -> None:
-        """Frames were shed at a guest's own point: for the whole run its silence proves nothing."""
-        if shed and point in self.point_index:
+    def lost_sight(self, point: str, since_ns: int) -> None:
+        """Frames were shed at a guest's own point, or its agent died: for the whole run its silence proves nothing."""
+        if point in self.point_index:
             self._agent_windows.append(BlindWindow(self.point_index[point], since_ns, realtime_ns()))
 
     def took(self, batch: HopBatch) -> None:
@@ -142,7 +145,7 @@ class Watch:
         """Read what is left in the rings, at the end."""
         self.steps.check()
         for observer in self._observers:
-            self.completion.note(observer.drain(realtime_ns()))
+            self.completion.note(observer.drain())
 
     @property
     def windows(self) -> list[BlindWindow]:
@@ -160,17 +163,7 @@ class Watch:
 
     def answers(self, session: int) -> Answers:
         """The distinct answers to one session's probes."""
-        parts = [_of(s, session) for d in self._decodings.values() for s in d.sightings] or [_NO_ANSWER]
-        return Answers.unique(
-            np.concatenate([p.seq for p in parts]),
-            np.concatenate([p.t2_ns for p in parts]),
-            np.concatenate([p.t3_ns for p in parts]),
-            np.concatenate([p.reflector_seq for p in parts]),
-        )
-
-
-_NO_TIMES = np.empty(0, np.int64)
-_NO_ANSWER = Answers(np.empty(0, np.uint32), _NO_TIMES, _NO_TIMES, _NO_TIMES)
+        return concat([_of(s, session) for d in self._decodings.values() for s in d.sightings]).unique()
 
 
 def _of(sightings: Sightings, session: int) -> Answers:
@@ -180,4 +173,5 @@ def _of(sightings: Sightings, session: int) -> Answers:
         t2_ns=timed(sightings.t2_ns[mine]),
         t3_ns=timed(sightings.t3_ns[mine]),
         reflector_seq=sightings.reflector_seq[mine],
+        seen_ns=sightings.seen_ns[mine],
     )

@@ -17,10 +17,11 @@ INFINITE = "∞"
 
 def console(*, width: int | None = None, stderr: bool = False) -> Console:
     """A console: as wide as the terminal, or wide enough for the tables where there is none."""
-    probe = Console(stderr=stderr, highlight=False)
+    probe = Console(stderr=stderr)
     if width is None and not probe.is_terminal:
         width = 150
-    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=False)
+    # No markup: names and rules of others are text, whatever brackets they hold.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 def duration(ns: int | None) -> str:
@@ -44,9 +45,10 @@ def percent(ratio: float | None) -> str:
 def loss_text(segment: Document) -> str:
     """Loss with its exact 95 % interval."""
     low, high = segment["loss_interval_95"]
-    if segment["loss_ratio"] is None:
-        return "not observed"
-    return f"{100 * segment['loss_ratio']:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+    if not segment["sent"]:
+        return "none came so far"
+    ratio = "?" if segment["loss_ratio"] is None else f"{100 * segment['loss_ratio']:.2f} %"
+    return f"{ratio} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
 def _delay_cells(segment: Document) -> list[str]:
@@ -125,18 +127,32 @@ def change_line(change: Document) -> str:
     return f"{change['segment']}: " + "; ".join(parts)
 
 
+def _largest_loss(session: Document) -> int:
+    """How many were lost between the two points that the verdict names."""
+    for segment in session["segments"]:
+        if (segment["from"], segment["to"]) == (session["last_seen"], session["first_missing"]):
+            return int(segment["lost"])
+    return int(session["lost"])
+
+
 def verdict_text(session: Document) -> Text:
     """The answer in one line: delivered, or where it stopped."""
-    if session["lost"] and session["first_missing"]:
-        where = f"{session['lost']} dropped between {session['last_seen']} and {session['first_missing']}"
+    lost, unobserved = session["lost"], session["unobserved"]
+    if lost and session["first_missing"]:
+        there = _largest_loss(session)
+        elsewhere = f", {lost - there} elsewhere" if lost > there else ""
+        where = f"{there} dropped between {session['last_seen']} and {session['first_missing']}{elsewhere}"
         style = "bold yellow" if session["delivered"] else "bold red"
         lead = "delivered with loss" if session["delivered"] else "NOT delivered"
         return Text(f"{lead}: {where}", style=style)
-    if session["delivered"]:
-        return Text(f"delivered, seen at every point up to {session['last_seen']}", style="bold green")
-    return Text(
-        f"no answer: last seen at {session['last_seen'] or 'no point'}, nobody looks further on", style="bold magenta"
-    )
+    if not session["delivered"]:
+        where = session["last_seen"] or "no point"
+        return Text(f"no answer: last seen at {where}, and nobody can say more", style="bold magenta")
+    if unobserved:
+        text = f"delivered: {session['received']} for certain; of {unobserved} nobody can say whether they arrived"
+        return Text(text, style="bold yellow")
+    seen = "" if session["missed"] else ", seen at every point"
+    return Text(f"delivered to {session['last_seen']}{seen}", style="bold green")
 
 
 def print_session(out: Console, session: Document) -> None:

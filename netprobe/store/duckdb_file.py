@@ -154,22 +154,27 @@ class Store:
         """The newest run's document."""
         return next(self._documents(1), None)
 
-    def last_session(self, *, src: str, dst: str, vantage: str, proto: object) -> Json | None:
-        """The newest stored session of a path, vantage and protocol, as it was printed."""
-        wanted = (src, dst, vantage, proto)
+    def last_session(self, like: SessionResult) -> Json | None:
+        """The newest stored session of the same path, vantage, Type-P and rate, as it was printed."""
+        wanted = _path_of(like.to_json())
         for document in self._documents(NEWEST):
             sessions = document.get("sessions", [document])
-            assert isinstance(sessions, list)
-            for session in sessions:
-                if (session["src"], session["dst"], session["vantage"], session["type_p"]["proto"]) == wanted:
-                    found: Json = session
-                    return found
+            for session in sessions if isinstance(sessions, list) else []:
+                if isinstance(session, dict) and _path_of(session) == wanted:
+                    return session
         return None
 
     def _documents(self, limit: int) -> Iterator[Json]:
         query = "SELECT document FROM runs ORDER BY started_ns DESC, rowid DESC LIMIT ?"
         for (text,) in self._db.execute(query, [limit]).fetchall():
             yield json.loads(text)
+
+
+def _path_of(session: Json) -> list[object]:
+    """What must be the same for two sessions to be compared; source ports come and go."""
+    type_p = session.get("type_p")
+    kind = {k: v for k, v in type_p.items() if k not in {"src_port", "src_ports"}} if isinstance(type_p, dict) else {}
+    return [*(session.get(k) for k in ("src", "dst", "vantage", "rate_pps", "schedule")), kind]
 
 
 def _prepare(db: "duckdb.DuckDBPyConnection", path: Path) -> None:
@@ -185,8 +190,10 @@ def _prepare(db: "duckdb.DuckDBPyConnection", path: Path) -> None:
                 advice="use the netprobe that wrote it, or name another file with --store",
             )
         return
+    db.begin()
     db.execute(_TABLES)
     db.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
+    db.commit()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from netprobe.collect.arrivals import tabulate
 from netprobe.collect.ledger import Fate, settle
-from netprobe.collect.segments import duplicated_between, end_to_end, segment_results
+from netprobe.collect.segments import LegTables, end_to_end, known_copies, segment_results
 from netprobe.model.points import Direction, Point, PointKind, Stamp, Stop
 from netprobe.model.records import HopBatch, HopRecord
 
@@ -76,6 +76,12 @@ def path(stops):
     ]
 
 
+def leg(stops, arrivals, ledger):
+    """What segments are made from; one copy of each probe starts."""
+    places = path(stops)
+    return LegTables(places, arrivals, ledger, known_copies(places, arrivals, np.ones(len(ledger.fate), np.int64)))
+
+
 @settings(deadline=None, derandomize=True, max_examples=400)
 @given(worlds())
 def test_every_probe_has_exactly_one_fate_and_it_is_the_references(world):
@@ -115,11 +121,17 @@ def test_segments_account_for_every_probe(world):
     sent = np.array([p[1] for p in probes], np.int64)
     arrivals, deadline = table(records(probes, order), stops, sent)
     ledger = settle(arrivals, started=sent > 0, blind=blind, deadline_ns=deadline, now_ns=now)
-    rows = segment_results(path(stops), arrivals, ledger)
+    tables = leg(stops, arrivals, ledger)
+    rows = segment_results(tables)
     assert sum(r.lost for r in rows) == ledger.count(Fate.LOST)
     assert all(r.sent == r.received + r.lost + r.undecided for r in rows)
-    assert all(r.loss_interval_95[0] <= (r.loss_ratio or 0) for r in rows)
-    whole = end_to_end(path(stops), arrivals, ledger)
+    assert all(r.undecided >= 0 for r in rows)
+    for row in rows:
+        # Whatever became of the undecided ones, the interval covers it.
+        for lost in (row.lost, row.lost + row.undecided):
+            if row.sent:
+                assert row.loss_interval_95[0] <= lost / row.sent <= row.loss_interval_95[1]
+    whole = end_to_end(tables)
     assert whole.lost == ledger.count(Fate.LOST)
     assert whole.received == ledger.count(Fate.DELIVERED)
 
@@ -137,8 +149,11 @@ def test_duplicates_change_only_the_duplicate_counter(world, copies):
     before = settle(plain, started=sent > 0, blind=blind, deadline_ns=deadline, now_ns=now)
     after = settle(more, started=sent > 0, blind=blind, deadline_ns=deadline, now_ns=now)
     assert (before.fate == after.fate).all()
-    grown = duplicated_between(more, stops - 2, stops - 1) - duplicated_between(plain, stops - 2, stops - 1)
-    assert grown.sum() >= 0
+    counts = [segment_results(leg(stops, a, one)) for a, one in ((plain, before), (more, after))]
+    quiet, doubled = ({row.id: row.duplicated for row in rows} for rows in counts)
+    final = f"p{stops - 2}..p{stops - 1}"
+    assert {k: n for k, n in quiet.items() if k != final} == {k: n for k, n in doubled.items() if k != final}
+    assert doubled[final] >= quiet[final]
     assert (more.first_ns == plain.first_ns).all()
 
 

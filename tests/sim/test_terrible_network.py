@@ -12,7 +12,7 @@ import pytest
 from netprobe_agents.reflector import Reflector, Reply
 from support.clouds import topology
 
-from netprobe.collect.answers import Answers, timed
+from netprobe.collect.answers import Answers, concat, timed
 from netprobe.collect.ledger import Fate
 from netprobe.collect.session import BlindWindow, SessionInput, settle_session
 from netprobe.model.records import HopBatch
@@ -119,8 +119,8 @@ def observe(prepared, world):
         assert decoding.tally.forged == 0
         batches += decoding.batches
         answers += decoding.sightings
-    columns = [np.concatenate([getattr(a, n) for a in answers]) for n in ("seq", "t2_ns", "t3_ns", "reflector_seq")]
-    return index, HopBatch.concat(batches), Answers.unique(columns[0], timed(columns[1]), timed(columns[2]), columns[3])
+    parts = [Answers(a.seq, timed(a.t2_ns), timed(a.t3_ns), a.reflector_seq, a.seen_ns) for a in answers]
+    return index, HopBatch.concat(batches), concat(parts).unique()
 
 
 def settle(prepared, world, sent_ns, **changes):
@@ -130,6 +130,7 @@ def settle(prepared, world, sent_ns, **changes):
         path=prepared.path,
         point_index=index,
         sent_ns=sent_ns,
+        sender_ns=sent_ns,
         tmax_ns=TMAX,
         now_ns=int(sent_ns[-1]) + TMAX + 1,
         hops=hops,
@@ -144,7 +145,7 @@ def one_session(seed, count=300):
     return prepare_run(plan, topology(), lambda *_: [61_000])[0]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(16))
 def test_the_ledger_is_the_truth(seed):
     """Loss, duplicates and late answers on both legs: every fate is the one that the network decided."""
     rng = random.Random(seed)
@@ -166,11 +167,12 @@ def test_the_ledger_is_the_truth(seed):
     assert delivered + len(world.lost_at) + ledger.count(Fate.UNOBSERVED) == 300
     silent = {seq for seq, _ in world.answer_lost}
     assert ledger.count(Fate.UNOBSERVED) <= len(silent)
-    extra = sum(s.duplicated for s in outcome.forward.segments)
-    assert extra >= sum(world.extra.values())
+    assert outcome.clock_doubts == 0
+    seen = [int(np.count_nonzero(outcome.forward.arrivals.copies[i] > 1)) for i in (1, 2)]
+    assert sum(s.duplicated > 0 for s in outcome.forward.segments[:2]) == (seen[0] > 0) + (seen[1] > seen[0])
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_where_nobody_looked_nothing_is_called_lost(seed):
     """vm2.backend is blind for the first half: what is lost there is stated for the wider span, or unobserved."""
     rng = random.Random(seed)
@@ -205,6 +207,7 @@ def test_a_run_that_is_cut_short_leaves_the_rest_pending_or_unsent():
         path=prepared.path,
         point_index=index,
         sent_ns=sent_ns,
+        sender_ns=sent_ns,
         tmax_ns=TMAX,
         now_ns=int(sent_ns[199]) + 50_000,
         hops=hops.where(hops.seq < 200),

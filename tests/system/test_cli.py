@@ -142,7 +142,7 @@ def test_a_plan_runs_its_sessions_together(lab, store, tmp_path):
         (["trace", "vm1", "vm2", "--vantage", "gest"], 2, "Did you mean 'guest'?"),
         (["trace", "vm1", "vm2", "--proto", "tcp"], 2, "Give dport"),
         (["trace", "vm1", "vm2", "--size", "60"], 2, "cannot carry the mark"),
-        (["trace", "vm1", "10.0.0.2", "--family", "6"], 2, "is not an IPv6 address"),
+        (["trace", "vm1", "10.0.0.2", "--family", "6"], 2, "is no IPv6 address"),
         (["trace", "vm1", "vm2", "--rate", "100000", "--count", "1000"], 2, "max_pps"),
         (["trace", "vm1", "vm2", "--tmax", "soon"], 2, "'soon' is no duration"),
         (["trace", "vm1"], 2, "the following arguments are required: DST"),

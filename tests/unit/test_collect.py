@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from netprobe.collect.answers import Answers, proved_unreflected
+from netprobe.collect.answers import Answers, guest_records, proved_unreflected
 from netprobe.collect.arrivals import tabulate
 from netprobe.collect.histogram import MAX_RELATIVE_ERROR, Histogram
-from netprobe.collect.intervals import binomial_interval, median_interval
-from netprobe.collect.segments import reordered_between
+from netprobe.collect.intervals import binomial_interval, loss_bounds, median_interval
+from netprobe.collect.segments import duplicated_between, known_copies, reordered_between
+from netprobe.model.points import Direction, Point, PointKind, Stamp, Stop
 from netprobe.model.records import HopBatch, HopRecord
 
 
@@ -99,7 +100,7 @@ def answers(pairs):
     """Answers from (seq, reflector_seq)."""
     seq = np.array([p[0] for p in pairs], np.uint32)
     times = np.arange(1, len(pairs) + 1, dtype=np.int64)
-    return Answers(seq, times, times, np.array([p[1] for p in pairs], np.int64))
+    return Answers(seq, times, times, np.array([p[1] for p in pairs], np.int64), times)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +138,77 @@ def test_a_probe_that_may_have_been_overtaken_is_not_proved_lost():
 
 
 def test_an_answer_seen_at_three_points_is_one_answer():
-    """Sightings of one reply are merged; two replies to one probe are not."""
+    """Sightings of one reply are merged, the earliest time stays; two replies to one probe are two."""
     seq = np.array([4, 4, 4, 4], np.uint32)
     t2 = np.array([10, 10, 10, 11], np.int64)
-    got = Answers.unique(seq, t2, t2 + 1, np.array([0, 0, 0, 1], np.int64))
+    seen = np.array([90, 70, 80, 75], np.int64)
+    got = Answers(seq, t2, t2 + 1, np.array([0, 0, 0, 1], np.int64), seen).unique()
     assert got.t2_ns.tolist() == [10, 11]
-    assert len(got.hop_records(1, 3)) == 4
+    assert got.seen_ns.tolist() == [70, 75]
+
+
+def records_of(t2, t3, seen, *, earliest=100, deadline=1_000):
+    """Hop times at the guest (in, out) and doubts, for one answer to one probe."""
+    one = np.array([0], np.uint32), *(np.array([v], np.int64) for v in (t2, t3, 0, seen))
+    batch, doubts = guest_records(
+        Answers(*one), session=1, guest=3, earliest_ns=np.array([earliest]), deadline_ns=np.array([deadline])
+    )
+    return batch.t_ns.tolist(), doubts
+
+
+@pytest.mark.parametrize(
+    ("given", "times", "doubts"),
+    [
+        ((150, 160, 200), [150, 160], 0),  # the guest's clock fits ours
+        ((5_000_150, 5_000_160, 200), [-1, -1], 1),  # another clock: present for certain, its times unused
+        ((150, 140, 200), [-1, -1], 1),  # left before it came
+        ((99, 160, 200), [-1, -1], 1),  # came before it was sent
+        ((-1, -1, 200), [-1, -1], 0),  # an echo reply has no times
+        ((-1, -1, 1_200), [1_200, 1_200], 0),  # the answer came after the deadline: late, by our clock
+        ((150, 160, 1_200), [150, 160], 0),  # the answer was late, the probe was not
+    ],
+)
+def test_a_guests_times_are_used_only_where_they_fit_our_own(given, times, doubts):
+    """Presence by our clock, delay by theirs only in between."""
+    assert records_of(*given) == (times, doubts)
+
+
+def test_new_tuples_or_copied_numbers_prove_nothing():
+    """A reflector that counts each tuple apart, and a stateless one, number nothing that could be missing."""
+    first = np.arange(1000, 5000, 1000, dtype=np.int64)
+    assert not proved_unreflected(first, first, answers([(3, 3)]), 10).any()
+    assert not proved_unreflected(first, first, answers([(0, 0), (1, 1), (3, 3)]), 10).any()
+
+
+def stop(name, stamp):
+    return Stop(Point(name, PointKind.BACKEND, "h"), Direction.IN, stamp)
+
+
+def test_a_copy_is_blamed_on_the_segment_that_made_it_whoever_missed_it_and_on_no_answer():
+    """Two copies from stop 1 on; stop 2 missed them; the guest's presence is inferred: one duplicate, behind stop 0."""
+    rows = [HopRecord(100 + i, 1, 0, 1, 0, 0) for i in range(2)] + [HopRecord(300 + i, 1, 0, 3, 0, 0) for i in range(2)]
+    arrivals = tabulate(HopBatch.of(rows), [(i, 0) for i in range(4)], np.array([10_000]))
+    stops = [stop("a", Stamp.SENDER), *(stop(n, Stamp.KERNEL_RX) for n in "bcd")]
+    known = known_copies(stops, arrivals, np.ones(1, np.int64))
+    assert known[:, 0].tolist() == [1, 2, 2, 2]
+    assert [int(duplicated_between(arrivals, known, i, i + 1)[0]) for i in range(3)] == [1, 0, 0]
+    back = [stop("g", Stamp.INFERRED), stop("d", Stamp.KERNEL_RX)]
+    twice = tabulate(HopBatch.of([HopRecord(t, 1, 0, 1, 0, 0) for t in (5, 6)]), [(0, 0), (1, 0)], np.array([10_000]))
+    assert known_copies(back, twice, np.array([2]))[:, 0].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("lost", "undecided", "total"), [(0, 40, 100), (10, 0, 100), (5, 5, 10), (0, 0, 0)])
+def test_a_loss_interval_holds_whatever_became_of_the_undecided(lost, undecided, total):
+    """From none of them lost to all of them lost."""
+    low, high = loss_bounds(lost, undecided, total)
+    assert low == binomial_interval(lost, total)[0]
+    assert high == binomial_interval(lost + undecided, total)[1]
+
+
+def test_lost_probes_push_the_medians_interval_up():
+    """With 20 % lost the interval lies where p50 lies; with half lost its upper bound is infinite."""
+    values = np.arange(1, 801, dtype=np.int64)
+    low, high = median_interval(values, 200)
+    assert low <= 500 <= high
+    assert median_interval(np.arange(1, 501, dtype=np.int64), 500)[1] is None
+    assert median_interval(np.arange(1, 101, dtype=np.int64), 900) is None

@@ -121,7 +121,16 @@ def test_raw_udp_ends_at_the_backend():
 
 
 @pytest.mark.parametrize(
-    "name", ["vm2", "10.0.0.2", "fd00:10::2", "FA:16:3E:00:00:02", "00000000-0000-0000-0000-000000000002"]
+    "name",
+    [
+        "vm2",
+        "VM2",
+        "fd00:0010:0::2",
+        "10.0.0.2",
+        "fd00:10::2",
+        "FA:16:3E:00:00:02",
+        "00000000-0000-0000-0000-000000000002",
+    ],
 )
 def test_a_guest_may_be_called_by_name_ip_mac_or_port(name):
     """All of them mean the same guest."""
@@ -135,7 +144,7 @@ def test_a_guest_may_be_called_by_name_ip_mac_or_port(name):
         ('src = "vm1"\ndst = "vm1"', "source and destination are both 'vm1'"),
         ('src = "vm1"\ndst = "vm9"', "vm1 is on hv1 and vm9 on hv2"),
         ('src = "vm2"\ndst = "vm1"\nvantage = "bypass"', "no bypass NIC on hv1 carries its groups (default, web)"),
-        ('src = "vm1"\ndst = "10.0.0.2"\nfamily = 6', "10.0.0.2 is not an IPv6 address"),
+        ('src = "vm1"\ndst = "10.0.0.2"\nfamily = 6', "10.0.0.2 is no IPv6 address. Ask for family 4"),
         (
             'src = "vm1"\ndst = "vm2"\nsize = 60',
             "60 bytes cannot carry the mark of IPv4 udp (allowed: 110 bytes and more",

@@ -72,9 +72,10 @@ def test_what_is_saved_comes_back(tmp_path):
         store.save(stored("two", 2, dst="vm3"))
     with open_store(path) as store:
         assert store.last_document()["run"] == "two"
-        found = store.last_session(src="vm1", dst="vm2", vantage="guest", proto="udp")
-        assert found["dst"] == "vm2"
-        assert store.last_session(src="vm1", dst="vm2", vantage="bypass", proto="udp") is None
+        assert store.last_session(result())["dst"] == "vm2"
+        assert store.last_session(result(vantage="bypass")) is None
+        assert store.last_session(result(type_p={**result().type_p, "dst_port": 863})) is None
+        assert store.last_session(result(rate_pps=200)) is None
     with duckdb.connect(str(path), read_only=True) as db:
         assert db.execute("SELECT point, count(*) FROM hops GROUP BY point ORDER BY point").fetchall() == [
             ("a", 2),

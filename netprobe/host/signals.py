@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM as a question: `asked` instead of an exception in the middle of something.
+
+An exception raised by a handler inside the scheduler would skip the undoing of what was made. Main thread only, as
+Python's signal handlers are.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopRequest:
+    """Whether somebody asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.why = ""
+
+    def ask(self, why: str) -> None:
+        """Ask to stop; the first reason stays."""
+        self.why = self.why or why
+        self._event.set()
+
+    def asked(self) -> bool:
+        """Whether it was asked."""
+        return self._event.is_set()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within, SIGINT and SIGTERM only ask to stop; afterwards the former handlers are back."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, _frame: object) -> None:
+        request.ask(f"stopped by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
