@@ -11,6 +11,7 @@ from netprobe.errors import HostNotReadyError, RefusedError
 from netprobe.host.netns import in_netns
 from netprobe.host.ovsdb import bound_ports
 from netprobe.model.probes import Protocol
+from netprobe.plan.budget import Room
 from netprobe.plan.plans import RunPlan, SessionPlan
 from netprobe.service import permits
 from netprobe.service.discovery import read_topology
@@ -62,7 +63,7 @@ def test_ports_that_conntrack_has_are_skipped(lab):
 
 def test_a_plan_that_takes_too_much_of_the_table_is_refused(lab, monkeypatch):
     """1 % of what is free: with room for 400 entries, 5 new connections are too many."""
-    monkeypatch.setattr(permits.Conntrack, "use", lambda _self: permits.Room(0, 400))
+    monkeypatch.setattr(permits.Conntrack, "use", lambda _self: Room(0, 400))
     with pytest.raises(RefusedError, match="the plan would create 5 entries"):
         run(protocol=Protocol.TCP, dst_port=80)
 
