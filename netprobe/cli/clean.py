@@ -1,6 +1,7 @@
 """`netprobe clean`: undo what a killed run left behind."""
 
 import argparse
+import os
 
 from netprobe.cli.output import print_json, say
 from netprobe.errors import HostNotReadyError
@@ -10,6 +11,8 @@ from netprobe.service.journal import clean
 
 def run(args: argparse.Namespace) -> int:
     """Clean this host; 3 when something could not be reached or read."""
+    if os.geteuid():
+        raise HostNotReadyError("netprobe clean", "is not root, so it could see nothing", advice="run it as root")
     try:
         topology = read_topology()
     except HostNotReadyError:
@@ -30,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
             f"{done.journals} runs undone: {done.conntrack_deleted} conntrack entries,"
             f" {done.flows_deleted} flows removed"
         )
-    for problem in (*(f"{path}: damaged journal, left where it is" for path in done.damaged), *done.unreachable):
+    for problem in (
+        *(f"{path} is damaged: see what it says, and remove it by hand" for path in done.damaged),
+        *done.unreachable,
+    ):
         say(f"netprobe clean: {problem}")
     return 3 if done.damaged or done.unreachable else 0

@@ -18,7 +18,7 @@ from netprobe.host import netns
 from netprobe.service.discovery import state_path
 
 Command = Callable[[Sequence[str]], int]
-PROBES = ("--count", "2000", "--rate", "2000")
+PROBES = ("--count", "2000", "--rate", "1250")
 FAULTY = "vm1.backend..vm2.backend"
 
 

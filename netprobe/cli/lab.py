@@ -10,7 +10,7 @@ from rich.table import Table
 from netprobe.cli.output import print_json, say
 from netprobe.lab import control
 from netprobe.plan.fields import parse_duration_ns, parse_ratio
-from netprobe.show.tables import console
+from netprobe.show.tables import console, duration
 
 FINE, NO = 0, 1
 
@@ -38,11 +38,13 @@ def _describe(status: control.LabStatus) -> None:
 
 
 def _fault_text(fault: Mapping[str, Any]) -> str:
-    shown = {k: v for k, v in fault.items() if v and k in FAULT_FIELDS}
-    return ", ".join(f"{k} {v}" for k, v in shown.items()) or "a relay that changes nothing"
-
-
-FAULT_FIELDS = ("delay_ns", "jitter_ns", "loss", "duplicate", "reorder", "share", "seed")
+    parts = [f"{k.removesuffix('_ns')} {duration(fault[k])}" for k in ("delay_ns", "jitter_ns") if fault[k]]
+    parts += [f"{k} {100 * fault[k]:g} %" for k in ("loss", "duplicate", "reorder") if fault[k]]
+    if not parts:
+        return "a relay that changes nothing"
+    if fault["share"] < 1:
+        parts.append(f"on {100 * fault['share']:g} % of the probes")
+    return ", ".join([*parts, f"seed {fault['seed']}"])
 
 
 def up(args: argparse.Namespace) -> int:
@@ -78,7 +80,7 @@ def status(args: argparse.Namespace) -> int:
     elif not found.is_up:
         print("no lab is up; `netprobe lab up` makes one")
     else:
-        print(f"lab {found.state['name']} is up")
+        print(f"lab {found.state['name']} is {'up' if found.is_healthy else 'BROKEN'}")
         _describe(found)
         for problem in found.problems:
             say(f"netprobe lab: broken: {problem}; `netprobe lab up` repairs it")

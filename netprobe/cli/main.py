@@ -6,16 +6,19 @@ function lives in a module of its own, imported when it is called. Exit codes: d
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from netprobe import __version__
 from netprobe.errors import NetprobeError, UsageError
 
+EXIT_NOT_READY = 3
 EXIT_FAULT = 5
 EXIT_INTERRUPTED = 130
 Command = Callable[[argparse.Namespace], int]
@@ -99,7 +102,7 @@ def _add_trace(commands: "argparse._SubParsersAction[Parser]") -> None:
     trace.add_argument("--family", type=int, default=4, choices=(4, 6), help="IP version")
     trace.add_argument("--dport", type=int, help="destination port")
     trace.add_argument("--sport", type=int, help="source port (default: one that nobody uses)")
-    trace.add_argument("--flow", default="same", help="same or new-per-probe")
+    trace.add_argument("--flow", help="same or new-per-probe (default: same, but for tcp)")
     trace.add_argument("--size", type=int, help="frame size in bytes, without FCS (default: the smallest)")
     trace.add_argument("--class-mark", default="3", help="DSCP of the probes, or none")
     trace.add_argument("--ttl", type=int, default=64, help="TTL or hop limit")
@@ -172,8 +175,38 @@ def _is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
+def _mend_streams() -> None:
+    """Closed streams become /dev/null, and what a terminal's encoding lacks becomes "?": neither is worth a result."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for the rest of the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _forget_stdout() -> None:
+    """Nobody reads any more (`| head`): the interpreter's own flush at exit must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _code_of(error: BaseException) -> int:
+    """Say what went wrong, and with which exit code."""
+    if _is_interrupt(error):
+        print("netprobe: interrupted; what it made has been removed.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    expected = _expected(error)
+    if expected is not None:
+        print(f"netprobe: {expected}", file=sys.stderr)
+        return expected.exit_code
+    if isinstance(error, PermissionError):
+        print(f"netprobe: permission denied: {error}. Run it as root.", file=sys.stderr)
+        return EXIT_NOT_READY
+    return _report_fault(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,25 +219,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _mend_streams()
     try:
-        signal.signal(signal.SIGTERM, _terminate)  # what a command made must be gone when it ends
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _terminate)  # what a command made must be gone when it ends
         args = build_parser().parse_args(arguments)
         code: int = args.call(args)
         sys.stdout.flush()
     except SystemExit as error:  # argparse: --help, --version
         return int(error.code or 0)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 0
     except BaseException as error:  # noqa: BLE001  the last line of defence: never a bare traceback
-        if _is_interrupt(error):
-            print("netprobe: interrupted; what it made has been removed.", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        expected = _expected(error)
-        if expected is None:
-            return _report_fault(error)
-        print(f"netprobe: {expected}", file=sys.stderr)
-        return expected.exit_code
+        return _code_of(error)
     return code
 
 

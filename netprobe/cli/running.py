@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from netprobe.cli.output import print_json, say
+from netprobe.cli.output import print_json, say, to_stdout
 from netprobe.errors import NetprobeError
 from netprobe.judge.changes import changes_between
 from netprobe.model.results import Json, SegmentResult, SessionResult
@@ -123,10 +123,11 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     is_chatty = sys.stderr.isatty()
     outcome = trio.run(run_plan, plan, topology, say if is_chatty else lambda _: None)
     document = _keep(args, plan, outcome)
-    if args.json:
-        print_json(document)
-    else:
-        print_document(console(), document)
+    with to_stdout():
+        if args.json:
+            print_json(document)
+        else:
+            print_document(console(), document)
     if outcome.stopped:
         say(f"netprobe: {outcome.stopped}: the result is what was known by then.")
     return exit_code(outcome, max_loss)

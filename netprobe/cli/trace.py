@@ -68,7 +68,7 @@ def plan_of(args: argparse.Namespace) -> RunPlan:
         dscp=_dscp(args.class_mark),
         src_port=_port("--sport", args.sport),
         dst_port=_port("--dport", args.dport),
-        flow=_choice("--flow", args.flow, Flow),
+        flow=None if args.flow is None else _choice("--flow", args.flow, Flow),
         ttl=_within("--ttl", args.ttl, 1, 255),
     )
     tmax_ns = _within("--tmax (ns)", parse_duration_ns(args.tmax, "--tmax"), 1, MAX_TMAX_NS)

@@ -4,6 +4,7 @@ Whole lists of commands go to one `ip -batch`, since a process costs more than w
 faults come from a relay (netprobe.lab.relay), and nothing else shapes traffic.
 """
 
+import fcntl
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from netprobe.errors import HostNotReadyError
 from netprobe.host.netns import exists, in_netns
 from netprobe.host.process import run
 
+SIOCGIFMTU = 0x8921  # linux/sockios.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 
 OFFLOADS = ("tx", "rx", "sg", "tso", "gso", "gro")
@@ -100,3 +102,25 @@ def offloads_off(netns: str, devices: Iterable[str]) -> None:
 def link_exists(netns: str, device: str) -> bool:
     """Whether a namespace has a device of that name."""
     return in_netns(netns, lambda: device in {name for _, name in socket.if_nameindex()})
+
+
+def mtu(netns: str, device: str) -> int:
+    """The MTU of a device, octets.
+
+    Raises:
+        HostNotReadyError: the namespace or the device is not there.
+    """
+
+    def read() -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            request = struct.pack("16sI12x", device.encode()[:15], 0)
+            answer = fcntl.ioctl(sock.fileno(), SIOCGIFMTU, request)
+        value: int = struct.unpack_from("I", answer, 16)[0]
+        return value
+
+    try:
+        return in_netns(netns, read)
+    except OSError as error:
+        raise HostNotReadyError(
+            f"device {device} in {netns}", f"cannot be asked for its MTU: {error.strerror}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question: `asked` instead of an exception in the middle of something.
+"""Ctrl-C, SIGTERM and a closed terminal as a question: `asked` instead of an exception in the middle of something.
 
 An exception raised by a handler inside the scheduler would skip the undoing of what was made. Main thread only, as
 Python's signal handlers are.
@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -29,7 +31,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within, SIGINT and SIGTERM only ask to stop; afterwards the former handlers are back."""
+    """Within, SIGINT, SIGTERM and SIGHUP only ask to stop; afterwards the former handlers are back."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -38,7 +40,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, _frame: object) -> None:
         request.ask(f"stopped by {signal.Signals(number).name}")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield request
     finally:

@@ -30,6 +30,8 @@ class ReasonCode(Enum):
     RATE_LIMIT = "rate-limit"
     PORT_DOWN = "port-down"
     LINK_LOSS = "link-loss"
+    LATE = "late"
+    VSWITCH_DOWN = "vswitch-down"
     UNKNOWN = "unknown"
 
 
@@ -39,6 +41,7 @@ class Evidence(Enum):
     PACKET_IN = "packet-in"
     SAMPLE = "sample"
     COUNTER_PATTERN = "counter-pattern"
+    OBSERVED = "observed"
     PREDICTED = "predicted"
 
 

@@ -83,6 +83,10 @@ class Topology:
         for guest in self.guests:
             if wanted in {_normal(n) for n in guest.names}:
                 return guest
+        if any(wanted in {_normal(n) for n in bypass.names} for bypass in self.bypasses):
+            raise UsageError(
+                where, f"{name!r} is a bypass NIC, not a guest", advice="probe from it with --vantage bypass"
+            )
         raise unknown_name(where, name, (g.name for g in self.guests), kind="guest")
 
     def bypass_on(self, host: str, source: Attachment) -> Attachment:

@@ -39,6 +39,7 @@ class Tally:
     """Counts of one observer."""
 
     forged: int = 0
+    unknown_session: int = 0
     foreign: int = 0
     merged: int = 0
     weak: int = 0
@@ -55,10 +56,15 @@ class Decoding:
         point: index of the point in the run.
         decoder: for the sessions of the run.
         dscp: the class mark of each session that has one.
+        only_answers_of: keep only answers, and of these sessions: what a guest's agent sees of others' probes is told
+            by their answers already.
     """
 
-    def __init__(self, point: int, decoder: Decoder, dscp: dict[int, int]) -> None:
+    def __init__(
+        self, point: int, decoder: Decoder, dscp: dict[int, int], only_answers_of: frozenset[int] | None = None
+    ) -> None:
         self.point = point
+        self._only = None if only_answers_of is None else np.array(sorted(only_answers_of), np.uint32)
         self.tally = Tally()
         self.batches: list[HopBatch] = []
         self.sightings: list[Sightings] = []
@@ -95,6 +101,8 @@ class Decoding:
             direction=direction[decoded.index],
             leg=decoded.leg,
         )
+        if self._only is not None:
+            batch = batch.where((batch.leg == Leg.RETURN) & np.isin(batch.session, self._only))
         self.batches.append(batch)
         is_answer = np.isin(decoded.kind, GUEST_PRESENCE)
         if is_answer.any():
@@ -113,6 +121,7 @@ class Decoding:
     def _count(self, decoded: Decoded) -> None:
         tally = self.tally
         tally.forged += decoded.forged
+        tally.unknown_session += decoded.unknown
         tally.foreign += decoded.foreign
         tally.merged += decoded.merged
         tally.weak += int(np.count_nonzero(decoded.weak))

@@ -11,6 +11,7 @@ from typing import TypeVar
 from netprobe.errors import UsageError, unknown_name
 
 E = TypeVar("E", bound=Enum)
+D = TypeVar("D")
 
 UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*(ns|us|ms|s)", re.ASCII)
@@ -76,7 +77,7 @@ class Fields:
         """An integer within bounds, or None where the key is missing."""
         return None if self._get(key) is None else self.integer(key, None, low, high)
 
-    def choice(self, key: str, values: type[E], default: E) -> E:
+    def choice(self, key: str, values: type[E], default: D) -> E | D:
         """A member of an enum by its value."""
         value = self._get(key)
         if value is None:

@@ -38,6 +38,7 @@ class SessionPlan:
         dscp: the class mark, None to turn it off.
         src_port: None to take one from the block that netprobe owns.
         dst_port: None where the protocol has a default (STAMP) or none (ICMP).
+        flow: None for the protocol's own: new per probe for TCP, else the same.
     """
 
     name: str
@@ -53,7 +54,7 @@ class SessionPlan:
     dscp: int | None = DEFAULT_DSCP
     src_port: int | None = None
     dst_port: int | None = None
-    flow: Flow = Flow.SAME
+    flow: Flow | None = None
     ttl: int = 64
 
 
@@ -84,23 +85,32 @@ def checked(plan: SessionPlan, where: str) -> SessionPlan:
     Raises:
         UsageError: a port is missing or has no meaning for the protocol, or the flow cannot be had.
     """
+    if plan.protocol is Protocol.TCP:
+        return _checked_tcp(plan, where)
+    plan = replace(plan, flow=plan.flow or Flow.SAME)
     if plan.protocol is Protocol.ICMP:
         if plan.src_port is not None or plan.dst_port is not None:
             raise UsageError(where, "ICMP echo has no ports", advice="leave sport and dport out")
         return plan
     if plan.protocol is Protocol.UDP:
         return replace(plan, dst_port=plan.dst_port or STAMP_PORT)
+    return _with_port(plan, where)
+
+
+def _with_port(plan: SessionPlan, where: str) -> SessionPlan:
     if plan.dst_port is None:
         raise UsageError(where, f"{plan.protocol.value} needs a destination port", advice="give dport (--dport)")
-    if plan.protocol is Protocol.TCP:
-        if plan.src_port is not None:
-            raise UsageError(
-                where,
-                "a TCP SYN takes a source port of its own for each probe",
-                advice="leave sport out: a second SYN on one tuple would meet the first one's conntrack entry",
-            )
-        return replace(plan, flow=Flow.NEW_PER_PROBE)
     return plan
+
+
+def _checked_tcp(plan: SessionPlan, where: str) -> SessionPlan:
+    if plan.src_port is not None or plan.flow is Flow.SAME:
+        raise UsageError(
+            where,
+            "a TCP SYN takes a source port of its own for each probe",
+            advice="leave sport and flow out: a second SYN on one tuple would meet the first one's conntrack entry",
+        )
+    return replace(_with_port(plan, where), flow=Flow.NEW_PER_PROBE)
 
 
 def _session(table: dict[str, object], where: str, number: int) -> SessionPlan:
@@ -119,7 +129,7 @@ def _session(table: dict[str, object], where: str, number: int) -> SessionPlan:
         dscp=_dscp(fields, where),
         src_port=fields.optional_integer("sport", 1, 65_535),
         dst_port=fields.optional_integer("dport", 1, 65_535),
-        flow=fields.choice("flow", Flow, Flow.SAME),
+        flow=fields.choice("flow", Flow, None),
         ttl=fields.integer("ttl", 64, 1, 255),
     )
     fields.finish()

@@ -24,6 +24,7 @@ from netprobe.model.results import Json
 from netprobe.model.topology import Host, Topology
 from netprobe.observe.ring import ETH_P_ALL, RxRing
 from netprobe.service.discovery import read_topology
+from netprobe.service.journal import stale_journals
 from netprobe.service.permits import read_host_allowlist
 from netprobe.store.duckdb_file import DEFAULT_PATH, open_store
 
@@ -163,6 +164,14 @@ def _store() -> str:
     return f"{DEFAULT_PATH} can be made"
 
 
+def _journals() -> str:
+    """Whether a killed run left something behind."""
+    left = stale_journals()
+    if left:
+        raise ValueError(f"{len(left)} runs were killed and left something behind")
+    return "nothing left behind"
+
+
 def _agent(path: str) -> str:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(2)
@@ -198,6 +207,7 @@ def examine() -> list[Check]:
         *(_tool(name, package) for name, package in TOOLS.items()),
         _attempt("Open vSwitch", _switch_version, advice="apt-get install openvswitch-switch"),
         _attempt("packet rings", _rings, advice="needs CAP_NET_RAW, CAP_NET_ADMIN and a kernel with TPACKET_V3"),
+        _attempt("journals", _journals, is_required=False, advice="run `netprobe clean`"),
         _attempt("store", _store, is_required=False, advice="name another file with --store"),
     ]
     try:

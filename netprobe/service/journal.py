@@ -24,6 +24,8 @@ from netprobe.service.permits import own_tuples
 from netprobe.service.prepare import Prepared
 
 JOURNAL_SCHEMA = 1
+DAMAGED = (OSError, ValueError, LookupError, TypeError, RecursionError)
+"""What reading a damaged journal raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,18 @@ def _read(path: Path) -> list[Share] | None:
     ]
 
 
+def stale_journals() -> list[Path]:
+    """Journals of runs that are gone, and those that nobody can read."""
+    found = []
+    for path in sorted(_folder().glob("run-*.json")):
+        try:
+            if _read(path) is not None:
+                found.append(path)
+        except DAMAGED:
+            found.append(path)
+    return found
+
+
 def clean(topology: Topology | None) -> Cleaned:
     """Undo the journals of runs that were killed, and delete flows that carry netprobe's cookie.
 
@@ -207,7 +221,7 @@ def clean(topology: Topology | None) -> Cleaned:
     for path in sorted(_folder().glob("run-*.json")):
         try:
             shares = _read(path)
-        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        except DAMAGED:
             damaged.append(str(path))
             continue
         if shares is None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from netprobe.errors import HostNotReadyError, RefusedError
+from netprobe.errors import HostNotReadyError, RefusedError, UsageError
 from netprobe.host.allowlist import read_allowlist
 from netprobe.host.audit import DEFAULT_PATH as DEFAULT_AUDIT_PATH
 from netprobe.host.audit import InjectionOrder, record_order
 from netprobe.host.clock import realtime_ns
 from netprobe.host.conntrack import Conntrack
 from netprobe.host.datapath_ports import read_drops
+from netprobe.host.iproute import mtu
 from netprobe.host.ovsdb import bound_ports
 from netprobe.host.port_ledger import reserve_ports
 from netprobe.host.unixctl import UnixctlClient
@@ -32,6 +33,8 @@ from netprobe.plan.port_ledger import flow_key
 from netprobe.service.discovery import base_dir
 from netprobe.service.prepare import PortSource, Prepared, type_p_json
 
+ETHERNET_BYTES = 14
+ALWAYS_FITS = 1280  # every link that carries IPv6 takes as much (RFC 8200 §5)
 IP_PROTOCOL = {Protocol.UDP: 17, Protocol.RAW_UDP: 17, Protocol.TCP: 6}
 
 
@@ -88,6 +91,23 @@ def _check_bound(prepared: Sequence[Prepared], topology: Topology) -> None:
                 f"port of {sender.name}",
                 f"is not bound on {sender.host} as OpenFlow port {sender.ofport}",
                 advice="is the guest still there? `netprobe lab status` tells",
+            )
+
+
+def _check_mtu(prepared: Sequence[Prepared], topology: Topology) -> None:
+    """A frame that no device on the way takes would only look like loss."""
+    for one in prepared:
+        packet = one.probe.type_p.size_bytes - ETHERNET_BYTES
+        if packet <= ALWAYS_FITS:
+            continue
+        places = [(a.netns, a.device) for a in (one.sender, one.target)]
+        places += [(topology.host(a.host).netns, a.port_device) for a in (one.sender, one.target)]
+        smallest = min(mtu(*place) for place in places)
+        if packet > smallest:
+            raise UsageError(
+                f"session {one.plan.name}: size",
+                f"a frame of {packet + ETHERNET_BYTES} bytes is a packet of {packet}, and the path's MTU is {smallest}",
+                allowed=f"up to {smallest + ETHERNET_BYTES} bytes",
             )
 
 
@@ -158,6 +178,7 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
         check_rate(one.due_ns.tolist(), allowlist.cap_pps(one.plan.vantage), f"session {one.plan.name}")
     _check_bridges(prepared, lists)
     _check_bound(prepared, topology)
+    _check_mtu(prepared, topology)
     check_tuples(prepared, topology)
     for one in prepared:
         record_order(

@@ -87,7 +87,7 @@ def _type_p(plan: SessionPlan, ports: tuple[int, ...]) -> TypeP:
         dscp=plan.dscp,
         src_port=ports[0] if ports else 0,
         dst_port=plan.dst_port or 0,
-        flow=plan.flow,
+        flow=plan.flow or Flow.SAME,
         ttl=plan.ttl,
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from netprobe.collect.ledger import Fate
 from netprobe.collect.session import LegOutcome
-from netprobe.errors import NetprobeError, NoAnswerError
+from netprobe.errors import HostNotReadyError, NetprobeError, NoAnswerError
 from netprobe.host.audit import InjectionOrder, record_order
 from netprobe.host.clock import realtime_ns
 from netprobe.host.conntrack import Conntrack
@@ -24,7 +24,7 @@ from netprobe.host.unixctl import UnixctlClient
 from netprobe.inject.packet_out import paced_sender
 from netprobe.judge.counter_pattern import PatternResult, fit_pattern
 from netprobe.judge.ofproto_trace import Trace, TraceStep, five_tuple, probe_flow
-from netprobe.judge.reason import NEUTRON_TABLES, Reason, ReasonCode, deciding_step, explain, unknown_reason
+from netprobe.judge.reason import NEUTRON_TABLES, Evidence, Reason, ReasonCode, deciding_step, explain, unknown_reason
 from netprobe.model.points import PointKind, Vantage
 from netprobe.model.probes import Flow, Protocol
 from netprobe.model.topology import Host, Topology
@@ -66,6 +66,17 @@ def _outside_the_switch(one: Prepared, outcome: LegOutcome, first: int, second: 
     return replace(unknown_reason(detail), code=ReasonCode.LINK_LOSS)
 
 
+def _late(outcome: LegOutcome, first: int, second: int, count: int) -> Reason | None:
+    """The reason where most of the group did arrive, after Tmax: slow, not lost."""
+    ledger, late = outcome.ledger, outcome.arrivals.late
+    group = (ledger.fate == Fate.LOST) & (ledger.last_stop == first) & (ledger.first_missing == second)
+    came = int(np.count_nonzero(group & late[second:].any(axis=0)))
+    if came * 2 <= count:
+        return None
+    detail = f"{came} of {count} came to {outcome.stops[second].point.id} or further after Tmax: slow, not lost"
+    return Reason(ReasonCode.LATE, Evidence.OBSERVED, detail)
+
+
 def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
     """The reason of the largest group of lost probes.
 
@@ -79,7 +90,10 @@ def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
     spans = outcome.ledger.lost_spans()
     if not spans:
         return None
-    first, second, _ = spans[0]
+    first, second, count = spans[0]
+    late = _late(outcome, first, second, count)
+    if late is not None:
+        return late
     outside = _outside_the_switch(inquiry.one, outcome, first, second)
     if outside is not None:
         return outside
@@ -89,6 +103,9 @@ def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
     some_passed = ledger.count(Fate.DELIVERED) > 0
     try:
         return _ask(inquiry, seq, outcome.stops[second].point.device, some_passed=some_passed)
+    except HostNotReadyError as error:
+        detail = f"the switch does not answer, so it may not have forwarded either: {error}"
+        return Reason(ReasonCode.VSWITCH_DOWN, Evidence.OBSERVED, detail)
     except NetprobeError as error:
         return unknown_reason(f"the switch could not be asked: {error}")
 

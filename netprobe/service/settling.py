@@ -86,6 +86,7 @@ def _counters(facts: RunFacts) -> dict[str, int]:
         "ring_dropped": sum(t.dropped for t in tallies),
         "agent_shed": facts.agent_shed,
         "port_dropped": facts.port_dropped,
+        "unknown_session": sum(t.unknown_session for t in tallies),
         "foreign": sum(t.foreign for t in tallies),
         "merged": sum(t.merged for t in tallies),
         "without_tag": sum(t.weak for t in tallies),

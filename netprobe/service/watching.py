@@ -79,11 +79,14 @@ class Watch:
         self.unwatched_since: dict[str, str] = {}
         self.steps = StepDetector()
         self.changed = trio.Event()
-        by_agent = {one.sender.chain[0].id for one in prepared}
+        self._sent_at: dict[str, frozenset[int]] = {}
+        for one in prepared:
+            own = one.sender.chain[0].id
+            self._sent_at[own] = self._sent_at.get(own, frozenset()) | {one.probe.session}
         self.ring_places = [
             places[s.point.id]
             for s in {s.point.id: s for s in stops if s.is_observed_by_ring}.values()
-            if s.point.id not in by_agent
+            if s.point.id not in self._sent_at
         ]
         self._observers: list[Observer] = []
         self._agent_windows: list[BlindWindow] = []
@@ -104,7 +107,8 @@ class Watch:
     def decoding(self, place: Point) -> Decoding:
         """Where frames of a point go."""
         if place.id not in self._decodings:
-            self._decodings[place.id] = Decoding(self.point_index[place.id], self.decoder, self.dscp)
+            sent_here = self._sent_at.get(place.id)
+            self._decodings[place.id] = Decoding(self.point_index[place.id], self.decoder, self.dscp, sent_here)
         return self._decodings[place.id]
 
     def read_rings(self, nursery: trio.Nursery) -> None:

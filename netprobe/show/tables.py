@@ -4,8 +4,9 @@ Knows the JSON documents of docs/json.md only, so that a stored result and a
 fresh one look the same.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -13,15 +14,24 @@ from rich.text import Text
 
 Document = Mapping[str, Any]
 INFINITE = "∞"
+NO_TERMINAL_WIDTH = 170  # the widest table fits
+
+
+class _Console(Console):
+    """For rich, which turns a reader that went away into exit code 1: that is the caller's to decide."""
+
+    def on_broken_pipe(self) -> None:
+        """Pass it on."""
+        raise BrokenPipeError
 
 
 def console(*, width: int | None = None, stderr: bool = False) -> Console:
     """A console: as wide as the terminal, or wide enough for the tables where there is none."""
     probe = Console(stderr=stderr)
     if width is None and not probe.is_terminal:
-        width = 150
+        width = NO_TERMINAL_WIDTH
     # No markup: names and rules of others are text, whatever brackets they hold.
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 def duration(ns: int | None) -> str:
@@ -51,32 +61,62 @@ def loss_text(segment: Document) -> str:
     return f"{ratio} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def _delay_cells(segment: Document) -> list[str]:
-    delay, pdv = segment["delay_ns"], segment["pdv_ns"]
-    if delay is None:
-        return ["-"] * 6
-    return [*(duration(delay[k]) for k in ("min", "p50", "p90", "p99", "max")), duration(pdv["p99"])]
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its heading, what stands in it, and how wide a console must be to show it."""
+
+    name: str
+    cell: Callable[[Document], str]
+    justify: Literal["left", "right"] = "right"
+    from_width: int = 0
 
 
-def segment_table(title: str, segments: Sequence[Document], changed: frozenset[str] = frozenset()) -> Table:
-    """One row a segment."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    table.add_column("segment", no_wrap=True)
-    for name in ("sent", "lost"):
-        table.add_column(name, justify="right")
-    table.add_column("loss [95 % interval]", justify="right", no_wrap=True)
-    for name in ("min", "p50", "p90", "p99", "max", "PDV p99"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("dup", "reorder"):
-        table.add_column(name, justify="right")
-    table.add_column("stamped by", no_wrap=True)
+def _delay(key: str) -> Callable[[Document], str]:
+    return lambda segment: "-" if segment["delay_ns"] is None else duration(segment["delay_ns"][key])
+
+
+def _count(key: str) -> Callable[[Document], str]:
+    return lambda segment: str(segment[key]) if segment[key] else "-"
+
+
+def _pdv(segment: Document) -> str:
+    return "-" if segment["pdv_ns"] is None else duration(segment["pdv_ns"]["p99"])
+
+
+COLUMNS = (
+    Column("segment", lambda s: str(s["id"]), "left"),
+    Column("sent", lambda s: str(s["sent"])),
+    Column("lost", lambda s: str(s["lost"])),
+    Column("loss [95 % interval]", loss_text, from_width=100),
+    Column("min", _delay("min"), from_width=120),
+    Column("p50", _delay("p50")),
+    Column("p90", _delay("p90"), from_width=110),
+    Column("p99", _delay("p99")),
+    Column("max", _delay("max"), from_width=110),
+    Column("PDV p99", _pdv, from_width=135),
+    Column("dup", _count("duplicated"), from_width=80),
+    Column("reorder", _count("reordered"), from_width=120),
+    Column("stamped by", lambda s: str(s["stamp"]), "left", from_width=150),
+)
+"""A narrow console shows fewer columns, never half a number; --json has them all."""
+
+
+def segment_table(segments: Sequence[Document], width: int, changed: frozenset[str] = frozenset()) -> Table:
+    """One row a segment, with the columns that fit into `width`."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    columns = [c for c in COLUMNS if c.from_width <= width]
+    for column in columns:
+        table.add_column(column.name, justify=column.justify, no_wrap=True)
     for segment in segments:
-        is_bad = segment["id"] in changed or (segment["loss_ratio"] or 0) > 0
-        cells = [segment["id"], str(segment["sent"]), str(segment["lost"]), loss_text(segment)]
-        cells += _delay_cells(segment)
-        cells += [str(segment["duplicated"]), str(segment["reordered"]), segment["stamp"]]
-        table.add_row(*cells, style="yellow" if is_bad else "")
+        is_bad = segment["id"] in changed or segment["lost"] > 0
+        table.add_row(*(c.cell(segment) for c in columns), style="yellow" if is_bad else "")
     return table
+
+
+def _print_table(out: Console, table: Table) -> None:
+    """A table as wide as it needs to be: the terminal may wrap it, but no number is cut short."""
+    needed = out.measure(table, options=out.options.update(width=1_000)).maximum
+    out.print(table, width=max(needed, out.width), crop=False)
 
 
 def ledger_line(leg: Document) -> str:
@@ -141,7 +181,8 @@ def verdict_text(session: Document) -> Text:
     if lost and session["first_missing"]:
         there = _largest_loss(session)
         elsewhere = f", {lost - there} elsewhere" if lost > there else ""
-        where = f"{there} dropped between {session['last_seen']} and {session['first_missing']}{elsewhere}"
+        word = "late" if (session["reason"] or {}).get("code") == "late" else "dropped"
+        where = f"{there} {word} between {session['last_seen']} and {session['first_missing']}{elsewhere}"
         style = "bold yellow" if session["delivered"] else "bold red"
         lead = "delivered with loss" if session["delivered"] else "NOT delivered"
         return Text(f"{lead}: {where}", style=style)
@@ -155,44 +196,48 @@ def verdict_text(session: Document) -> Text:
     return Text(f"delivered to {session['last_seen']}{seen}", style="bold green")
 
 
-def print_session(out: Console, session: Document) -> None:
-    """Everything that a person wants to know of one session."""
-    head = f"{session['src']} -> {session['dst']}  vantage {session['vantage']}  {type_p_text(session['type_p'])}"
-    changed = frozenset(c["segment"] for c in session["changes"] or [])
+def _heading(session: Document, *, is_named: bool) -> str:
+    name = f"{session['name']}: " if is_named else ""
+    return f"{name}{session['src']} -> {session['dst']}, vantage {session['vantage']}, {type_p_text(session['type_p'])}"
+
+
+def print_session(out: Console, session: Document, *, is_named: bool = False) -> None:
+    """Everything that a person wants to know of one session: the answer first, then what it rests on."""
     out.print()
-    out.print(segment_table(head, session["segments"], changed))
+    out.print(_heading(session, is_named=is_named), style="bold")
     out.print(verdict_text(session))
-    out.print(f"  {ledger_line(session)}")
     for line in reason_lines(session["reason"]) if session["reason"] else []:
         out.print(f"  {line}")
     for change in session["changes"] or []:
         out.print(f"  changed: {change_line(change)}", style="yellow")
     if session["changes"] == []:
         out.print("  no segment changed")
-    _print_return(out, session)
+    changed = frozenset(c["segment"] for c in session["changes"] or [])
+    _print_table(out, segment_table(session["segments"], out.width, changed))
+    out.print(f"  {ledger_line(session)}", style="dim")
+    back = session["return"]
+    if back and back["planned"]:
+        out.print("  answers:")
+        _print_table(out, segment_table(back["segments"], out.width, changed))
+        out.print(f"  {ledger_line(back)}", style="dim")
     _print_oddities(out, session)
 
 
-def _print_return(out: Console, session: Document) -> None:
-    back = session["return"]
-    if not back or not back["planned"]:
-        return
-    out.print(segment_table("  answers", back["segments"]))
-    out.print(f"  {ledger_line(back)}")
-
-
 def _print_oddities(out: Console, session: Document) -> None:
-    pacing = session["pacing"]
+    pacing, counters = session["pacing"], session["counters"]
     if pacing:
         out.print(
             f"  pacing error p50 {duration(pacing['p50_ns'])}, p99 {duration(pacing['p99_ns'])};"
             f" Tmax {session['tmax_ms']:g} ms; seed {session['seed']}",
             style="dim",
         )
-    if session["forged"]:
-        out.print(f"  {session['forged']} forged or stale records were not counted as hops", style="bold red")
+    unknown = counters.get("unknown_session", 0)
+    if unknown:
+        out.print(f"  {unknown} marks of no session of this run were seen (stale, or another run's): no hops of ours")
+    if session["forged"] > unknown:
+        out.print(f"  {session['forged'] - unknown} forged records were not counted as hops", style="bold red")
     if session["overflow"]:
-        shed = ", ".join(f"{k} {session['counters'][k]}" for k in ("ring_dropped", "agent_shed"))
+        shed = ", ".join(f"{k} {counters[k]}" for k in ("ring_dropped", "agent_shed"))
         out.print(f"  frames were shed, so this result is incomplete: {shed}", style="bold red")
     if session["remarked_at"]:
         out.print(f"  the class mark was rewritten: first seen changed at {session['remarked_at']}", style="yellow")
@@ -202,6 +247,6 @@ def _print_oddities(out: Console, session: Document) -> None:
 
 def print_document(out: Console, document: Document) -> None:
     """The document of `trace` or `run`."""
-    sessions = document.get("sessions", [document])
-    for session in sessions:
-        print_session(out, session)
+    sessions = document.get("sessions")
+    for session in [document] if sessions is None else sessions:
+        print_session(out, session, is_named=sessions is not None)

@@ -6,8 +6,9 @@ must not wait for it.
 """
 
 import json
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.errors import HostNotReadyError, UsageError
+from netprobe.errors import HostNotReadyError, NoAnswerError, UsageError
 from netprobe.model.records import HopBatch
 from netprobe.model.results import Json, SessionResult
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MAX_RUNS = 10_000
 MAX_HOPS = 5_000_000
+LOCK_WAIT_S = 3.0
+LOCK_LOOK_S = 0.05
 NEWEST = 200  # runs that are searched for an earlier result of a path
 DEFAULT_PATH = Path("/var/lib/netprobe/netprobe.duckdb")
 
@@ -104,7 +107,8 @@ class Store:
             self._forget()
             db.commit()
         except BaseException:
-            db.rollback()
+            with suppress(Exception):  # a failed commit has rolled back already; its own error is the one to tell
+                db.rollback()
             raise
 
     def _save_session(self, run_id: str, stored: StoredSession) -> None:
@@ -177,7 +181,7 @@ def _path_of(session: Json) -> list[object]:
     return [*(session.get(k) for k in ("src", "dst", "vantage", "rate_pps", "schedule")), kind]
 
 
-def _prepare(db: "duckdb.DuckDBPyConnection", path: Path) -> None:
+def _prepare(db: "duckdb.DuckDBPyConnection", path: Path, *, read_only: bool) -> None:
     known = db.execute("SELECT count(*) FROM information_schema.tables WHERE table_name = 'meta'").fetchone()
     if known and known[0]:
         row = db.execute("SELECT max(version) FROM meta").fetchone()
@@ -190,31 +194,52 @@ def _prepare(db: "duckdb.DuckDBPyConnection", path: Path) -> None:
                 advice="use the netprobe that wrote it, or name another file with --store",
             )
         return
+    if read_only:
+        raise NoAnswerError(f"store {path}", "holds no result", advice="run `netprobe trace` first")
     db.begin()
     db.execute(_TABLES)
     db.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
     db.commit()
 
 
+def _connect(path: Path, *, read_only: bool) -> "duckdb.DuckDBPyConnection":
+    """Connect; while another process writes, try again for a moment."""
+    import duckdb  # noqa: PLC0415  50 ms that only those pay who store
+
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return duckdb.connect(str(path), read_only=read_only)
+        except duckdb.IOException as error:
+            if "lock" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(LOCK_LOOK_S)
+
+
 @contextmanager
-def open_store(path: Path = DEFAULT_PATH) -> Iterator[Store]:
+def open_store(path: Path = DEFAULT_PATH, *, read_only: bool = False) -> Iterator[Store]:
     """Open the store, and make it where there is none.
+
+    Args:
+        path: the file; only the default one's folder is made.
+        read_only: look only; there must be one.
 
     Raises:
         HostNotReadyError: the file cannot be opened or written (disk full, locked, no permission, no DuckDB file).
         UsageError: its tables are of another version.
     """
-    import duckdb  # noqa: PLC0415  50 ms that only those pay who store
+    import duckdb  # noqa: PLC0415  as above
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = duckdb.connect(str(path))
+        if path == DEFAULT_PATH and not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        db = _connect(path, read_only=read_only)
     except (duckdb.Error, OSError) as error:
         raise HostNotReadyError(
             f"store {path}", f"cannot be opened: {_first_line(error)}", advice="name another file with --store"
         ) from error
     try:
-        _prepare(db, path)
+        _prepare(db, path, read_only=read_only)
         yield Store(db)
     except duckdb.Error as error:
         raise HostNotReadyError(

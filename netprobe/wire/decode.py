@@ -54,6 +54,8 @@ class Decoded:
         forged: claims of being ours that did not hold: bad tag, unknown or stale session, number out of range, wrong
             addresses, ports or protocol.
         forged_index: which input frames they came in, shape (forged,).
+        unknown: of the forged, those that name a session that is not one of these: a stale one, another run's, or
+            made up.
         foreign: frames that claim nothing.
         merged: frames that held more than one probe.
     """
@@ -72,6 +74,7 @@ class Decoded:
     weak: Bools
     forged: int
     forged_index: I64
+    unknown: int
     foreign: int
     merged: int
 
@@ -123,6 +126,7 @@ class Decoder:
         is_claimed = np.zeros(len(packets.index), np.bool_)
         is_claimed[claims.packet] = True
         forged_index = np.sort(claims.packet[~claims.is_valid])
+        is_unknown = ~claims.is_valid & (claims.session == table.unknown)
         ours = claims.take(np.flatnonzero(claims.is_valid))
         if (ours.packet[1:] < ours.packet[:-1]).any():
             ours = ours.take(np.argsort(ours.packet, kind="stable"))
@@ -141,6 +145,7 @@ class Decoder:
             weak=ours.weak,
             forged=len(forged_index),
             forged_index=forged_index,
+            unknown=int(np.count_nonzero(is_unknown)),
             foreign=len(is_claimed) - int(np.count_nonzero(is_claimed)),
             merged=merged,
         )

@@ -143,6 +143,10 @@ def test_a_plan_runs_its_sessions_together(lab, store, tmp_path):
         (["trace", "vm1", "vm2", "--vantage", "gest"], 2, "Did you mean 'guest'?"),
         (["trace", "vm1", "vm2", "--proto", "tcp"], 2, "Give dport"),
         (["trace", "vm1", "vm2", "--size", "60"], 2, "cannot carry the mark"),
+        (["trace", "vm1", "vm2", "--size", "9000"], 2, "the path's MTU is 1500 (allowed: up to 1514 bytes)"),
+        (["trace", "bypass", "vm2"], 2, "is a bypass NIC, not a guest"),
+        (["trace", "vm1", "vm2", "--proto", "tcp", "--dport", "80", "--flow", "same"], 2, "Leave sport and flow out"),
+        (["trace", "vm1", "vm2", "--count", "1000000", "--rate", "1000"], 2, "more than one order can hold"),
         (["trace", "vm1", "10.0.0.2", "--family", "6"], 2, "is no IPv6 address"),
         (["trace", "vm1", "vm2", "--rate", "100000", "--count", "1000"], 2, "max_pps"),
         (["trace", "vm1", "vm2", "--tmax", "soon"], 2, "'soon' is no duration"),
@@ -191,7 +195,7 @@ def test_every_order_is_in_the_audit_log(lab, store, tmp_path):
     assert (entry["port"], entry["vantage"], entry["count"], entry["uid"]) == ("vm1", "guest", 7, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("vantage", ["guest", "vswitch"])
 def test_ctrl_c_gives_the_result_of_what_was_sent_and_leaves_nothing(lab, store, vantage, number):
     """The rest is unsent; the ledger closes; no entry, no journal, and the agents are free again."""
@@ -243,8 +247,7 @@ def test_a_switch_that_dies_in_the_middle_of_a_run(lab, store):
     assert closes(said)
     assert said["lost"] > 0
     assert (said["last_seen"], said["first_missing"]) == ("vm1.backend", "vm2.backend")
-    assert said["reason"]["code"] == "unknown"
-    assert "could not be asked" in said["reason"]["detail"]
+    assert (said["reason"]["code"], said["reason"]["evidence"]) == ("vswitch-down", "observed")
     done = netprobe("trace", "vm1", "vm2", "--vantage", "vswitch", *store)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
@@ -316,6 +319,97 @@ def test_a_guest_that_forges_marks_changes_no_ledger(lab, store):
     assert (said["received"], said["lost"], said["unobserved"]) == (400, 0, 0)
     assert said["forged"] >= 500
     assert all(s["duplicated"] == 0 for s in said["segments"])
+
+
+def test_two_runs_at_the_same_time_tell_each_other_apart(lab, store, tmp_path):
+    """Each sees the other's probes at the shared points: marks of another run, no forgeries, no hops."""
+    first = start("trace", "vm1", "vm2", "--count", "300", "--rate", "300", "--json", *store)
+    second = netprobe(
+        "trace", "vm1", "vm2", "--vantage", "bypass", "--count", "300", "--rate", "300", "--json",
+        "--store", str(tmp_path / "second.duckdb"),
+    )  # fmt: skip
+    out, err = first.communicate(timeout=30)
+    said = [json.loads(out), document(second)]
+    assert (first.returncode, second.returncode) == (0, 0), err
+    assert [s["received"] for s in said] == [300, 300]
+    assert all(s["forged"] == s["counters"]["unknown_session"] for s in said)
+    assert any(s["forged"] for s in said)
+
+
+def test_a_guest_may_be_source_and_destination_in_one_plan(lab, store, tmp_path):
+    """Its agent sees the probes that come to it too: they are told by their answers already, and counted once."""
+    plan = tmp_path / "both.toml"
+    plan.write_text(
+        '[[session]]\nsrc = "vm1"\ndst = "vm2"\ncount = 100\nrate = 500\n'
+        '[[session]]\nsrc = "vm2"\ndst = "vm1"\nproto = "icmp"\ncount = 100\nrate = 500\n'
+        '[[session]]\nsrc = "vm3"\ndst = "vm1"\nproto = "raw-udp"\ndport = 5001\ncount = 100\nrate = 500\n'
+    )
+    said = document(netprobe("run", str(plan), "--json", *store))
+    assert [s["received"] for s in said["sessions"]] == [100, 100, 100]
+    assert said["sessions"][0]["forged"] == 0
+    for session in said["sessions"]:
+        legs = [session, *([session["return"]] if session["return"] else [])]
+        assert not any(s["duplicated"] or s["reordered"] for leg in legs for s in leg["segments"])
+
+
+def test_a_sender_that_dies_leaves_what_was_seen(lab, store):
+    """vm1's agent is killed: what a point saw was sent, the rest is unsent, nothing is called lost on the way back."""
+    victim = next(p for p in lab.state["processes"] if p["name"] == "agent-vm1")
+    before = passed_tap("tapvm2")
+    run = start("trace", "vm1", "vm2", "--count", "900", "--rate", "300", "--json", *store)
+    until(lambda: passed_tap("tapvm2") > before + 50)
+    os.kill(victim["pid"], signal.SIGKILL)
+    out, err = run.communicate(timeout=30)
+    assert "Traceback" not in err
+    said = json.loads(out)
+    assert closes(said)
+    assert 50 < said["sent"] < 900
+    assert said["lost"] == 0
+    assert said["return"]["lost"] == 0
+    assert any("ended early" in note for note in said["notes"])
+    assert run.returncode == 4
+
+
+def test_probes_that_come_after_tmax_are_late_not_lost_on_a_link(lab, store):
+    """350 ms of delay and a Tmax of 300 ms: all late, and the reason says so."""
+    control.fault_set("vm1.backend..vm2.backend", delay_ns=350_000_000)
+    try:
+        done = netprobe("trace", "vm1", "vm2", "--count", "50", "--rate", "100", "--tmax", "300ms", "--json", *store)
+    finally:
+        control.fault_clear()
+    said = document(done)
+    assert done.returncode == 1
+    assert (said["lost"], said["reason"]["code"], said["reason"]["evidence"]) == (50, "late", "observed")
+    assert said["late"] > 25
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_no_number_is_cut_short_however_narrow_the_terminal(lab, store, width, monkeypatch):
+    """Fewer columns, never half a number."""
+    netprobe("trace", "vm1", "vm2", "--count", "20", "--rate", "500", *store)
+    monkeypatch.setenv("COLUMNS", str(width))
+    code = (
+        "from pathlib import Path; from netprobe.show import tables\n"
+        "from netprobe.store.duckdb_file import open_store\n"
+        f"out = tables.console(width={width})\n"
+        f"with open_store(Path({store[1]!r}), read_only=True) as s: tables.print_document(out, s.last_document())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert "…" not in done.stdout
+    assert "vm1.backend..vm2.backend" in done.stdout
+
+
+def test_a_reader_that_goes_away_changes_no_exit_code(lab, store):
+    """`| head -1`: the answer stays the answer."""
+    words = " ".join([*COMMAND, "trace", "vm1", "vm2", "--count", "5", *store])
+    script = f"{words} | head -1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "0"
+    full = subprocess.run(
+        ["bash", "-c", f"{words} >/dev/full"], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert full.returncode == 3
+    assert "stdout: cannot be written" in full.stderr
 
 
 def test_help_imports_nothing_heavy():

@@ -1,0 +1,156 @@
+"""The packet ring on a veth pair of its own (namespace rg-): stamps, directions, overflow, a device that goes down."""
+
+import os
+import socket
+
+import numpy as np
+import pytest
+from support.waiting import until
+
+from netprobe.errors import HostNotReadyError
+from netprobe.host import iproute
+from netprobe.host.netns import in_netns
+from netprobe.model.points import Direction, Point, PointKind
+from netprobe.observe import ring as ring_module
+from netprobe.observe.observer import FOR_EVER_NS, Decoding, Observer
+from netprobe.observe.ring import RxRing
+from netprobe.wire.decode import Decoder
+
+pytestmark = pytest.mark.system
+
+PASS_ALL = b"\x06\x00\x00\x00\xff\xff\xff\x00"
+HEAD = bytes.fromhex("020000000002") + bytes.fromhex("020000000001") + b"\x88\xb5"
+
+
+@pytest.fixture
+def pair():
+    name = f"rg-{os.getpid()}"
+    iproute.add_namespaces([name])
+    try:
+        commands = ["link add name rg0 type veth peer name rg1", "link set rg0 up", "link set rg1 up"]
+        iproute.batch(commands, netns=name)
+        iproute.set_sysctls(name, {"ipv6/conf/all/disable_ipv6": "1"})
+        yield name
+    finally:
+        iproute.delete_namespaces([name])
+
+
+@pytest.fixture
+def sender(pair):
+    sock = in_netns(pair, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+    sock.bind(("rg0", 0))
+    until(lambda: wire_up(pair, sock))
+    yield sock
+    sock.close()
+
+
+def wire_up(pair, sock):
+    """A new pair drops frames until its carrier is noticed: send until one comes through."""
+    probe = in_netns(pair, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)))
+    try:
+        probe.bind(("rg1", 0x88B5))
+        probe.settimeout(0.05)
+        sock.send(HEAD + bytes(46))
+        return bool(probe.recv(64))
+    except TimeoutError:
+        return False
+    finally:
+        probe.close()
+
+
+def frames_of(ring, wanted, direction):
+    """(payload number, stamp) of the frames in one direction, in order of the ring."""
+    found, unstamped = [], 0
+
+    def enough():
+        nonlocal unstamped
+        blocks = ring.blocks()
+        for block in blocks:
+            unstamped += block.unstamped
+            for i in np.flatnonzero(block.direction == direction):
+                start = int(block.offsets[i])
+                assert bytes(block.buffer[start : start + 14]) == HEAD
+                number = int.from_bytes(bytes(block.buffer[start + 14 : start + 18]), "big")
+                found.append((number, int(block.t_ns[i]), int(block.lengths[i])))
+        ring.release(len(blocks))
+        return len(found) >= wanted
+
+    until(enough)
+    return found, unstamped
+
+
+def test_frames_out_and_in_come_in_order_with_kernel_stamps(pair, sender):
+    """Mixed sizes; each frame once on either side, stamped by the kernel, in never later on the way out than in."""
+    out, into = RxRing(pair, "rg0", PASS_ALL), RxRing(pair, "rg1", PASS_ALL)
+    try:
+        sizes = [60, 92, 300, 1500] * 50
+        for i, size in enumerate(sizes):
+            sender.send(HEAD + i.to_bytes(4, "big") + bytes(size - 18))
+        left, late_out = frames_of(out, len(sizes), Direction.OUT)
+        came, late_in = frames_of(into, len(sizes), Direction.IN)
+        assert [n for n, _, _ in left] == [n for n, _, _ in came] == list(range(len(sizes)))
+        assert [length for _, _, length in came] == sizes
+        assert (late_out, late_in) == (0, 0)
+        assert all(a <= b for (_, a, _), (_, b, _) in zip(left, came, strict=True))
+        assert (out.drops(), into.drops()) == (0, 0)
+    finally:
+        out.close()
+        into.close()
+
+
+def observer_on(pair, device):
+    place = Point("p", PointKind.BACKEND, "h", pair, device)
+    return Observer(place, PASS_ALL, Decoding(0, Decoder([]), {}))
+
+
+def test_a_ring_that_overflows_counts_it_and_was_blind_until_it_was_read(pair, sender, monkeypatch):
+    """Four small blocks and nobody reads: drops are counted, and the blind window holds all of them."""
+    monkeypatch.setattr(ring_module, "BLOCKS", 4)
+    watcher = observer_on(pair, "rg1")
+    try:
+        frame = HEAD + bytes(1486)
+        for _ in range(1_000):
+            sender.send(frame)
+        watcher.drain()
+        assert watcher.decoding.tally.dropped > 0
+        (window,) = watcher.windows
+        assert window.start_ns < window.end_ns < FOR_EVER_NS
+        watcher.drain()
+        assert len(watcher.windows) == 1  # nothing more was dropped
+    finally:
+        watcher.close()
+
+
+def test_a_device_that_goes_down_makes_its_point_blind_for_good(pair, sender):
+    """The kernel says so once; from the last reading on, silence proves nothing."""
+    watcher = observer_on(pair, "rg1")
+    try:
+        watcher.drain()
+        iproute.batch(["link set rg1 down"], netns=pair)
+        until(lambda: (watcher.drain(), watcher.failure)[1])
+        assert watcher.windows[-1].end_ns == FOR_EVER_NS
+    finally:
+        watcher.close()
+
+
+def test_a_closed_ring_is_gone_from_the_kernel(pair):
+    """Closing gives the memory back: no packet socket stays behind."""
+    before = in_netns(pair, sockets)
+    ring = RxRing(pair, "rg1", PASS_ALL)
+    assert in_netns(pair, sockets) == before + 1
+    ring.close()
+    ring.close()
+    assert in_netns(pair, sockets) == before
+
+
+def sockets():
+    with open("/proc/thread-self/net/packet", encoding="ascii") as file:  # noqa: PTH123
+        return len(file.readlines())
+
+
+def test_a_ring_on_nothing_says_what_is_missing(pair):
+    """No such device, no such namespace: exit code 3's error, with the name."""
+    with pytest.raises(HostNotReadyError, match="packet ring on nowhere0"):
+        RxRing(pair, "nowhere0", PASS_ALL)
+    with pytest.raises(HostNotReadyError, match="network namespace rg-none"):
+        RxRing("rg-none", "rg0", PASS_ALL)
