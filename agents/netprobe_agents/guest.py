@@ -78,6 +78,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise UsageError("--reflect-port", "0, and no --control: nothing to do", advice="give one of them")
     import trio  # noqa: PLC0415  --help need not wait for it
 
+    from netprobe.inject.pacer import SWITCH_INTERVAL_S  # noqa: PLC0415
     from netprobe_agents.serve import ServeConfig, serve  # noqa: PLC0415
 
     config = ServeConfig(
@@ -88,6 +89,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         key_file=arguments.key_file,
         ready_fd=arguments.ready_fd,
     )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     trio.run(serve, config)
     return 0
 

@@ -6,6 +6,7 @@ demo ends with the lab gone, also when a step fails or the user presses Ctrl-C.
 
 import argparse
 import contextlib
+import io
 import os
 import tempfile
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from netprobe.cli import main as command_line
+from netprobe.cli.output import print_json
 from netprobe.errors import HostNotReadyError
 from netprobe.host import netns
 from netprobe.service.discovery import state_path
@@ -23,26 +25,43 @@ FAULTY = "vm1.backend..vm2.backend"
 
 
 class Story:
-    """Prints chapters and runs commands; counts what did not come out as told."""
+    """Prints chapters and runs commands; counts what did not come out as told.
 
-    def __init__(self, run: Command) -> None:
+    Args:
+        run: the command line.
+        is_quiet: print nothing and keep what the commands print, for --json.
+    """
+
+    def __init__(self, run: Command, *, is_quiet: bool) -> None:
         self._run = run
+        self._is_quiet = is_quiet
+        self.steps: list[dict[str, object]] = []
         self.surprises: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line of the story."""
+        if not self._is_quiet:
+            print(text, flush=True)
 
     def chapter(self, title: str, *lines: str) -> None:
         """A heading with a few sentences."""
-        print(f"\n\033[1m{title}\033[0m" if os.isatty(1) else f"\n== {title}", flush=True)
+        self.say(f"\n\033[1m{title}\033[0m" if os.isatty(1) else f"\n== {title}")
         for line in lines:
-            print(line, flush=True)
+            self.say(line)
 
     def command(self, *words: str, expect: int = 0) -> None:
         """Run one command, with its exit code shown where it is not 0."""
-        print(f"\n$ netprobe {' '.join(words)}", flush=True)
-        code = self._run(words)
+        line = f"netprobe {' '.join(words)}"
+        self.say(f"\n$ {line}")
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output) if self._is_quiet else contextlib.nullcontext():
+            code = self._run(words)
         if code:
-            print(f"(exit code {code})", flush=True)
+            self.say(f"(exit code {code})")
         if code != expect:
-            self.surprises.append(f"netprobe {' '.join(words)}: exit code {code}, expected {expect}")
+            self.surprises.append(f"{line}: exit code {code}, expected {expect}")
+        step: dict[str, object] = {"command": line, "exit_code": code, "expected": expect}
+        self.steps.append(step | ({"output": output.getvalue()} if self._is_quiet else {}))
 
 
 @contextlib.contextmanager
@@ -95,11 +114,11 @@ def _tell(story: Story, store: Path) -> None:
     story.chapter("5. Nothing is left behind")
 
 
-def run(_args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Tell the story; 0 when every step came out as told."""
     if state_path().exists():
         raise HostNotReadyError("netprobe demo", "a lab is up already", advice="run `netprobe lab down` first")
-    story = Story(command_line.main)
+    story = Story(command_line.main, is_quiet=args.json)
     started = time.monotonic()
     with _own_places() as store:
         try:
@@ -107,7 +126,10 @@ def run(_args: argparse.Namespace) -> int:
         finally:
             story.command("lab", "down")
     left = [name for name in ("hv1", "vm1", "vm2", "vm3") if netns.exists(name)]
-    print(f"namespaces left: {', '.join(left) or 'none'}; the demo took {time.monotonic() - started:.0f} s", flush=True)
+    seconds = time.monotonic() - started
+    story.say(f"namespaces left: {', '.join(left) or 'none'}; the demo took {seconds:.0f} s")
     for surprise in story.surprises:
-        print(f"not as told: {surprise}", flush=True)
+        story.say(f"not as told: {surprise}")
+    if args.json:
+        print_json({"steps": story.steps, "surprises": story.surprises, "left": left, "seconds": round(seconds, 1)})
     return 1 if story.surprises or left else 0

@@ -144,6 +144,7 @@ def build_parser() -> Parser:
     _common(clean)
     clean.set_defaults(call=_run("clean"))
     demo = commands.add_parser("demo", help="the whole story on a lab of its own")
+    _common(demo)
     demo.set_defaults(call=_run("demo"))
     _add_agent(commands)
     return parser

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 SPIN_NS = 100_000  # a sleep is at most this late, except under load
 BURST_FRAMES = 64  # measured: 64 every 1 ms pass a userspace vswitch with conntrack, 64 every 0.2 ms lose 1.4 %
 BURST_PAUSE_NS = 1_000_000
+SWITCH_INTERVAL_S = 0.0001
+"""For `sys.setswitchinterval` in a process whose main thread works while a pacer waits: by default a thread whose time
+has come may wait 5 ms for the interpreter."""
+
 MAX_SLEEP_NS = 20_000_000  # how long a stop may go unnoticed
 
 

@@ -4,6 +4,7 @@ Resources are opened outermost first and closed in the opposite order, also afte
 agents, then the nursery with its readers innermost. The first probe is sent only when every observer truly looks.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from netprobe.host.clock import realtime_ns
 from netprobe.host.conntrack import Conntrack
 from netprobe.host.signals import StopRequest, stop_on_signals
 from netprobe.host.unixctl import UnixctlClient
+from netprobe.inject.pacer import SWITCH_INTERVAL_S
 from netprobe.judge.reason import Reason
 from netprobe.model.records import HopBatch
 from netprobe.model.results import SessionResult
@@ -84,8 +86,13 @@ async def run_plan(plan: RunPlan, topology: Topology, progress: Progress = lambd
         UsageError, RefusedError: the plan does not fit the cloud, or the host does not allow it; nothing was sent.
         HostNotReadyError: a switch, an agent or a namespace that is needed is not there.
     """
-    with stop_on_signals() as stop:
-        return await _run(plan, topology, stop, progress)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        with stop_on_signals() as stop:
+            return await _run(plan, topology, stop, progress)
+    finally:
+        sys.setswitchinterval(before)
 
 
 async def _run(plan: RunPlan, topology: Topology, stop: StopRequest, progress: Progress) -> RunOutcome:

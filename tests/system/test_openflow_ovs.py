@@ -446,7 +446,7 @@ def test_our_pattern_confirms_a_rule_that_a_tenant_hits_all_the_while(switch, cl
     trace = trace_probe(unixctl, BRIDGE, flow, FiveTuple(17, ip_address(A), ip_address(B), 61000, 54), ())
     reason = explain(trace, DROP_THE_REST, result)
     assert (reason.code, reason.evidence) == (ReasonCode.SECURITY_GROUP, Evidence.COUNTER_PATTERN)
-    assert reason.rule == "web: drop the rest"
+    assert reason.rule == "[web]: drop the rest"
 
 
 def test_a_tenant_alone_never_confirms_a_rule_that_our_probes_do_not_take(switch, client, unixctl):

@@ -6,6 +6,7 @@ import struct
 import pytest
 from netprobe_agents.reflector import Reflector, ReflectorConfig, Refusal, Reply
 
+from netprobe.errors import WireError
 from netprobe.wire import stamp
 from netprobe.wire.stamp import ErrorEstimate, TimestampFormat, TlvType
 
@@ -94,7 +95,9 @@ def test_authenticated_mode_answers_with_a_valid_hmac_and_renews_the_hmac_tlv():
     reflector = Reflector(ReflectorConfig(key=KEY))
     area = stamp.append_hmac_tlv(stamp.encode_tlv(stamp.sender_tlv(TlvType.NETPROBE_IDENTITY, b"id")), 3, KEY)
     packet = answer(reflector, question(3, tlv_area=area, key=KEY), key=KEY)
-    stamp.verify_tlvs_untrusted(packet.tlv_area, packet.seq, KEY)
+    stamp.verify_tlvs_untrusted(packet.tlv_area, packet.seq, KEY)  # raises where the HMAC is wrong
+    with pytest.raises(WireError):
+        stamp.verify_tlvs_untrusted(packet.tlv_area, packet.seq + 1, KEY)
 
 
 @pytest.mark.parametrize("octet", [0, 16, 27, 50, 95, 96, 111])
@@ -146,8 +149,8 @@ def test_a_question_by_broadcast_gets_no_answer():
 
 
 def test_loopback_may_ask_loopback():
-    answer(Reflector(), question(), ("127.0.0.1", 40_000), ("127.0.0.1", 862))
-    answer(Reflector(), question(), ("::1", 40_000), ("::1", 862))
+    for address in ("127.0.0.1", "::1"):
+        assert answer(Reflector(), question(), (address, 40_000), (address, 862)).seq == 0
 
 
 def exchange(first, first_end, second, second_end, *, key=None, forged=None):
