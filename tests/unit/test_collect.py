@@ -131,8 +131,8 @@ def test_the_reflectors_own_numbers_prove_forward_loss(arrived, pairs, expected)
 
 def test_a_probe_that_may_have_been_overtaken_is_not_proved_lost():
     """0 and 2 are answered with 1 and 2; 1 may have come before 0, as number 0, if it may be late by as much."""
-    first = np.array([1000, 2000, 3000], np.int64)
     given = answers([(0, 1), (2, 2)])
+    first = np.array([1_000, 2_000, 9_000], np.int64)
     assert not proved_unreflected(first, first, given, 5_000).any()
     assert proved_unreflected(first, first, given, 10).tolist() == [False, True, False]
 
@@ -177,7 +177,8 @@ def test_new_tuples_or_copied_numbers_prove_nothing():
     """A reflector that counts each tuple apart, and a stateless one, number nothing that could be missing."""
     first = np.arange(1000, 5000, 1000, dtype=np.int64)
     assert not proved_unreflected(first, first, answers([(3, 3)]), 10).any()
-    assert not proved_unreflected(first, first, answers([(0, 0), (1, 1), (3, 3)]), 10).any()
+    overtaken = np.array([1_000, 3_000, 2_000, 4_000], np.int64)  # 2 came before 1; its answer was lost
+    assert not proved_unreflected(overtaken, overtaken, answers([(0, 0), (1, 1), (3, 3)]), 10).any()
 
 
 def stop(name, stamp):
