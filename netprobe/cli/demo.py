@@ -21,6 +21,7 @@ from netprobe.service.discovery import state_path
 
 Command = Callable[[Sequence[str]], int]
 PROBES = ("--count", "2000", "--rate", "1250")
+INTERRUPTED = 130
 FAULTY = "vm1.backend..vm2.backend"
 
 
@@ -56,6 +57,8 @@ class Story:
         output = io.StringIO()
         with contextlib.redirect_stdout(output) if self._is_quiet else contextlib.nullcontext():
             code = self._run(words)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         if code:
             self.say(f"(exit code {code})")
         if code != expect:

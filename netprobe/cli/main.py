@@ -223,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _mend_streams()
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _terminate)  # what a command made must be gone when it ends
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, _terminate)  # what a command made must be gone when it ends
         args = build_parser().parse_args(arguments)
         code: int = args.call(args)
         sys.stdout.flush()

@@ -13,6 +13,7 @@ import trio
 
 from netprobe.cli.output import print_json, say, to_stdout
 from netprobe.errors import NetprobeError
+from netprobe.host.signals import stop_on_signals
 from netprobe.judge.changes import changes_between
 from netprobe.model.results import Json, SegmentResult, SessionResult
 from netprobe.plan.fields import parse_ratio
@@ -92,7 +93,8 @@ def _code_of(result: SessionResult, max_loss: float) -> int:
     """1 when a path is not passable or too lossy for certain, 4 when nobody can say or not all could be sent."""
     leg = result.forward
     sent = leg.planned - leg.unsent
-    if leg.lost and (not leg.delivered or leg.lost / sent > max_loss):
+    undecided = leg.unobserved + leg.pending + leg.unsent
+    if leg.lost and (leg.lost / sent > max_loss or (not leg.delivered and leg.lost > undecided)):
         return NO
     doubtful = leg.lost + leg.unobserved + leg.pending
     if not leg.delivered or leg.unsent or doubtful > max_loss * sent:
@@ -121,13 +123,14 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     max_loss = parse_ratio(args.max_loss, "--max-loss") if args.max_loss else 1.0
     topology = read_topology()
     is_chatty = sys.stderr.isatty()
-    outcome = trio.run(run_plan, plan, topology, say if is_chatty else lambda _: None)
-    document = _keep(args, plan, outcome)
-    with to_stdout():
-        if args.json:
-            print_json(document)
-        else:
-            print_document(console(), document)
+    with stop_on_signals():  # to the last line: a signal must not throw away what was measured
+        outcome = trio.run(run_plan, plan, topology, say if is_chatty else lambda _: None)
+        document = _keep(args, plan, outcome)
+        with to_stdout():
+            if args.json:
+                print_json(document)
+            else:
+                print_document(console(), document)
     if outcome.stopped:
         say(f"netprobe: {outcome.stopped}: the result is what was known by then.")
     return exit_code(outcome, max_loss)

@@ -66,29 +66,28 @@ def concat(parts: Sequence[Answers]) -> Answers:
 
 
 def guest_records(
-    answers: Answers, *, session: int, guest: int, earliest_ns: Times, deadline_ns: Times
+    answers: Answers, *, session: int, guest: int, earliest_ns: Times, was_late: Flags
 ) -> tuple[HopBatch, int]:
     """The hop records at the answering guest: the probe in, the answer out.
 
-    That the probe was there is proved by the answer, and by our own clock: the answer was seen in time, or late. The
-    guest's own times T2 and T3 are used as times only where they fit in between (the guest's clock may be another one).
+    That the probe was there is proved by the answer. The guest's own times T2 and T3 are used only where they fit
+    between ours (its clock may be another one); else presence has no time, unless the probe was late already before.
 
     Args:
         answers: distinct ones.
         session: the session's number.
         guest: index of the guest's point.
         earliest_ns: shape (count,); when each probe was last seen on its way to the guest, NO_TIME where unknown.
-        deadline_ns: shape (count,); end of each probe's waiting time.
+        was_late: shape (count,); the probe came late to a point before the guest, so it came late to the guest too.
 
     Returns:
         The records, and how many answers carried times that do not fit.
     """
-    earliest, deadline = earliest_ns[answers.seq], deadline_ns[answers.seq]
+    earliest = earliest_ns[answers.seq]
     has_times = (answers.t2_ns != NO_TIME) & (answers.t3_ns != NO_TIME)
     is_ordered = (answers.t2_ns <= answers.t3_ns) & (answers.t3_ns <= answers.seen_ns)
     fits = has_times & (earliest != NO_TIME) & (earliest <= answers.t2_ns) & is_ordered
-    # Without a usable T2 the answer's own time says whether it came in time; later than the deadline it is late.
-    otherwise = np.where(answers.seen_ns > deadline, answers.seen_ns, NO_TIME)
+    otherwise = np.where(was_late[answers.seq], answers.seen_ns, NO_TIME)
     arrived = np.where(fits, answers.t2_ns, otherwise)
     left = np.where(fits, answers.t3_ns, otherwise)
     sessions = np.full(len(answers.seq), session, np.uint32)

@@ -102,7 +102,6 @@ def settle(arrivals: Arrivals, *, started: Flags, blind: Flags, deadline_ns: Tim
     seen = arrivals.seen & started
     seen[0] = started
     last = np.where(started, stops - 1 - np.argmax(seen[::-1], axis=0), -1)
-    blind = blind & ~arrivals.late  # a late arrival proves that it had not come in time
     look = _next_look(blind, last)
     delivered = last == stops - 1
     pending = started & ~delivered & (deadline_ns > now_ns)

@@ -32,4 +32,5 @@ def leg_result(outcome: LegOutcome, *, is_return: bool = False) -> LegResult:
         last_seen=last_seen,
         first_missing=first_missing,
         missed={i: int(n) for i, n in zip(ids, ledger.missed, strict=True) if n},
+        is_complete=bool(outcome.arrivals.seen[1:, ledger.fate == Fate.DELIVERED].all()),
     )

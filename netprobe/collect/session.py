@@ -145,6 +145,8 @@ def _forward(given: SessionInput, arrivals: Arrivals, clock: Clock, reach_ns: in
     if not stops[-1].is_observed_by_ring and given.is_numbered:
         first_ns, last_ns = arrivals.first_ns[-2], arrivals.last_ns[-2]
         blind[-1] &= ~proved_unreflected(first_ns, last_ns, given.answers, reach_ns)
+    if not stops[-1].is_observed_by_ring:
+        blind[-1] &= ~arrivals.late[-1]  # its late arrival says that it had not come in time
     ledger = settle(arrivals, started=clock.started, blind=blind, deadline_ns=clock.deadline_ns, now_ns=given.now_ns)
     return _outcome(stops, arrivals, ledger, np.ones(len(blind[0]), np.int64))
 
@@ -183,8 +185,8 @@ def settle_session(given: SessionInput) -> SessionOutcome:
             given.answers,
             session=given.session,
             guest=given.point_index[given.path.forward[-1].point.id],
-            earliest_ns=np.maximum(there.first_ns[-2], given.sender_ns),
-            deadline_ns=clock.deadline_ns,
+            earliest_ns=np.maximum(there.first_ns[-2], np.where(given.sender_ns > 0, given.sender_ns, NO_TIME)),
+            was_late=np.asarray(there.late.any(axis=0)),
         )
         hops = HopBatch.concat([hops, records])
         there = _tabulate(given, hops, Leg.FORWARD, clock.deadline_ns)

@@ -217,6 +217,7 @@ class GuestAgent:
             "send",
             b"".join((octets, due.tobytes())),
             stop_on_cancel=True,
+            timeout_s=(int(due[-1]) + lead_ns) / 1e9 + ANSWER_TIMEOUT_S if len(due) else ANSWER_TIMEOUT_S,
             frame_bytes=frame_bytes,
             count=len(due),
             lead_ns=lead_ns,
@@ -269,6 +270,7 @@ class GuestAgent:
         body: bytes = b"",
         *,
         stop_on_cancel: bool = False,
+        timeout_s: float = ANSWER_TIMEOUT_S,
         **header: str | int | Sequence[int] | None,
     ) -> Message:
         if self._ended.is_set():
@@ -278,7 +280,11 @@ class GuestAgent:
         pending = self._pending[order_id] = _Pending()
         try:
             await self._write(encode_message(message_type, body, id=order_id, **header))
-            await pending.answered.wait()
+            with trio.move_on_after(timeout_s) as patience:
+                await pending.answered.wait()
+            if patience.cancelled_caught:
+                self._gone = f"did not answer {message_type!r} in {timeout_s:g} s"
+                raise self._gone_error()
         except trio.Cancelled:
             if stop_on_cancel:
                 with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):

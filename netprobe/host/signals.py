@@ -40,7 +40,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, _frame: object) -> None:
         request.ask(f"stopped by {signal.Signals(number).name}")
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    # What the caller ignores (nohup, a shell's background job) stays ignored.
+    mine = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in mine}
     try:
         yield request
     finally:

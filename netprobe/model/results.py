@@ -150,6 +150,7 @@ class LegResult:
     Attributes:
         last_seen, first_missing: of the largest group of lost probes; without loss the destination and None.
         missed: probes that a point missed though they were seen further on, by point.
+        is_complete: every delivered probe was seen at every point.
     """
 
     planned: int
@@ -164,6 +165,7 @@ class LegResult:
     last_seen: str | None
     first_missing: str | None
     missed: dict[str, int]
+    is_complete: bool
 
     def to_json(self) -> Json:
         """As in docs/json.md."""
@@ -180,6 +182,7 @@ class LegResult:
             "last_seen": self.last_seen,
             "first_missing": self.first_missing,
             "missed": self.missed,
+            "complete": self.is_complete,
         }
 
 
@@ -250,6 +253,7 @@ class SessionResult:
             "segments": [s.to_json() for s in leg.segments],
             "end_to_end": leg.end_to_end.to_json(),
             "missed": leg.missed,
+            "complete": leg.is_complete,
             "return": self.returned.to_json() if self.returned else None,
             "last_seen": leg.last_seen,
             "first_missing": leg.first_missing,

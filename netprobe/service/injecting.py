@@ -17,7 +17,7 @@ import trio
 from netprobe.collect.arrivals import Times
 from netprobe.errors import HostNotReadyError, NetprobeError, UsageError
 from netprobe.host.clock import realtime_ns
-from netprobe.host.guest_agent import GuestAgent, GuestFrames, open_guest_agent
+from netprobe.host.guest_agent import ANSWER_TIMEOUT_S, GuestAgent, GuestFrames, open_guest_agent
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.inject.packet_out import send_packet_outs
 from netprobe.model.points import Vantage
@@ -61,10 +61,8 @@ class Sent:
         return cls(np.zeros(count, np.int64), np.zeros(count, np.int64), None, failure=failure)
 
     @classmethod
-    def told(
-        cls, stamps_ns: npt.NDArray[np.int64], planned_ns: npt.NDArray[np.int64], window: tuple[int, int]
-    ) -> "Sent":
-        """What a sender reports, believed only within the time that the order took.
+    def told(cls, stamps_ns: Times, planned_ns: Times, window: tuple[int, int]) -> "Sent":
+        """What a sender reports. Its clock is believed whole or not at all.
 
         Args:
             stamps_ns: shape (count,); 0 for unsent.
@@ -72,9 +70,16 @@ class Sent:
             window: our clock before the order and after the report.
         """
         sent = stamps_ns > 0
-        fits = sent & (stamps_ns >= window[0]) & (stamps_ns <= window[1])
-        times = np.where(fits, stamps_ns, np.where(sent, np.minimum(planned_ns, window[1]), 0))
-        return cls(times, np.where(fits, stamps_ns, 0), None, int(np.count_nonzero(sent & ~fits)))
+        outside = sent & ((stamps_ns < window[0]) | (stamps_ns > window[1]))
+        apart = np.abs(stamps_ns[sent] - planned_ns[sent])
+        if not outside.any() and (not len(apart) or np.median(apart) <= MAX_APART_NS):
+            return cls(stamps_ns, stamps_ns, None)
+        times = np.where(sent, np.minimum(planned_ns, window[1]), 0)
+        return cls(times, np.zeros_like(stamps_ns), None, int(np.count_nonzero(sent)))
+
+
+MAX_APART_NS = 100_000_000
+"""Median distance of a sender's stamps from the plan beyond which its clock is another one than ours."""
 
 
 class Injector:
@@ -91,6 +96,7 @@ class Injector:
         self._allowlists = allowlists
         self._stop = threading.Event()
         self._held: dict[str, list[GuestFrames]] = {}
+        self._sending: list[trio.CancelScope] = []
 
     def halt(self) -> None:
         """No packet-out goes any more, whatever becomes of the tasks around."""
@@ -99,6 +105,8 @@ class Injector:
     async def stop(self) -> None:
         """Send nothing more; what was sent until now is still told."""
         self.halt()
+        for scope in self._sending:
+            scope.deadline = min(scope.deadline, trio.current_time() + ANSWER_TIMEOUT_S)
         for agent in self._agents.values():
             with suppress(HostNotReadyError):
                 await agent.stop_sends()
@@ -162,10 +170,15 @@ class Injector:
 
     async def send(self, one: Prepared) -> Sent:
         """Send one session; never raises for a sender that fails on the way."""
+        if self._stop.is_set():
+            return Sent.nothing(one.probe.count, "stopped before it began")
         try:
             if one.plan.vantage is Vantage.VSWITCH:
                 return await trio.to_thread.run_sync(self._packet_out, one, abandon_on_cancel=False)
-            return await self._through_agent(one)
+            with trio.CancelScope() as scope:
+                self._sending.append(scope)
+                return await self._through_agent(one)
+            return Sent.nothing(one.probe.count, f"the agent of {one.sender.name} did not say what it sent")
         except UsageError:
             raise
         except NetprobeError as error:

@@ -149,6 +149,11 @@ class Journal:
         else:
             self._path.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """Take the file away; nothing was made."""
+        for path in (self._path, self._path.with_suffix(".new")):
+            path.unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         return self
 
@@ -164,8 +169,12 @@ def open_journal(prepared: Sequence[Prepared], topology: Topology) -> Journal:
     """
     pid = os.getpid()
     journal = Journal(_folder() / f"run-{pid}-{start_ticks(pid)}-{uuid.uuid4().hex[:8]}.json")
-    for one in prepared:
-        journal.add(one, topology)
+    try:
+        for one in prepared:
+            journal.add(one, topology)
+    except HostNotReadyError:
+        journal.forget()
+        raise
     return journal
 
 

@@ -111,8 +111,13 @@ def _check_mtu(prepared: Sequence[Prepared], topology: Topology) -> None:
             )
 
 
-def check_tuples(prepared: Sequence[Prepared], topology: Topology) -> None:
+def check_tuples(prepared: Sequence[Prepared], topology: Topology, *, ours: frozenset[FiveTuple] = frozenset()) -> None:
     """Room enough for our entries, and none of our tuples is somebody's connection.
+
+    Args:
+        prepared: the sessions.
+        topology: their hosts.
+        ours: entries that this run has made already.
 
     Raises:
         RefusedError: the table is too full for that, or has one of the tuples.
@@ -129,7 +134,7 @@ def check_tuples(prepared: Sequence[Prepared], topology: Topology) -> None:
                 use, entries = table.use(), table.dump(host.zone).entries
             rooms[host.name] = use
             known[host.name] = frozenset(t for e in entries for t in (e.original, e.reply))
-        taken = known[host.name].intersection(tuples)
+        taken = known[host.name].intersection(tuples) - ours
         if taken:
             port = min(t.src_port for t in taken)
             raise RefusedError(

@@ -20,7 +20,7 @@ from netprobe.host.openflow import OpenFlowClient
 from netprobe.host.rule_counters import probe_rule, read_noise
 from netprobe.host.signals import StopRequest
 from netprobe.host.tracing import trace_probe
-from netprobe.host.unixctl import UnixctlClient
+from netprobe.host.unixctl import CommandError, UnixctlClient
 from netprobe.inject.packet_out import paced_sender
 from netprobe.judge.counter_pattern import PatternResult, fit_pattern
 from netprobe.judge.ofproto_trace import Trace, TraceStep, five_tuple, probe_flow
@@ -91,18 +91,17 @@ def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
     if not spans:
         return None
     first, second, count = spans[0]
-    late = _late(outcome, first, second, count)
-    if late is not None:
-        return late
-    outside = _outside_the_switch(inquiry.one, outcome, first, second)
-    if outside is not None:
-        return outside
+    plain = _late(outcome, first, second, count) or _outside_the_switch(inquiry.one, outcome, first, second)
+    if plain is not None:
+        return plain
     ledger = outcome.ledger
     group = (ledger.fate == Fate.LOST) & (ledger.last_stop == first) & (ledger.first_missing == second)
     seq = int(np.flatnonzero(group)[0])
     some_passed = ledger.count(Fate.DELIVERED) > 0
     try:
-        return _ask(inquiry, seq, outcome.stops[second].point.device, some_passed=some_passed)
+        return _ask(inquiry, seq, some_passed=some_passed)
+    except CommandError as error:
+        return unknown_reason(f"the switch could not tell: {error}")
     except HostNotReadyError as error:
         detail = f"the switch does not answer, so it may not have forwarded either: {error}"
         return Reason(ReasonCode.VSWITCH_DOWN, Evidence.OBSERVED, detail)
@@ -110,9 +109,9 @@ def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
         return unknown_reason(f"the switch could not be asked: {error}")
 
 
-def _ask(inquiry: Inquiry, seq: int, expected_port: str, *, some_passed: bool) -> Reason:
+def _ask(inquiry: Inquiry, seq: int, *, some_passed: bool) -> Reason:
     one, topology = inquiry.one, inquiry.topology
-    host = topology.host(one.sender.host)
+    host, expected_port = topology.host(one.sender.host), one.target.port_device
     with UnixctlClient(host.ovs_rundir) as unixctl:
         own = set(own_tuples(one.probe))
         entries = [e for e in Conntrack(unixctl).dump(host.zone).entries if e.original not in own]
@@ -161,7 +160,7 @@ def _test(inquiry: Inquiry, host: Host, unixctl: UnixctlClient, step: TraceStep)
             if pattern is None:
                 return None
             extra = _extra_session(inquiry, pattern.total)
-            check_tuples([extra], inquiry.topology)
+            check_tuples([extra], inquiry.topology, ours=frozenset(own_tuples(one.probe)))
             inquiry.journal.add(extra, inquiry.topology)
             _audit(extra, host, pattern.total, cap)
             send = paced_sender(client, extra.block.frames, extra.sender.ofport, cap_pps=cap)

@@ -176,16 +176,21 @@ async def _mind(state: RunState, injector: Injector, waiting: trio.CancelScope) 
     """While sending and waiting: stop when asked, watch the clock, and never fill a conntrack table (design §6a)."""
     hosts = {one.sender.host for one in state.prepared}
     checks = 0
-    while not state.stop.asked():
-        await trio.sleep(CHECK_S)
-        state.watch.steps.check()
-        checks += 1
-        if checks % CHECKS_A_TABLE == 0:
-            for name in hosts:
-                if await trio.to_thread.run_sync(_is_full, state.topology.host(name).ovs_rundir):
-                    state.stop.ask(f"the conntrack table of {name} is nearly full")
-    waiting.cancel()
-    await injector.stop()
+    try:
+        while not state.stop.asked():
+            await trio.sleep(CHECK_S)
+            state.watch.steps.check()
+            checks += 1
+            if checks % CHECKS_A_TABLE == 0:
+                for name in hosts:
+                    if await trio.to_thread.run_sync(_is_full, state.topology.host(name).ovs_rundir):
+                        state.stop.ask(f"the conntrack table of {name} is nearly full")
+        waiting.cancel()
+        while True:  # a sender may not have begun when it is first told
+            await injector.stop()
+            await trio.sleep(CHECK_S)
+    finally:
+        injector.halt()  # at once, also on the way out of an error: a sending thread is waited for
 
 
 def _is_full(rundir: str) -> bool:

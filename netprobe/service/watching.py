@@ -15,7 +15,7 @@ from netprobe.collect.session import BlindWindow
 from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
 from netprobe.host.guest_agent import GuestFrames
-from netprobe.model.points import Leg, Point
+from netprobe.model.points import Leg, Point, Vantage
 from netprobe.model.records import HopBatch
 from netprobe.observe.observer import Decoding, Observer, Sightings
 from netprobe.service.prepare import Prepared
@@ -81,6 +81,8 @@ class Watch:
         self.changed = trio.Event()
         self._sent_at: dict[str, frozenset[int]] = {}
         for one in prepared:
+            if one.plan.vantage is Vantage.VSWITCH:
+                continue  # the guest that is played is no observer
             own = one.sender.chain[0].id
             self._sent_at[own] = self._sent_at.get(own, frozenset()) | {one.probe.session}
         self.ring_places = [

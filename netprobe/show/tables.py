@@ -176,23 +176,26 @@ def _largest_loss(session: Document) -> int:
 
 
 def verdict_text(session: Document) -> Text:
-    """The answer in one line: delivered, or where it stopped."""
-    lost, unobserved = session["lost"], session["unobserved"]
+    """The answer in one line: delivered, or where it stopped; what nobody can say is said too."""
+    lost, open_ = session["lost"], session["unobserved"] + session["pending"]
+    unsure = f"; of {open_} nobody can say" if open_ else ""
+    unsure += f"; {session['unsent']} not sent" if session["unsent"] else ""
     if lost and session["first_missing"]:
         there = _largest_loss(session)
         elsewhere = f", {lost - there} elsewhere" if lost > there else ""
         word = "late" if (session["reason"] or {}).get("code") == "late" else "dropped"
-        where = f"{there} {word} between {session['last_seen']} and {session['first_missing']}{elsewhere}"
-        style = "bold yellow" if session["delivered"] else "bold red"
-        lead = "delivered with loss" if session["delivered"] else "NOT delivered"
-        return Text(f"{lead}: {where}", style=style)
+        where = f"{there} {word} between {session['last_seen']} and {session['first_missing']}{elsewhere}{unsure}"
+        if session["delivered"]:
+            return Text(f"delivered with loss: {where}", style="bold yellow")
+        if lost > open_ + session["unsent"]:
+            return Text(f"NOT delivered: {where}", style="bold red")
+        return Text(f"no answer: {where}", style="bold magenta")
     if not session["delivered"]:
         where = session["last_seen"] or "no point"
-        return Text(f"no answer: last seen at {where}, and nobody can say more", style="bold magenta")
-    if unobserved:
-        text = f"delivered: {session['received']} for certain; of {unobserved} nobody can say whether they arrived"
-        return Text(text, style="bold yellow")
-    seen = "" if session["missed"] else ", seen at every point"
+        return Text(f"no answer: last seen at {where}, and nobody can say more{unsure}", style="bold magenta")
+    if unsure:
+        return Text(f"delivered: {session['received']} for certain{unsure}", style="bold yellow")
+    seen = ", seen at every point" if session["complete"] else ""
     return Text(f"delivered to {session['last_seen']}{seen}", style="bold green")
 
 

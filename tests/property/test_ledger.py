@@ -44,9 +44,8 @@ def reference(stops, blind, probes, now):
             fates[seq] = (Fate.UNSENT, -1, -1)
             continue
         in_time = {stop for stop, t in hops if t <= sent + TMAX_NS}
-        too_late = {stop for stop, t in hops if t > sent + TMAX_NS}
         last = max(in_time | {0})
-        looking = [s for s in range(last + 1, stops) if not blind[s][seq] or s in too_late]
+        looking = [s for s in range(last + 1, stops) if not blind[s][seq]]
         if last == stops - 1:
             fates[seq] = (Fate.DELIVERED, last, -1)
         elif sent + TMAX_NS > now:
@@ -166,15 +165,15 @@ def test_a_record_off_the_path_or_out_of_range_is_forged_not_a_hop():
     assert arrivals.copies.tolist() == [[0], [1]]
 
 
-def test_a_late_arrival_is_lost_and_told_apart_even_where_silence_proves_nothing():
-    """A reply that carries a T2 after the deadline proves that the probe was late."""
+def test_a_late_arrival_is_lost_and_told_apart():
+    """A record after the deadline is no arrival; the probe counts as lost and as late. A blind point proves nothing."""
     arrivals = tabulate(HopBatch.of([HopRecord(5_000, 1, 0, 1, 0, 0)]), [(0, 0), (1, 0)], np.array([1_000]))
-    ledger = settle(
-        arrivals,
-        started=np.array([True]),
-        blind=np.ones((2, 1), np.bool_),
-        deadline_ns=np.array([1_000]),
-        now_ns=9_000,
-    )
-    assert ledger.count(Fate.LOST) == 1
-    assert ledger.late == 1
+    for is_blind, fate, late in ((False, Fate.LOST, 1), (True, Fate.UNOBSERVED, 0)):
+        ledger = settle(
+            arrivals,
+            started=np.array([True]),
+            blind=np.full((2, 1), is_blind),
+            deadline_ns=np.array([1_000]),
+            now_ns=9_000,
+        )
+        assert (ledger.count(fate), ledger.late) == (1, late)

@@ -147,11 +147,11 @@ def test_an_answer_seen_at_three_points_is_one_answer():
     assert got.seen_ns.tolist() == [70, 75]
 
 
-def records_of(t2, t3, seen, *, earliest=100, deadline=1_000):
+def records_of(t2, t3, seen, was_late=False):
     """Hop times at the guest (in, out) and doubts, for one answer to one probe."""
     one = np.array([0], np.uint32), *(np.array([v], np.int64) for v in (t2, t3, 0, seen))
     batch, doubts = guest_records(
-        Answers(*one), session=1, guest=3, earliest_ns=np.array([earliest]), deadline_ns=np.array([deadline])
+        Answers(*one), session=1, guest=3, earliest_ns=np.array([100]), was_late=np.array([was_late])
     )
     return batch.t_ns.tolist(), doubts
 
@@ -164,7 +164,8 @@ def records_of(t2, t3, seen, *, earliest=100, deadline=1_000):
         ((150, 140, 200), [-1, -1], 1),  # left before it came
         ((99, 160, 200), [-1, -1], 1),  # came before it was sent
         ((-1, -1, 200), [-1, -1], 0),  # an echo reply has no times
-        ((-1, -1, 1_200), [1_200, 1_200], 0),  # the answer came after the deadline: late, by our clock
+        ((-1, -1, 1_200, True), [1_200, 1_200], 0),  # the probe was late before it reached the guest
+        ((-1, -1, 1_200, False), [-1, -1], 0),  # it was in time as far as anybody knows, whenever the answer came
         ((150, 160, 1_200), [150, 160], 0),  # the answer was late, the probe was not
     ],
 )

@@ -27,6 +27,7 @@ def result(**changes):
         last_seen="a",
         first_missing="b",
         missed={},
+        is_complete=True,
     )
     given = {
         "name": "s",
