@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from netprobe.collect.ledger import Fate
 from netprobe.collect.results import leg_result
 from netprobe.collect.session import SessionInput, SessionOutcome, settle_session
 from netprobe.judge.reason import Reason
@@ -106,6 +107,11 @@ def _notes(one: Prepared, outcome: SessionOutcome, facts: RunFacts) -> tuple[str
         notes.append(f"{outcome.clock_doubts} answers carry times of a clock that is not ours: not used")
     if facts.port_dropped:
         notes.append(f"the switch's ports on the way dropped {facts.port_dropped} frames meanwhile, ours or others'")
+    unanswered = outcome.forward.ledger.count(Fate.UNOBSERVED)
+    if unanswered and one.plan.protocol is Protocol.UDP:
+        notes.append(
+            f"{unanswered} were not answered: lost in the last stretch, or their answers in the first one back"
+        )
     if sent.failure:
         notes.append(f"sending ended early: {sent.failure}")
     if sent.doubtful:
