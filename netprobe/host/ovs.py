@@ -5,6 +5,7 @@ ovs-appctl looks for RUNDIR/ovs-vswitchd.PID.ctl. Used by netprobe.lab; reading 
 """
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from netprobe.host import process
 
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 TOOL_TIMEOUT_S = 5
+GUARD_WAIT_S = 2.0
+GUARD_LOOK_S = 0.002
 OPENFLOW = "OpenFlow15"
 """Needed for bundles; the switch speaks older versions too, for its other clients."""
 
@@ -95,11 +98,14 @@ class PrivateSwitch:
         self._run(process.netns_argv(self.netns, self.switch_argv))
         daemon = self._record("ovs-vswitchd", self.switch_argv, "ovs-vswitchd.pid")
         guard = process.parent(daemon.pid)
-        # It takes its title only a moment later, so until then it looks like its daemon.
-        if not process.is_guard(guard) and process.command_line(guard) != self.switch_argv:
-            raise HostNotReadyError(
-                "ovs-vswitchd", "has no monitor process", advice=f"see {self.run_dir}/ovs-vswitchd.log"
-            )
+        # It takes its title a moment later; until then it looks like its daemon, and in between like neither.
+        deadline = time.monotonic() + GUARD_WAIT_S
+        while not process.is_guard(guard):
+            if time.monotonic() > deadline:
+                raise HostNotReadyError(
+                    "ovs-vswitchd", "has no monitor process", advice=f"see {self.run_dir}/ovs-vswitchd.log"
+                )
+            time.sleep(GUARD_LOOK_S)
         ticks = process.start_ticks(guard)
         return process.ProcessRecord("ovs-vswitchd monitor", self.switch_argv, guard, ticks), daemon
 
