@@ -1,7 +1,6 @@
 """The lab for real: traffic as its groups say, faults as its truth log says, and nothing left behind whatever dies."""
 
 import json
-import os
 import signal
 import socket
 import struct
@@ -17,7 +16,6 @@ from netprobe.lab import control, journal, state, truth
 
 pytestmark = pytest.mark.system
 
-RUN_DIR = Path("/run/netprobe-tests")
 NAMESPACES = ("hv1", "vm1", "vm2", "vm3", "byp1")
 WAIT_S = 5.0
 QUIET_S = 0.3
@@ -25,19 +23,9 @@ QUIET_S = 0.3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def base():
-    """The system tests' run directory (as in conftest.py), and a lab that is gone at the end."""
-    before = os.environ.get("NETPROBE_RUN_DIR")
-    os.environ["NETPROBE_RUN_DIR"] = str(RUN_DIR)
-    try:
-        control.down()
-        yield RUN_DIR
-    finally:
-        control.down()
-        if before is None:
-            del os.environ["NETPROBE_RUN_DIR"]
-        else:
-            os.environ["NETPROBE_RUN_DIR"] = before
+def base(lab_place):
+    """The system tests' run directory, and a lab that is gone at the end."""
+    return lab_place
 
 
 @pytest.fixture
