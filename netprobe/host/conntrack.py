@@ -73,12 +73,12 @@ class Conntrack:
         """The entries that have one of these tuples in one direction or the other. Raises HostNotReadyError."""
         return entries_matching(self.dump(zone).entries, tuples, zone=zone)
 
-    def delete_own(self, tuples: Iterable[FiveTuple], zone: int) -> Deletion:
+    def delete_own(self, tuples: Iterable[FiveTuple], zone: int | None) -> Deletion:
         """Delete entries that our probes made.
 
         Args:
             tuples: originating direction of each, exact; they must be ours.
-            zone: the zone that they are in.
+            zone: the zone that they are in; None to look in which zones they are.
 
         Returns:
             What was deleted, what was not there, and what could not be deleted: ICMPv6 always, since naming an ICMPv6
@@ -87,6 +87,8 @@ class Conntrack:
         Raises:
             HostNotReadyError: the switch is gone.
         """
+        if zone is None:
+            return self._delete_everywhere(frozenset(tuples))
         deleted: list[FiveTuple] = []
         absent: list[FiveTuple] = []
         kept: list[tuple[FiveTuple, str]] = []
@@ -104,6 +106,20 @@ class Conntrack:
             else:
                 deleted.append(tuple_)
         return self._sort_out(deleted, absent, kept, zone)
+
+    def _delete_everywhere(self, tuples: frozenset[FiveTuple]) -> Deletion:
+        """Delete them zone by zone, each where it is."""
+        found: dict[int, list[FiveTuple]] = {}
+        for entry in self.dump().entries:
+            if entry.original in tuples:
+                found.setdefault(entry.zone, []).append(entry.original)
+        parts = [self.delete_own(there, zone) for zone, there in found.items()]
+        present = {tuple_ for there in found.values() for tuple_ in there}
+        return Deletion(
+            deleted=tuple(t for part in parts for t in part.deleted),
+            absent=tuple(t for part in parts for t in part.absent) + tuple(tuples - present),
+            kept=tuple(k for part in parts for k in part.kept),
+        )
 
     def _sort_out(
         self, deleted: list[FiveTuple], absent: list[FiveTuple], kept: list[tuple[FiveTuple, str]], zone: int

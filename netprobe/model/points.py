@@ -63,6 +63,11 @@ class Point:
     netns: str = ""
     device: str = ""
 
+    @property
+    def place(self) -> str:
+        """`<host>/<id>`: unlike its id, it changes when the guest moves to another host."""
+        return f"{self.host}/{self.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:

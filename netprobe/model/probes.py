@@ -48,6 +48,14 @@ class TypeP:
 
 
 @dataclass(frozen=True, slots=True)
+class Translation:
+    """Addresses that a probe carries on some stretch of its way because a router's NAT put them there."""
+
+    src_ip: IPAddress
+    dst_ip: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeSession:
     """One session: probes of one Type-P on one path, ready to be encoded.
 
@@ -55,6 +63,7 @@ class ProbeSession:
         session: 32-bit number, random per run, so that records of an older run are recognised as stale.
         key: 16 secret octets for the keyed tag; never sent.
         src_ports: source port of each probe when the flow is new per probe, else empty.
+        translations: other address pairs under which its probes are known, behind a NAT (answers: turned round).
     """
 
     session: int
@@ -66,3 +75,4 @@ class ProbeSession:
     dst_ip: IPAddress
     count: int
     src_ports: tuple[int, ...] = ()
+    translations: tuple[Translation, ...] = ()

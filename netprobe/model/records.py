@@ -20,9 +20,13 @@ HOP_DTYPE = np.dtype(
         ("point", "<u2"),  # index into the run's list of points
         ("direction", "u1"),  # model.points.Direction
         ("leg", "u1"),  # model.points.Leg
+        ("context", "<u2"),  # index into the point's list of model.contexts.HopContext; NO_CONTEXT where not kept
     ]
 )
-assert HOP_DTYPE.itemsize == 20
+assert HOP_DTYPE.itemsize == 22
+
+NO_CONTEXT = 0xFFFF
+"""What was around the probe is not known: an answer told of it, or the point has seen too many different contexts."""
 
 NO_TIME = -1
 """t_ns of a record that proves presence but carries no time (an answer came back)."""
@@ -38,6 +42,7 @@ class HopRecord:
     point: int
     direction: int
     leg: int
+    context: int = NO_CONTEXT
 
 
 class HopBatch:
@@ -65,7 +70,7 @@ class HopBatch:
     @classmethod
     def of(cls, records: Iterable[HopRecord]) -> "HopBatch":
         """A batch of single records; for tests and for the few."""
-        rows = [(r.t_ns, r.session, r.seq, r.point, r.direction, r.leg) for r in records]
+        rows = [(r.t_ns, r.session, r.seq, r.point, r.direction, r.leg, r.context) for r in records]
         return cls(np.array(rows, HOP_DTYPE))
 
     @classmethod
@@ -78,6 +83,7 @@ class HopBatch:
         point: int,
         direction: npt.NDArray[np.uint8] | int,
         leg: npt.NDArray[np.uint8] | int,
+        context: npt.NDArray[np.uint16] | int = NO_CONTEXT,
     ) -> "HopBatch":
         """A batch of one point from equally long columns, shape (n,) each."""
         rows = np.empty(len(t_ns), HOP_DTYPE)
@@ -87,6 +93,7 @@ class HopBatch:
         rows["point"] = point
         rows["direction"] = direction
         rows["leg"] = leg
+        rows["context"] = context
         return cls(rows)
 
     @classmethod
@@ -128,11 +135,15 @@ class HopBatch:
         """Legs (model.points.Leg)."""
         return np.ascontiguousarray(self.rows["leg"])
 
+    @property
+    def context(self) -> npt.NDArray[np.uint16]:
+        """Indices into the point's list of contexts, or NO_CONTEXT."""
+        return np.ascontiguousarray(self.rows["context"])
+
     def where(self, mask: npt.NDArray[np.bool_]) -> "HopBatch":
         """The records for which `mask` (shape (n,), bool) holds."""
         return HopBatch(np.ascontiguousarray(self.rows[mask]))
 
     def row(self, i: int) -> HopRecord:
         """Row `i` as a value."""
-        t_ns, session, seq, point, direction, leg = self.rows[i].item()
-        return HopRecord(t_ns, session, seq, point, direction, leg)
+        return HopRecord(*self.rows[i].item())

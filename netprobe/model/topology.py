@@ -1,8 +1,8 @@
 """What is attached where: hosts, guests and their points. Filled by service.discovery, read by plan.paths."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from netprobe.errors import UsageError, unknown_name
 from netprobe.model.points import Point
@@ -10,14 +10,26 @@ from netprobe.model.points import Point
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A hypervisor: where its bridge is managed, and the file that says what may be ordered there."""
+    """A hypervisor: where its bridge is managed, and the file that says what may be ordered there.
+
+    Attributes:
+        zone: the conntrack zone that all its ports share; None where each port and router has one of its own (OVN).
+        uplink: points from its own NIC toward the fabric, as far as one can look; empty where hosts are not joined.
+        encap_ips: addresses that its tunnels start and end at.
+        chassis: its name in OVN's southbound database, "" without OVN.
+        management_ip: where its agent is reached by others' clock exchanges, "" where none is.
+    """
 
     name: str
     netns: str
     bridge: str
     ovs_rundir: str
     allowlist: str
-    zone: int
+    zone: int | None
+    uplink: tuple[Point, ...] = ()
+    encap_ips: tuple[IPv4Address | IPv6Address, ...] = ()
+    chassis: str = ""
+    management_ip: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,12 @@ class Attachment:
     Attributes:
         agent: path of its agent's control socket, "" where there is none.
         chain: points from its own NIC toward the vswitch.
+        network: the logical switch that it is on, "" where there is only one.
+        prefixes: of that network, one a family.
+        gateway_mac: the router's MAC on that network, "" where nothing is routed.
+        floating: address under which others reach it through the router's NAT, None where it has none.
+        behind_nat: address that the router's SNAT gives it toward other networks, by their name.
+        unobserved: why no packet ring can see its port (hardware offload, SR-IOV), "" where one can.
     """
 
     name: str
@@ -43,6 +61,12 @@ class Attachment:
     port_device: str
     chain: tuple[Point, ...]
     copy_of: str = ""
+    network: str = ""
+    prefixes: tuple[IPv4Network | IPv6Network, ...] = ()
+    gateway_mac: str = ""
+    floating: IPv4Address | None = None
+    behind_nat: Mapping[str, IPv4Address] = field(default_factory=dict)
+    unobserved: str = ""
 
     def address(self, family: int) -> IPv4Address | IPv6Address:
         """Its address of a family, 4 or 6."""
@@ -55,12 +79,21 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class OvnPlaces:
+    """OVN's databases as OVSDB remotes (`unix:…`, `tcp:…`, `ssl:…`); only the collector reads them."""
+
+    northbound: str
+    southbound: str
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """One cloud as far as netprobe knows it.
 
     Attributes:
         rules: the user's rule behind each OpenFlow cookie ("0x…"), where the enforcement tells.
         vswitches: point of each host where a packet-out enters.
+        ovn: where OVN's databases are, None without OVN.
     """
 
     hosts: tuple[Host, ...]
@@ -68,6 +101,7 @@ class Topology:
     bypasses: tuple[Attachment, ...]
     vswitches: dict[str, Point]
     rules: dict[str, dict[str, str]] = field(default_factory=dict)
+    ovn: "OvnPlaces | None" = None
 
     def host(self, name: str) -> Host:
         """The host of this name."""

@@ -32,13 +32,13 @@ _SIGMAS = 5  # a Poisson schedule whose mean is the cap exceeds 5 standard devia
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Entries that a session will create in one zone of one host.
+    """Entries that a session will create in one zone of one host (None: in zones of ports and routers, OVN).
 
     A session whose flow is new per probe creates `count` of them in each zone on its way, others one.
     """
 
     host: str
-    zone: int
+    zone: int | None
     entries: int
 
 
@@ -55,7 +55,7 @@ class Room:
         return max(self.limit - self.used, 0)
 
 
-def check_conntrack(demands: Iterable[Demand], rooms: Mapping[str, Room]) -> dict[tuple[str, int], int]:
+def check_conntrack(demands: Iterable[Demand], rooms: Mapping[str, Room]) -> dict[tuple[str, int | None], int]:
     """Refuse a plan that takes too large a share of a table, or one that is nearly full.
 
     Args:
@@ -68,7 +68,7 @@ def check_conntrack(demands: Iterable[Demand], rooms: Mapping[str, Room]) -> dic
     Raises:
         RefusedError: the plan takes more than MAX_SHARE_OF_FREE of what is free on a host, or it is MAX_FULL full.
     """
-    by_zone: Counter[tuple[str, int]] = Counter()
+    by_zone: Counter[tuple[str, int | None]] = Counter()
     by_host: Counter[str] = Counter()
     for demand in demands:
         by_zone[demand.host, demand.zone] += demand.entries
@@ -86,7 +86,7 @@ def check_conntrack(demands: Iterable[Demand], rooms: Mapping[str, Room]) -> dic
             )
         allowed = int(room.free * MAX_SHARE_OF_FREE)
         if entries > allowed:
-            zones = ", ".join(f"zone {zone}: {n}" for (name, zone), n in sorted(by_zone.items()) if name == host)
+            zones = ", ".join(f"zone {zone}: {n}" for (name, zone), n in by_zone.items() if name == host)
             raise RefusedError(
                 f"conntrack table of {host}",
                 f"the plan would create {entries} entries ({zones})",

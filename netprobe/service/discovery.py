@@ -63,7 +63,7 @@ def _attachment(table: Table, points: dict[str, Point]) -> Attachment:
 
 def _host(table: Table) -> Host:
     zone = table["zone"]
-    if not isinstance(zone, int):
+    if zone is not None and not isinstance(zone, int):
         raise TypeError("zone")
     return Host(
         name=str(table["name"]),

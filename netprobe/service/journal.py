@@ -30,10 +30,10 @@ DAMAGED = (OSError, ValueError, LookupError, TypeError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Entries of one session in one zone of one switch."""
+    """Entries of one session in one zone of one switch; None: in any zone (OVN has one a port and router)."""
 
     rundir: str
-    zone: int
+    zone: int | None
     tuples: tuple[FiveTuple, ...]
 
 
@@ -52,6 +52,10 @@ def _tuple(row: Sequence[object]) -> FiveTuple:
     protocol, src, dst, *rest = row
     numbers = [int(str(n)) for n in (protocol, *rest)]
     return FiveTuple(numbers[0], ip_address(str(src)), ip_address(str(dst)), *numbers[1:])
+
+
+def _zone(value: object) -> int | None:
+    return None if value is None else int(str(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ def _read(path: Path) -> list[Share] | None:
     if ticks and start_ticks(pid) == ticks:
         return None
     return [
-        Share(str(s["rundir"]), int(s["zone"]), tuple(_tuple(row) for row in s["tuples"]))
+        Share(str(s["rundir"]), _zone(s["zone"]), tuple(_tuple(row) for row in s["tuples"]))
         for s in document["conntrack"]
     ]
 
