@@ -92,20 +92,33 @@ def is_alive(record: ProcessRecord) -> bool:
     return bool(record.pid) and start_ticks(record.pid) == record.start_ticks != 0 and _shows(record.pid, record.argv)
 
 
-def find(command_lines: Collection[tuple[str, ...]]) -> tuple[list[ProcessRecord], list[ProcessRecord]]:
+def find(command_lines: Collection[tuple[str, ...]], place: Path) -> tuple[list[ProcessRecord], list[ProcessRecord]]:
     """All processes with exactly one of these command lines: first those that guard others of them, then the rest.
 
     For processes that were intended and whose starter died before it could write down the pid, and for a daemon that
     its guard (`--monitor`) has started again: the command line names files of one lab alone.
+
+    Args:
+        command_lines: what to look for.
+        place: directory that those files are in; a process that sees another one there (it runs in a container, or
+            in another mount namespace with a lab of its own) is not meant.
     """
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
-    mine = {pid for pid in pids if _settled(command_line(pid)) in command_lines}
+    mine = {pid for pid in pids if _settled(command_line(pid)) in command_lines and _sees(pid, place)}
     guards = {pid for pid in map(parent, mine) if pid in mine or is_guard(pid)}
 
     def records(some: set[int]) -> list[ProcessRecord]:
         return [ProcessRecord("", _settled(command_line(pid)), pid, start_ticks(pid)) for pid in sorted(some)]
 
     return records(guards), records(mine - guards)
+
+
+def _sees(pid: int, place: Path) -> bool:
+    """Whether a path means the same directory to a process as to us."""
+    try:
+        return os.path.samestat((PROC / str(pid) / "root" / place.relative_to("/")).stat(), place.stat())
+    except OSError:
+        return False
 
 
 def _settled(shown: tuple[str, ...]) -> tuple[str, ...]:

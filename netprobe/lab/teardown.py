@@ -33,7 +33,7 @@ def tear_down(state: State, places: Places) -> list[str]:
     state.endpoints, state.faults = (), ()
     if places.lab.exists():
         Journal(state, places.state).write()  # from here on nobody takes it for a complete lab
-    _end_processes(state.processes)
+    _end_processes(state.processes, places)
     ours: list[str] = []
     foreign: list[str] = []
     for record in state.namespaces:
@@ -70,12 +70,12 @@ def _is_ours(record: NamespaceRecord) -> bool:
     return record.cookie in (0, iproute.namespace_cookie(record.name))
 
 
-def _end_processes(records: tuple[process.ProcessRecord, ...]) -> None:
+def _end_processes(records: tuple[process.ProcessRecord, ...], places: Places) -> None:
     """First the guard, or it would start its daemon again; last what carries our command lines and no record."""
     process.end([record for record in records if record.name == GUARD], force=True)
     process.end([record for record in records if record.name != GUARD], grace_s=GRACE_S)
     for _ in range(FORKS_MAX):
-        guards, others = process.find({record.argv for record in records})
+        guards, others = process.find({record.argv for record in records}, places.lab)
         if not guards and not others:
             break
         process.end(guards, force=True)

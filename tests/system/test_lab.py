@@ -54,7 +54,7 @@ def recorded(base: Path) -> state.State:
 def assert_nothing_left(base: Path, before: state.State) -> None:
     assert not [name for name in NAMESPACES if netns.exists(name)]
     assert not [record.name for record in before.processes if process.is_alive(record)]
-    assert process.find({record.argv for record in before.processes}) == ([], [])
+    assert process.find({record.argv for record in before.processes}, base) == ([], [])
     assert not (base / "lab").exists()
     assert not (base / "lab.lock").exists()
 
@@ -341,6 +341,20 @@ def test_a_namespace_that_somebody_made_anew_is_left_alone(lab):
         assert netns.exists("vm3")
     finally:
         iproute.delete_namespaces(["vm3"])
+
+
+def test_a_process_of_another_lab_with_the_same_paths_is_not_found(tmp_path):
+    """Its mount namespace has another directory there, as in a container."""
+    argv = ("sleep", "77.25")
+    elsewhere = f"mount --make-rprivate / && mount -t tmpfs tmpfs {tmp_path} && echo ready && exec sleep 77.25"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", elsewhere], stdout=subprocess.PIPE) as other:
+        own = process.spawn(argv, log=tmp_path / "log")
+        try:
+            assert other.stdout.readline() == b"ready\n"
+            assert [record.pid for record in process.find({argv}, tmp_path)[1]] == [own.pid]
+        finally:
+            process.end([own])
+            other.kill()
 
 
 def test_two_ups_at_once_are_told_apart(base):

@@ -49,8 +49,8 @@ def test_a_process_without_a_recorded_pid_is_found_by_its_exact_command_line(tmp
     argv = ("sleep", "77.125")
     record = process.spawn(argv, log=tmp_path / "log")
     try:
-        assert [found.pid for found in process.find({argv})[1]] == [record.pid]
-        assert process.find({("sleep",)}) == ([], [])
+        assert [found.pid for found in process.find({argv}, tmp_path)[1]] == [record.pid]
+        assert process.find({("sleep",)}, tmp_path) == ([], [])
     finally:
         process.end([record])
 
