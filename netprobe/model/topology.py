@@ -18,6 +18,7 @@ class Host:
         encap_ips: addresses that its tunnels start and end at.
         chassis: its name in OVN's southbound database, "" without OVN.
         management_ip: where its agent is reached by others' clock exchanges, "" where none is.
+        unobserved: why no packet ring can see its uplink (hardware offload), "" where one can.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Host:
     encap_ips: tuple[IPv4Address | IPv6Address, ...] = ()
     chassis: str = ""
     management_ip: str = ""
+    unobserved: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,19 @@ class Attachment:
     """A guest, or a bypass NIC that stands in for one (`copy_of` names it then).
 
     Attributes:
+        ipv4, ipv6: its addresses; the unspecified address (`0.0.0.0`, `::`) where it has none of that family.
         agent: path of its agent's control socket, "" where there is none.
+        ofport: its OpenFlow port number, 0 while none is known.
+        port_device: the device of its port on the vswitch, "" while none is known.
         chain: points from its own NIC toward the vswitch.
         network: the logical switch that it is on, "" where there is only one.
         prefixes: of that network, one a family.
         gateway_mac: the router's MAC on that network, "" where nothing is routed.
         floating: address under which others reach it through the router's NAT, None where it has none.
+        floating_mac: who answers for `floating` where its own host translates; "" where the router's gateway does.
         behind_nat: address that the router's SNAT gives it toward other networks, by their name.
         unobserved: why no packet ring can see its port (hardware offload, SR-IOV), "" where one can.
+        is_bound: its port is on `host`'s vswitch, as far as one knows; False while it moves, or is switched off.
     """
 
     name: str
@@ -67,15 +74,25 @@ class Attachment:
     floating: IPv4Address | None = None
     behind_nat: Mapping[str, IPv4Address] = field(default_factory=dict)
     unobserved: str = ""
+    floating_mac: str = ""
+    is_bound: bool = True
 
     def address(self, family: int) -> IPv4Address | IPv6Address:
-        """Its address of a family, 4 or 6."""
-        return self.ipv4 if family == 4 else self.ipv6
+        """Its address of a family, 4 or 6.
+
+        Raises:
+            UsageError: it has none.
+        """
+        address = self.ipv4 if family == 4 else self.ipv6
+        if address.is_unspecified:
+            raise UsageError(self.name, f"has no IPv{family} address", advice="ask for the other family")
+        return address
 
     @property
     def names(self) -> frozenset[str]:
         """Everything a user may call it by: name, addresses, MAC, UUID of its port."""
-        return frozenset({self.name, str(self.ipv4), str(self.ipv6), self.mac, self.iface_id})
+        addresses = {str(ip) for ip in (self.ipv4, self.ipv6) if not ip.is_unspecified}
+        return frozenset({self.name, self.mac, self.iface_id} | addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +104,29 @@ class OvnPlaces:
 
 
 @dataclass(frozen=True, slots=True)
+class ManagementPlace:
+    """The collector's place on the network that agents dial it over, and reach each other's clocks by."""
+
+    netns: str
+    ip: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLink:
+    """One router's port on one network.
+
+    Attributes:
+        is_central: one host serves this port for all, and translates there; else each host routes what begins on it.
+        gateway: the host that serves it, "" where each does, or where none does at present.
+    """
+
+    router: str
+    network: str
+    is_central: bool = False
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """One cloud as far as netprobe knows it.
 
@@ -94,6 +134,10 @@ class Topology:
         rules: the user's rule behind each OpenFlow cookie ("0x…"), where the enforcement tells.
         vswitches: point of each host where a packet-out enters.
         ovn: where OVN's databases are, None without OVN.
+        management: the collector's place on the management network, None where there is no such network.
+        routers: which router joins which networks; empty where nobody has told.
+        stale: sources that cannot be read at present ("OVSDB of hv1", "OVN southbound") and why; what they said last
+            stands.
     """
 
     hosts: tuple[Host, ...]
@@ -102,6 +146,9 @@ class Topology:
     vswitches: dict[str, Point]
     rules: dict[str, dict[str, str]] = field(default_factory=dict)
     ovn: "OvnPlaces | None" = None
+    management: ManagementPlace | None = None
+    routers: tuple[RouterLink, ...] = ()
+    stale: Mapping[str, str] = field(default_factory=dict)
 
     def host(self, name: str) -> Host:
         """The host of this name."""
@@ -142,6 +189,12 @@ class Topology:
             allowed=carried,
             advice="use a source with those groups, or another vantage",
         )
+
+    @property
+    def unobserved(self) -> dict[str, str]:
+        """Why no ring may be opened on a point, by its id: a ring there would call what it cannot see lost."""
+        ports = {p.id: a.unobserved for a in self.attachments if a.unobserved for p in a.chain[1:]}
+        return ports | {p.id: h.unobserved for h in self.hosts if h.unobserved for p in h.uplink if p.host == h.name}
 
     @property
     def attachments(self) -> Iterable[Attachment]:

@@ -1,18 +1,18 @@
 """The topology, from the state file that a lab leaves.
 
 A state file is outside input: every field is checked, and what is wrong is said with the file's name. A lab is one
-cloud among others: nothing here imports `netprobe.lab`.
+cloud among others: nothing here imports `netprobe.lab`. What OVSDB and OVN say about it since is service.following's.
 """
 
 import json
 import os
 import re
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
 from netprobe.model.points import Point, PointKind
-from netprobe.model.topology import Attachment, Host, Topology
+from netprobe.model.topology import Attachment, Host, ManagementPlace, OvnPlaces, RouterLink, Topology
 
 STATE_SCHEMA = 1
 MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
@@ -39,6 +39,30 @@ def _point(table: Table) -> Point:
     )
 
 
+def _list(table: Table, key: str) -> list[object]:
+    """An optional list, empty where it is not there."""
+    value = table.get(key, [])
+    if not isinstance(value, list):
+        raise TypeError(key)
+    return value
+
+
+def _table(table: Table, key: str) -> Table:
+    """An optional table, empty where it is not there or null."""
+    value = table.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise TypeError(key)
+    return value
+
+
+def _text(table: Table, key: str) -> str:
+    """An optional text, empty where it is not there or null."""
+    value = table.get(key)
+    return "" if value is None else str(value)
+
+
 def _attachment(table: Table, points: dict[str, Point]) -> Attachment:
     port, groups, chain = table["port"], table["groups"], table["chain"]
     if not isinstance(port, dict) or not isinstance(groups, list) or not isinstance(chain, list):
@@ -58,11 +82,18 @@ def _attachment(table: Table, points: dict[str, Point]) -> Attachment:
         port_device=str(port["device"]),
         chain=tuple(points[str(p)] for p in chain),
         copy_of=str(table.get("copy_of", "")),
+        network=_text(table, "network"),
+        prefixes=tuple(ip_network(str(p)) for p in _list(table, "prefixes")),
+        gateway_mac=_text(table, "gateway_mac").lower(),
+        floating=IPv4Address(_text(table, "floating")) if table.get("floating") else None,
+        behind_nat={k: IPv4Address(str(v)) for k, v in _table(table, "behind_nat").items()},
+        unobserved=_text(table, "unobserved"),
+        floating_mac=_text(table, "floating_mac").lower(),
     )
 
 
-def _host(table: Table) -> Host:
-    zone = table["zone"]
+def _host(table: Table, points: dict[str, Point]) -> Host:
+    zone = table.get("zone")
     if zone is not None and not isinstance(zone, int):
         raise TypeError("zone")
     return Host(
@@ -72,7 +103,18 @@ def _host(table: Table) -> Host:
         ovs_rundir=str(table["ovs_rundir"]),
         allowlist=str(table["allowlist"]),
         zone=zone,
+        uplink=tuple(points[str(p)] for p in _list(table, "uplink")),
+        encap_ips=tuple(ip_address(str(ip)) for ip in _list(table, "encap_ips")),
+        chassis=_text(table, "chassis"),
+        management_ip=_text(table, "management_ip"),
     )
+
+
+def _router_link(table: object) -> RouterLink:
+    if not isinstance(table, dict):
+        raise TypeError("routers")
+    gateway = _text(table, "gateway")
+    return RouterLink(str(table["router"]), str(table["network"]), is_central=bool(gateway), gateway=gateway)
 
 
 def _tables(state: Table, key: str) -> list[Table]:
@@ -91,15 +133,16 @@ def topology_of(state: Table) -> Topology:
     if state.get("schema") != STATE_SCHEMA:
         raise ValueError(f"schema {state.get('schema')!r}, not {STATE_SCHEMA}")
     points = {p.id: p for p in map(_point, _tables(state, "points"))}
-    rules = state.get("rules", {})
-    if not isinstance(rules, dict):
-        raise TypeError("rules")
+    rules, ovn, management = (_table(state, key) for key in ("rules", "ovn", "management"))
     topology = Topology(
-        hosts=tuple(map(_host, _tables(state, "hosts"))),
+        hosts=tuple(_host(t, points) for t in _tables(state, "hosts")),
         guests=tuple(_attachment(t, points) for t in _tables(state, "guests")),
         bypasses=tuple(_attachment(t, points) for t in _tables(state, "bypasses")),
         vswitches={p.host: p for p in points.values() if p.kind is PointKind.VSWITCH},
-        rules={str(k): {str(a): str(b) for a, b in v.items()} for k, v in rules.items()},
+        rules={str(k): {str(a): str(b) for a, b in _table(rules, k).items()} for k in rules},
+        ovn=OvnPlaces(_text(ovn, "northbound"), _text(ovn, "southbound")) if ovn else None,
+        management=ManagementPlace(_text(management, "netns"), str(management["ip"])) if management else None,
+        routers=tuple(map(_router_link, _list(state, "routers"))),
     )
     _check(topology)
     return topology

@@ -142,7 +142,7 @@ def test_a_guest_may_be_called_by_name_ip_mac_or_port(name):
     [
         ('src = "vm1"\ndst = "vm4"', "unknown guest 'vm4' (allowed: vm1, vm2, vm3, vm9). Did you mean"),
         ('src = "vm1"\ndst = "vm1"', "source and destination are both 'vm1'"),
-        ('src = "vm1"\ndst = "vm9"', "vm1 is on hv1 and vm9 on hv2"),
+        ('src = "vm1"\ndst = "vm9"', "vm9 is on 'hv3', of which nothing is known"),
         ('src = "vm2"\ndst = "vm1"\nvantage = "bypass"', "no bypass NIC on hv1 carries its groups (default, web)"),
         ('src = "vm1"\ndst = "10.0.0.2"\nfamily = 6', "10.0.0.2 is no IPv6 address. Ask for family 4"),
         (
