@@ -1,8 +1,9 @@
 """Bytes to probes, a block at a time: which frames are ours, which only say so.
 
 Takes a block of a packet ring as it is and returns columns; never raises, whatever the bytes. The work is in
-`decode_headers` (Ethernet, IP), `decode_sessions` (whom we know) and `decode_udp`, `decode_tcp`, `decode_icmp` (who
-claims to be ours, and who proves it). Layouts: docs/wire-format.md. Fed by observe's rings; becomes hop records.
+`decode_headers` (Ethernet, IP), `decode_tunnels` (frames inside), `decode_sessions` and `decode_flows` (whom we know),
+`decode_udp`, `decode_tcp` and `decode_icmp` (who claims to be ours, and who proves it), `decode_contexts` (what was
+around it). Layouts: docs/wire-format.md. Fed by observe's rings; becomes hop records.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from netprobe.model.contexts import HopContext
 from netprobe.model.points import Leg
 from netprobe.model.probes import ProbeSession, Protocol
 from netprobe.wire.decode_claims import Claims, Kind, Known
+from netprobe.wire.decode_contexts import Frames
+from netprobe.wire.decode_flows import FlowIndex
 from netprobe.wire.decode_headers import (
     I64,
     U8,
@@ -23,10 +27,12 @@ from netprobe.wire.decode_headers import (
     frame_bounds,
     parse_ethernet,
     parse_ip,
+    with_outermost_tag,
 )
 from netprobe.wire.decode_icmp import echo_claims, error_claims
-from netprobe.wire.decode_sessions import FlowIndex, SessionTable
+from netprobe.wire.decode_sessions import SessionTable
 from netprobe.wire.decode_tcp import tcp_claims
+from netprobe.wire.decode_tunnels import NO_TUNNELS, find_tunnels, inner_packets
 from netprobe.wire.decode_udp import udp_claims
 
 __all__ = ["Decoded", "Decoder", "Kind", "Leg"]
@@ -40,12 +46,14 @@ class Decoded:
 
     Attributes:
         index: which input frame; more than once where a frame held several probes.
+        context: what was around it: index into `contexts`.
+        contexts: the distinct ones of this block, in no order.
         session: session number.
         seq: probe number, always less than the session's count.
         leg: model.points.Leg, told by the addresses.
         kind: what it is (Kind).
-        dscp: of the frame's own IP header.
-        ttl: TTL or hop limit of the frame's own IP header.
+        dscp: of the probe's own IP header, inside a tunnel the inner one.
+        ttl: TTL or hop limit, likewise.
         t1_ns: sender's time in a STAMP packet, ns since 1970; 0 where there is none.
         t2_ns: when the reflector received, likewise; only in replies.
         t3_ns: when the reflector answered, likewise.
@@ -77,6 +85,8 @@ class Decoded:
     unknown: int
     foreign: int
     merged: int
+    context: I64
+    contexts: tuple[HopContext, ...]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -96,22 +106,31 @@ class Decoder:
         table = SessionTable(sessions)
         self._known = Known(table, FlowIndex(table, Protocol.TCP), FlowIndex(table, Protocol.UDP, Protocol.RAW_UDP))
 
-    def decode(self, buf: U8, offsets: I64, lengths: I64) -> Decoded:
+    def decode(
+        self, buf: U8, offsets: I64, lengths: I64, vlan: I64 | None = None, *, tunnels: bool = True
+    ) -> Decoded:
         """Decode a block of frames.
 
         Args:
             buf: the octets, uint8, shape (size,), C-contiguous (else it is copied).
             offsets: where the Ethernet header of each frame starts, shape (n,).
             lengths: captured octets of each frame, shape (n,). Both are forced into the buffer.
+            vlan: VLAN id (or the whole Tag Control Information) of a tag that the kernel took off each frame, shape
+                (n,), -1 where none; it stood in front of those in band. None where it took none.
+            tunnels: look into Geneve and VXLAN. Right on the underlay; wrong where a guest could wrap a probe.
 
         Returns:
             What is ours, and counts of what is not. Nothing in it refers to `buf`.
         """
         octets = Octets(buf)
         starts, ends = frame_bounds(len(buf), offsets, lengths)
-        # A tunnel (VXLAN, Geneve) is a step here: from the outer frame to where the inner one starts.
-        l3, ether_types = parse_ethernet(octets, starts, ends)
+        l3, ether_types, tags = parse_ethernet(octets, starts, ends)
+        if vlan is not None:
+            tags = with_outermost_tag(tags, np.asarray(vlan, np.int64))
         packets = parse_ip(octets, np.arange(len(starts)), ether_types, l3, ends)
+        found = find_tunnels(octets, packets) if tunnels else NO_TUNNELS
+        if len(found.outer):
+            packets = packets.joined(inner_packets(octets, packets, found))
         udp, merged = udp_claims(octets, self._known, packets, is_quoted=False)
         parts = [
             udp,
@@ -119,19 +138,25 @@ class Decoder:
             tcp_claims(octets, self._known, packets, is_quoted=False),
             error_claims(octets, self._known, packets),
         ]
-        return self._result(packets, Claims.concat([part for part in parts if len(part.packet)] or parts[:1]), merged)
+        claims = Claims.concat([part for part in parts if len(part.packet)] or parts[:1])
+        if len(found.outer):
+            claims = _one_reading(claims, packets, len(starts))
+        return self._result(Frames(packets, tags, found), claims, merged)
 
-    def _result(self, packets: Packets, claims: Claims, merged: int) -> Decoded:
-        table = self._known.table
-        is_claimed = np.zeros(len(packets.index), np.bool_)
-        is_claimed[claims.packet] = True
-        forged_index = np.sort(claims.packet[~claims.is_valid])
+    def _result(self, frames: Frames, claims: Claims, merged: I64) -> Decoded:
+        table, packets = self._known.table, frames.packets
+        is_claimed = np.zeros(len(frames.tags), np.bool_)
+        is_claimed[packets.index[claims.packet]] = True
+        forged_index = np.sort(packets.index[claims.packet[~claims.is_valid]])
         is_unknown = ~claims.is_valid & (claims.session == table.unknown)
         ours = claims.take(np.flatnonzero(claims.is_valid))
-        if (ours.packet[1:] < ours.packet[:-1]).any():
-            ours = ours.take(np.argsort(ours.packet, kind="stable"))
+        index = packets.index[ours.packet]
+        if (index[1:] < index[:-1]).any():
+            order = np.argsort(index, kind="stable")
+            ours, index = ours.take(order), index[order]
+        context, contexts = frames.contexts(ours.packet)
         return Decoded(
-            index=packets.index[ours.packet],
+            index=index,
             session=table.number[ours.session].astype(np.uint32),
             seq=ours.seq.astype(np.uint32),
             leg=ours.leg.astype(np.uint8),
@@ -147,5 +172,22 @@ class Decoder:
             forged_index=forged_index,
             unknown=int(np.count_nonzero(is_unknown)),
             foreign=len(is_claimed) - int(np.count_nonzero(is_claimed)),
-            merged=merged,
+            merged=int(np.count_nonzero(np.isin(merged, claims.packet))) if len(merged) else 0,
+            context=context,
+            contexts=contexts,
         )
+
+
+def _one_reading(claims: Claims, packets: Packets, n: int) -> Claims:
+    """Each frame is read once: as it stands if that proves a probe, else as the tunnel that it looks like.
+
+    A probe whose own destination port is a tunnel's stays a plain probe. What the frame claims as it stands, but does
+    not prove, counts only if the frame inside claims nothing.
+    """
+    frame = packets.index[claims.packet]
+    is_inner = claims.packet >= n
+    is_proved, is_claimed_inside = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    is_proved[frame[~is_inner & claims.is_valid]] = True
+    is_claimed_inside[frame[is_inner]] = True
+    is_kept = np.where(is_inner, ~is_proved[frame], is_proved[frame] | ~is_claimed_inside[frame])
+    return claims if is_kept.all() else claims.take(np.flatnonzero(is_kept))

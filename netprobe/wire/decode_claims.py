@@ -10,8 +10,9 @@ from enum import IntEnum
 
 import numpy as np
 
+from netprobe.wire.decode_flows import FlowIndex
 from netprobe.wire.decode_headers import I64, Bools, Octets
-from netprobe.wire.decode_sessions import FlowIndex, SessionTable
+from netprobe.wire.decode_sessions import SessionTable
 from netprobe.wire.siphash import tags_with
 
 

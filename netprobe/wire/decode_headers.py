@@ -2,7 +2,7 @@
 
 Total: any bytes, offsets and lengths give values. A field that lies beyond what was captured reads as some octets of
 the buffer, and the row is marked as having no packet (`family` 0), so that nobody looks. `decode` calls it for the
-frames of a block, and again for the packets that ICMP errors quote; a tunnel would be one more step, to an inner frame.
+frames of a block, `decode_tunnels` for the frames inside tunnels, `decode_icmp` for the packets that errors quote.
 """
 
 from dataclasses import dataclass, fields
@@ -17,6 +17,8 @@ Bools = npt.NDArray[np.bool_]
 
 _VLAN_TYPES = (0x8100, 0x88A8)  # IEEE 802.1Q, 802.1ad
 _MAX_VLAN_TAGS = 2
+_TAG_BITS = 13  # of one tag in a packed stack: a bit that is always set, then the VLAN id
+_TAG_IS_THERE = 1 << 12
 _WIDEST = 40  # octets of the widest gather, an IPv6 header
 
 
@@ -90,6 +92,11 @@ class Packets:
         """Some rows, in the order given."""
         return Packets(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def joined(self, more: "Packets") -> "Packets":
+        """These rows, and then those of `more`."""
+        names = (field.name for field in fields(self))
+        return Packets(*(np.concatenate([getattr(self, name), getattr(more, name)]) for name in names))
+
 
 def frame_bounds(size: int, offsets: I64, lengths: I64) -> tuple[I64, I64]:
     """Where frames start and end, forced into a buffer of `size` octets."""
@@ -97,23 +104,46 @@ def frame_bounds(size: int, offsets: I64, lengths: I64) -> tuple[I64, I64]:
     return starts, starts + np.clip(np.asarray(lengths, np.int64), 0, size - starts)
 
 
-def parse_ethernet(octets: Octets, starts: I64, ends: I64) -> tuple[I64, I64]:
+def parse_ethernet(octets: Octets, starts: I64, ends: I64) -> tuple[I64, I64, I64]:
     """Find the network layer behind up to two VLAN tags.
 
     Returns:
-        Position of the network header, and its EtherType; 0 where the frame is too short.
+        Position of the network header, its EtherType (0 where the frame is too short), and the tags, packed: see
+        `vlan_ids`.
     """
     l3 = starts + 14
     ether_types = octets.uint(starts + 12, 2)
+    tags = np.zeros(len(starts), np.int64)
     for _ in range(_MAX_VLAN_TAGS):
         is_tagged = (ether_types == _VLAN_TYPES[0]) | (ether_types == _VLAN_TYPES[1])
         tagged = np.flatnonzero(is_tagged & (l3 + 4 <= ends))
         if not len(tagged):
             break
+        tags[tagged] = tags[tagged] << _TAG_BITS | _packed_tag(octets.uint(l3[tagged], 2))
         ether_types[tagged] = octets.uint(l3[tagged] + 2, 2)
         l3[tagged] += 4
     ether_types[l3 > ends] = 0
-    return l3, ether_types
+    return l3, ether_types, tags
+
+
+def _packed_tag(control: I64) -> I64:
+    """One tag from its Tag Control Information; the VLAN id is its low 12 bits (IEEE 802.1Q §9.6)."""
+    return control & 0xFFF | _TAG_IS_THERE
+
+
+def with_outermost_tag(tags: I64, vlan: I64) -> I64:
+    """Packed tags with one more in front, which the kernel took off the frame; `vlan` is -1 where it took none."""
+    in_band = (tags > 0).astype(np.int64) + (tags >> _TAG_BITS > 0)
+    return np.where(vlan >= 0, _packed_tag(vlan) << in_band * _TAG_BITS | tags, tags)
+
+
+def vlan_ids(tags: int) -> tuple[int, ...]:
+    """VLAN ids of a packed stack of tags, the outermost first."""
+    found: tuple[int, ...] = ()
+    while tags:
+        found = (tags & 0xFFF, *found)
+        tags >>= _TAG_BITS
+    return found
 
 
 def parse_ip(octets: Octets, index: I64, ether_types: I64, l3: I64, ends: I64) -> Packets:

@@ -32,10 +32,12 @@ def echo_claims(octets: Octets, table: SessionTable, packets: Packets) -> Claims
         rows, is_reply, l4 = rows[is_claim], is_reply[is_claim], l4[is_claim]
     ours = packets.take(rows)
     sessions, seqs, is_authentic = identities(octets, table, l4 + 8)
-    is_on_leg = np.where(is_reply, table.is_return(sessions, ours), table.is_forward(sessions, ours))
+    pair = np.where(is_reply, table.return_pair(sessions, ours), table.forward_pair(sessions, ours))
     numbers = table.number[sessions].astype(np.int64) & 0xFFFF
-    is_valid = is_authentic & is_on_leg & (table.protocol[sessions] == PROTOCOLS.index(Protocol.ICMP))
-    is_valid &= (octets.uint(l4 + 4, 2) == numbers) & (octets.uint(l4 + 6, 2) == seqs & 0xFFFF)
+    is_valid = is_authentic & (pair >= 0) & (table.protocol[sessions] == PROTOCOLS.index(Protocol.ICMP))
+    # NAT treats the identifier like a port (RFC 5508 §3.1), and may change it where it changed an address.
+    is_valid &= (octets.uint(l4 + 4, 2) == numbers) | (pair > 0)
+    is_valid &= octets.uint(l4 + 6, 2) == seqs & 0xFFFF
     is_valid &= octets.uint(l4 + 1, 1) == 0
     leg, kind = either(is_reply, Leg.RETURN, Leg.FORWARD), either(is_reply, Kind.ECHO_REPLY, Kind.PROBE)
     return Claims.of(rows, is_valid, sessions, seqs, leg=leg, kind=kind)

@@ -1,10 +1,10 @@
-"""What the decoder knows of the sessions, as columns: keys, addresses, ports, and two ways to find a session.
+"""What the decoder knows of the sessions, as columns: keys, addresses (also behind NAT), ports, by session number.
 
-By number, for frames that carry an identity; by flow tuple, for a SYN, its answers, and replies of reflectors that drop
-our TLV. Every column has one row more than there are sessions: row `unknown` fits nothing, so no lookup needs a mask.
+Every column has one row more than there are sessions: row `unknown` fits nothing, so no lookup needs a mask. To find a
+session by the tuple of a probe: `decode_flows`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,41 +21,26 @@ PROTOCOLS = tuple(Protocol)
 
 _HALF = 0xFFFFFFFFFFFFFFFF
 _NO_SESSION = 1 << 32  # greater than any session number
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # of Fibonacci hashing
 
 
 @dataclass(frozen=True, slots=True)
-class FlowTuples:
-    """Flow tuples as a session's probes have them (those of answers are turned round), shape (n,) each."""
+class AddressPairs:
+    """A source and a destination address in each row, columns of one length."""
 
-    family: I64
     src_hi: U64
     src_lo: U64
     dst_hi: U64
     dst_lo: U64
-    src_port: I64
-    dst_port: I64
 
-    @classmethod
-    def of(cls, packets: Packets, src_ports: I64, dst_ports: I64, is_answer: Bools) -> "FlowTuples":
-        """The tuples of packets with these ports."""
-        return cls(
-            packets.family,
-            np.where(is_answer, packets.dst_hi, packets.src_hi),
-            np.where(is_answer, packets.dst_lo, packets.src_lo),
-            np.where(is_answer, packets.src_hi, packets.dst_hi),
-            np.where(is_answer, packets.src_lo, packets.dst_lo),
-            np.where(is_answer, dst_ports, src_ports),
-            np.where(is_answer, src_ports, dst_ports),
-        )
+    def take(self, rows: I64) -> "AddressPairs":
+        """Some rows, in the order given."""
+        return AddressPairs(self.src_hi[rows], self.src_lo[rows], self.dst_hi[rows], self.dst_lo[rows])
 
-    def hashes(self) -> U64:
-        """One word for each tuple; equal tuples have equal words."""
-        mixed = (self.family << 32 | self.src_port << 16 | self.dst_port).astype(np.uint64)
-        for column in (self.src_hi, self.src_lo, self.dst_hi, self.dst_lo):
-            mixed = (mixed ^ column) * _MULTIPLIER
-            mixed ^= mixed >> np.uint64(29)
-        return mixed
+    def equals(self, other: "AddressPairs") -> Bools:
+        """Whether each row is that of the other one."""
+        is_same: Bools = (self.src_lo == other.src_lo) & (self.dst_lo == other.dst_lo)
+        is_same &= (self.src_hi == other.src_hi) & (self.dst_hi == other.dst_hi)
+        return is_same
 
 
 class SessionTable:
@@ -90,8 +75,11 @@ class SessionTable:
         self.family = np.array([*(t.family for t in type_ps), -1], np.int64)
         self.dst_port = np.array([*(t.dst_port for t in type_ps), -1], np.int64)
         self.payload_bytes = np.array([*(mark.payload_size(t) for t in type_ps), 1], np.int64)
-        self.src_hi, self.src_lo = _address_columns([s.src_ip for s in ordered])
-        self.dst_hi, self.dst_lo = _address_columns([s.dst_ip for s in ordered])
+        pairs = [mark.address_pairs(session) for session in ordered]
+        self.pair_count = np.array([*(len(own) for own in pairs), 0], np.int64)
+        # A session with fewer repeats its own pair: who looks from the last one to the first finds the right number.
+        most = max((len(own) for own in pairs), default=1)
+        self.pairs = tuple(_pair_columns([own[k] if k < len(own) else own[0] for own in pairs]) for k in range(most))
         self._ports, self._port_base, self._port_step = _port_columns(ordered)
 
     def find(self, numbers: U64) -> I64:
@@ -111,73 +99,48 @@ class SessionTable:
         base = int(self._port_base[row])
         return np.unique(self._ports[base : base + size])
 
-    def is_forward(self, rows: I64, packets: Packets) -> Bools:
-        """Whether each packet goes from its session's source to its destination."""
-        is_right: Bools = packets.family == self.family[rows]
-        is_right &= (packets.src_lo == self.src_lo[rows]) & (packets.src_hi == self.src_hi[rows])
-        is_right &= (packets.dst_lo == self.dst_lo[rows]) & (packets.dst_hi == self.dst_hi[rows])
-        return is_right
+    def addresses(self, rows: I64, numbers: I64) -> AddressPairs:
+        """The address pairs with these numbers of these sessions."""
+        columns = []
+        for name in AddressPairs.__slots__:
+            column: U64 = getattr(self.pairs[0], name)[rows]
+            for number in range(1, len(self.pairs)):
+                column = np.where(numbers == number, getattr(self.pairs[number], name)[rows], column)
+            columns.append(column)
+        return AddressPairs(*columns)
 
-    def is_return(self, rows: I64, packets: Packets) -> Bools:
-        """Whether each packet goes from its session's destination to its source."""
-        is_right = self.is_to_source(rows, packets)
-        is_right &= (packets.src_lo == self.dst_lo[rows]) & (packets.src_hi == self.dst_hi[rows])
-        return is_right
+    def forward_pair(self, rows: I64, packets: Packets) -> I64:
+        """Which address pair of its session each packet goes along, from source to destination.
+
+        Returns:
+            Shape (n,): 0 the session's own, more a translation, -1 none.
+        """
+        addresses = AddressPairs(packets.src_hi, packets.src_lo, packets.dst_hi, packets.dst_lo)
+        return self._pair(rows, packets.family, addresses)
+
+    def return_pair(self, rows: I64, packets: Packets) -> I64:
+        """Likewise, from destination to source."""
+        addresses = AddressPairs(packets.dst_hi, packets.dst_lo, packets.src_hi, packets.src_lo)
+        return self._pair(rows, packets.family, addresses)
+
+    def _pair(self, rows: I64, family: I64, addresses: AddressPairs) -> I64:
+        found = np.full(len(rows), -1)
+        for number in reversed(range(len(self.pairs))):
+            found[addresses.equals(self.pairs[number].take(rows))] = number
+        found[family != self.family[rows]] = -1
+        return found
 
     def is_to_source(self, rows: I64, packets: Packets) -> Bools:
-        """Whether each packet goes to its session's source, from wherever."""
-        is_right: Bools = packets.family == self.family[rows]
-        is_right &= (packets.dst_lo == self.src_lo[rows]) & (packets.dst_hi == self.src_hi[rows])
+        """Whether each packet goes to its session's source, under any of its addresses, from wherever."""
+        is_right = np.zeros(len(rows), np.bool_)
+        for pair in self.pairs:
+            is_right |= (packets.dst_lo == pair.src_lo[rows]) & (packets.dst_hi == pair.src_hi[rows])
+        is_right &= packets.family == self.family[rows]
         return is_right
 
 
-class FlowIndex:
-    """Sessions of some protocols, to be found by the tuple of a probe.
-
-    Args:
-        table: all sessions.
-        protocols: which of them are in the index.
-    """
-
-    def __init__(self, table: SessionTable, *protocols: Protocol) -> None:
-        self._table = table
-        wanted = [PROTOCOLS.index(protocol) for protocol in protocols]
-        members = np.flatnonzero(np.isin(table.protocol, wanted))
-        ports = [table.ports_of(int(row)) for row in members]
-        rows = np.repeat(members, [len(block) for block in ports])
-        src_ports = np.concatenate(ports) if ports else np.empty(0, np.int64)
-        hashes = self._tuples(rows, src_ports).hashes()
-        order = np.argsort(hashes, kind="stable")
-        self._hashes, self._rows, self._src_ports = hashes[order], rows[order], src_ports[order]
-        _, repeats = np.unique(hashes, return_counts=True)
-        self._depth = int(repeats.max(initial=0))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def _tuples(self, rows: I64, src_ports: I64) -> FlowTuples:
-        t = self._table
-        return FlowTuples(
-            t.family[rows], t.src_hi[rows], t.src_lo[rows], t.dst_hi[rows], t.dst_lo[rows], src_ports, t.dst_port[rows]
-        )
-
-    def candidates(self, tuples: FlowTuples) -> Iterator[tuple[I64, I64]]:
-        """Pairs of (rows of `tuples`, rows of sessions that own them), until all owners of a shared tuple were told."""
-        if not len(self._rows):
-            return
-        hashes = tuples.hashes()
-        first = np.searchsorted(self._hashes, hashes)
-        for rank in range(self._depth):
-            entry = np.minimum(first + rank, len(self._rows) - 1)
-            hits = np.flatnonzero((first + rank < len(self._rows)) & (self._hashes[entry] == hashes))
-            if not len(hits):
-                return
-            entry = entry[hits]
-            owned = self._tuples(self._rows[entry], self._src_ports[entry])
-            same = np.ones(len(hits), np.bool_)
-            for name in FlowTuples.__slots__:
-                same &= getattr(owned, name) == getattr(tuples, name)[hits]
-            yield hits[same], self._rows[entry[same]]
+def _pair_columns(pairs: list[tuple[IPAddress, IPAddress]]) -> AddressPairs:
+    return AddressPairs(*_address_columns([src for src, _ in pairs]), *_address_columns([dst for _, dst in pairs]))
 
 
 def _address_columns(addresses: list[IPAddress]) -> tuple[U64, U64]:

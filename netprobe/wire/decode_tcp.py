@@ -1,6 +1,6 @@
 """Claims of TCP segments: SYNs that carry a probe's number in their own, and the answers to them.
 
-Headers come parsed from `decode_headers`, sessions from `decode_sessions`. Called by `decode` for frames and by
+Headers come parsed from `decode_headers`, sessions from `decode_flows`. Called by `decode` for frames and by
 `decode_icmp` for quoted packets.
 """
 
@@ -9,8 +9,8 @@ import numpy as np
 from netprobe.model.points import Leg
 from netprobe.wire import isn
 from netprobe.wire.decode_claims import Claims, Kind, Known, either
+from netprobe.wire.decode_flows import FlowTuples
 from netprobe.wire.decode_headers import Octets, Packets
-from netprobe.wire.decode_sessions import FlowTuples
 
 TCP = 6
 _FLAGS_MASK = 0x17  # FIN, SYN, RST, ACK; the others say nothing about whose segment it is
@@ -19,6 +19,9 @@ _SYN, _SYN_ACK, _RST_ACK = 0x02, 0x12, 0x14
 
 def tcp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: bool) -> Claims:
     """SYNs on a session's tuple, and the SYN-ACKs and RST-ACKs that answer them (ack - 1; RFC 9293 §3.5).
+
+    Behind NAT the source port has to be the probe's too: the number alone is no proof. What does not hold there claims
+    nothing, for others use the same address.
 
     Args:
         octets: the buffer.
@@ -40,11 +43,12 @@ def tcp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: boo
     is_of_a_probe = is_answer | (flags == _SYN)
     is_claim, is_valid = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
     chosen, seqs = np.full(len(rows), table.unknown), np.zeros(len(rows), np.int64)
-    for which, sessions in known.tcp.candidates(tuples):
+    for owners in known.tcp.candidates(tuples):
+        which, sessions = owners.which, owners.session
         decoded = isn.decode(table.isn_keys[sessions], numbers[which]).astype(np.int64)
         fits = (decoded < table.count[sessions]) & (table.src_port(sessions, decoded) == tuples.src_port[which])
         fits &= is_of_a_probe[which] & ~is_valid[which]
-        is_claim[which] |= is_of_a_probe[which]
+        is_claim[which] |= is_of_a_probe[which] & owners.is_own | fits
         is_valid[which] |= fits
         chosen[which[fits]], seqs[which[fits]] = sessions[fits], decoded[fits]
     answer_kind = np.where(flags == _SYN_ACK, Kind.SYN_ACK, Kind.RST)

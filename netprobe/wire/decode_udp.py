@@ -12,8 +12,9 @@ from netprobe.model.points import Leg
 from netprobe.model.probes import Protocol
 from netprobe.wire import mark
 from netprobe.wire.decode_claims import Claims, Kind, Known, either, identities
+from netprobe.wire.decode_flows import FlowTuples
 from netprobe.wire.decode_headers import I64, Bools, Octets, Packets
-from netprobe.wire.decode_sessions import PROTOCOLS, FlowTuples, SessionTable
+from netprobe.wire.decode_sessions import PROTOCOLS, SessionTable
 
 UDP = 17
 _NTP_TO_UNIX_S = 2_208_988_800  # RFC 5905 §6
@@ -37,7 +38,7 @@ class _Datagrams:
         return _Datagrams(self.packets.take(rows), *columns)
 
 
-def udp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: bool) -> tuple[Claims, int]:
+def udp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: bool) -> tuple[Claims, I64]:
     """STAMP and raw UDP.
 
     Args:
@@ -47,7 +48,7 @@ def udp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: boo
         is_quoted: they were quoted by ICMP errors, maybe cut short: without magic there is no claim.
 
     Returns:
-        The claims, and how many packets held more than one probe.
+        The claims, and the rows of packets that held more than one probe.
     """
     rows = np.flatnonzero((packets.protocol == UDP) & (packets.family != 0) & (packets.l4 + 8 <= packets.end))
     packets = packets.take(rows)
@@ -64,16 +65,20 @@ def udp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: boo
     )
     first, owner = _datagram_claims(octets, known, datagrams, is_quoted=is_quoted)
     if is_quoted:
-        return first, 0
+        return first, rows[:0]
     parts, merged = _merged_parts(known.table, datagrams.take(owner[first.is_valid]), first.session[first.is_valid])
-    if not merged:
-        return first, 0
+    if not len(merged):
+        return first, merged
     more, _ = _datagram_claims(octets, known, parts, is_quoted=False)
     return Claims.concat([first, more]), merged
 
 
-def _merged_parts(table: SessionTable, datagrams: _Datagrams, sessions: I64) -> tuple[_Datagrams, int]:
-    """The second and later probes of frames that GRO merged: their payload is a multiple of the session's."""
+def _merged_parts(table: SessionTable, datagrams: _Datagrams, sessions: I64) -> tuple[_Datagrams, I64]:
+    """The second and later probes of frames that GRO merged (their payload is a multiple of the session's).
+
+    Returns:
+        The probes, and the packets that they were in.
+    """
     size = table.payload_bytes[sessions]
     is_merged = (datagrams.payload_bytes > size) & (datagrams.payload_bytes % size == 0)
     rows = np.flatnonzero(is_merged)
@@ -84,7 +89,7 @@ def _merged_parts(table: SessionTable, datagrams: _Datagrams, sessions: I64) -> 
     nth = np.arange(len(which)) - np.repeat(np.cumsum(extra) - extra, extra) + 1
     parts = datagrams.take(which)
     size = size[which]
-    return replace(parts, payload=parts.payload + nth * size, payload_bytes=size, captured=size), len(rows)
+    return replace(parts, payload=parts.payload + nth * size, payload_bytes=size, captured=size), datagrams.packet
 
 
 def _datagram_claims(octets: Octets, known: Known, datagrams: _Datagrams, *, is_quoted: bool) -> tuple[Claims, I64]:
@@ -120,10 +125,12 @@ def _marked_claims(octets: Octets, table: SessionTable, datagrams: _Datagrams, i
     sessions, seqs, is_authentic = identities(octets, table, positions)
     src_port, dst_port = table.src_port(sessions, seqs), table.dst_port[sessions]
     protocol = table.protocol[sessions]
-    is_forward = table.is_forward(sessions, packets)
-    is_forward &= (datagrams.src_port == src_port) & (datagrams.dst_port == dst_port)
-    is_return = ~is_forward & table.is_return(sessions, packets)
-    is_return &= (datagrams.src_port == dst_port) & (datagrams.dst_port == src_port)
+    # NAT may change the source port (RFC 4787 §4.2), but only where it changed an address.
+    pair = table.forward_pair(sessions, packets)
+    is_forward = (pair >= 0) & (datagrams.dst_port == dst_port) & ((datagrams.src_port == src_port) | (pair > 0))
+    pair = table.return_pair(sessions, packets)
+    is_return = (pair >= 0) & (datagrams.src_port == dst_port) & ((datagrams.dst_port == src_port) | (pair > 0))
+    is_return &= ~is_forward
     is_raw_probe = ~is_stamp & (protocol == PROTOCOLS.index(Protocol.RAW_UDP)) & is_forward
     sender_seqs = octets.uint(payload + np.where(is_return, 24, 0), 4)  # RFC 8762 §4.3.1 and §4.2.1
     is_stamp_packet = is_stamp & (protocol == PROTOCOLS.index(Protocol.UDP)) & (is_forward | is_return)
@@ -135,7 +142,10 @@ def _marked_claims(octets: Octets, table: SessionTable, datagrams: _Datagrams, i
 
 
 def _unmarked_claims(octets: Octets, known: Known, datagrams: _Datagrams) -> tuple[Claims, I64]:
-    """Datagrams without magic on a session's tuple: replies of reflectors that drop our TLV, and forged probes."""
+    """Datagrams without magic on a session's tuple: replies of reflectors that drop our TLV, and forged probes.
+
+    Behind NAT others use the same address: there, only a reply that fits is a claim.
+    """
     table, packets = known.table, datagrams.packets
     n = len(datagrams.packet)
     is_claim, is_weak = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
@@ -146,19 +156,19 @@ def _unmarked_claims(octets: Octets, known: Known, datagrams: _Datagrams) -> tup
     # A TLV that was sent, but not captured, may be there.
     is_bare &= (datagrams.payload_bytes < mark.STAMP_PAYLOAD_BYTES) | (datagrams.captured >= mark.STAMP_PAYLOAD_BYTES)
     never = np.zeros(n, np.bool_)
-    for rows, _ in known.udp.candidates(FlowTuples.of(packets, datagrams.src_port, datagrams.dst_port, never)):
-        is_claim[rows] = True
+    for owners in known.udp.candidates(FlowTuples.of(packets, datagrams.src_port, datagrams.dst_port, never)):
+        is_claim[owners.which[owners.is_own]] = True
     backward = FlowTuples.of(packets, datagrams.src_port, datagrams.dst_port, ~never)
-    for rows, sessions in known.udp.candidates(backward):
+    for owners in known.udp.candidates(backward):
         # What answers a raw UDP probe is the tenant's own program: no claim.
-        is_ours = table.protocol[sessions] == PROTOCOLS.index(Protocol.UDP)
-        rows, sessions = rows[is_ours], sessions[is_ours]  # noqa: PLW2901  the loop's own narrowing
-        is_claim[rows] = True
+        stamp = owners.where(table.protocol[owners.session] == PROTOCOLS.index(Protocol.UDP))
+        rows, sessions = stamp.which, stamp.session
         fits = is_bare[rows] & (seqs[rows] < table.count[sessions])
         fits &= table.src_port(sessions, seqs[rows]) == datagrams.dst_port[rows]
         # A reflector of RFC 8972 gives the SSID back; an older one sends zeros there (RFC 8762 §4.3.1).
         fits &= (ssids[rows] == table.ssid[sessions]) | (ssids[rows] == 0)
         fits &= ~is_weak[rows]
+        is_claim[rows] |= stamp.is_own | fits
         chosen[rows[fits]] = sessions[fits]
         is_weak[rows[fits]] = True
     which = np.flatnonzero(is_claim)

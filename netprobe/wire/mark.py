@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 
 from netprobe.errors import UsageError, WireError
-from netprobe.model.probes import Flow, ProbeSession, Protocol, TypeP
+from netprobe.model.probes import Flow, IPAddress, ProbeSession, Protocol, TypeP
 
 MAGIC = b"nprb"
 MAGIC_WORD = int.from_bytes(MAGIC, "big")
@@ -33,6 +33,10 @@ ERROR_ESTIMATE = 0x1601
 ETHERNET_BYTES = 14
 IP_BYTES = {4: 20, 6: 40}
 MAX_FRAME_BYTES = ETHERNET_BYTES + 0xFFFF
+
+GENEVE_PORT = 6081  # RFC 8926 §3.3
+VXLAN_PORTS = (4789, 8472)  # RFC 7348 §5, and what Linux took before there was one
+TUNNEL_PORTS = (GENEVE_PORT, *VXLAN_PORTS)
 
 _L4_BYTES = {
     Protocol.UDP: 8 + STAMP_PAYLOAD_BYTES,
@@ -162,6 +166,12 @@ def has_own_ports(type_p: TypeP) -> bool:
     return type_p.flow is Flow.NEW_PER_PROBE and type_p.protocol is not Protocol.ICMP
 
 
+def address_pairs(session: ProbeSession) -> tuple[tuple[IPAddress, IPAddress], ...]:
+    """Source and destination of a session's probes: its own first, then those that NAT gives them, each once."""
+    pairs = [(session.src_ip, session.dst_ip), *((t.src_ip, t.dst_ip) for t in session.translations)]
+    return tuple(dict.fromkeys(pairs))
+
+
 def check_session(session: ProbeSession) -> None:
     """Refuse a session that cannot be encoded.
 
@@ -182,6 +192,11 @@ def check_session(session: ProbeSession) -> None:
         (len(session.src_mac) == len(session.dst_mac) == 6, "a MAC address of the wrong length", "6 octets"),
         (session.src_ip.version == type_p.family, f"source {session.src_ip}", f"an IPv{type_p.family} address"),
         (session.dst_ip.version == type_p.family, f"destination {session.dst_ip}", f"an IPv{type_p.family} address"),
+        (
+            all(ip.version == type_p.family for pair in address_pairs(session) for ip in pair),
+            f"translations {', '.join(f'{t.src_ip} -> {t.dst_ip}' for t in session.translations)}",
+            f"IPv{type_p.family} addresses",
+        ),
         (type_p.dscp is None or 0 <= type_p.dscp < 64, f"DSCP {type_p.dscp}", "0..63 or none"),
         (1 <= type_p.ttl <= 255, f"TTL {type_p.ttl}", "1..255"),
         (0 <= type_p.dst_port <= 0xFFFF, f"destination port {type_p.dst_port}", "0..65535"),

@@ -1,16 +1,20 @@
 """Sessions to test with, blocks of frames as a ring has them, and answers built by scapy, the independent oracle."""
 
 import struct
+from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 
 import numpy as np
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.contrib.geneve import GENEVE, GeneveOptions
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
 
 from netprobe.inject.templates import build_template
-from netprobe.model.probes import Flow, ProbeSession, Protocol, TypeP
+from netprobe.model.probes import Flow, ProbeSession, Protocol, Translation, TypeP
 from netprobe.wire.decode import Decoder
 from netprobe.wire.frames import FrameEncoder
 from netprobe.wire.mark import min_frame_size
@@ -162,3 +166,52 @@ def answers(session, seq):
     elif protocol is Protocol.TCP:
         found |= {"syn-ack": tcp_answer(frame, "SA"), "rst": tcp_answer(frame, "RA")}
     return found
+
+
+OUTER = {4: ("192.168.0.1", "192.168.0.2"), 6: ("fd01::1", "fd01::2")}
+OVN_OPTION = GeneveOptions(classid=0x0102, type=0x80, data=b"\x00\x02\x00\x03")  # critical: from port 2 to port 3
+
+
+def underlay(*layers, family=4, src_port=40_000, dst_port=6081, ip_options=(), tos=0):
+    """A datagram of the underlay around some layers, in octets."""
+    src, dst = OUTER[family]
+    ip = IP(src=src, dst=dst, tos=tos, options=list(ip_options)) if family == 4 else IPv6(src=src, dst=dst, tc=tos)
+    packet = Ether(src="02:00:00:00:01:01", dst="02:00:00:00:01:02") / ip / UDP(sport=src_port, dport=dst_port)
+    for layer in layers:
+        packet /= layer
+    return bytes(packet)
+
+
+def in_geneve(inner, *, vni=7, options=(OVN_OPTION,), proto=0x6558, flags=None, **outer):
+    """A frame inside Geneve; `flags` are fields of scapy's GENEVE."""
+    critical = int(any(option.type & 0x80 for option in options))
+    header = GENEVE(vni=vni, proto=proto, options=list(options), **({"critical": critical} | (flags or {})))
+    return underlay(header, Raw(inner), **outer)
+
+
+def in_vxlan(inner, *, vni=7, flags=8, dst_port=4789, **outer):
+    """A frame inside VXLAN."""
+    return underlay(VXLAN(vni=vni, flags=flags), Raw(inner), dst_port=dst_port, **outer)
+
+
+def wraps():
+    """Every way to wrap a frame that is looked into, by name: (function, the tunnel's name)."""
+    found = {}
+    for family in (4, 6):
+        for count in (0, 1, 5):
+            long = [GeneveOptions(classid=0x0102, type=i, data=bytes(4 * i)) for i in range(count)]
+            found[f"geneve {count} options over {family}"] = partial(in_geneve, family=family, options=long)
+        found[f"geneve ovn over {family}"] = partial(in_geneve, family=family)
+        found[f"vxlan over {family}"] = partial(in_vxlan, family=family)
+        found[f"vxlan 8472 over {family}"] = partial(in_vxlan, family=family, dst_port=8472)
+    option = IPOption(b"\x94\x04\x00\x00")
+    found["geneve over 4 with options"] = partial(in_geneve, ip_options=[option])
+    found["vxlan over 4 with options"] = partial(in_vxlan, ip_options=[option])
+    return found
+
+
+def translated(session, src=None, dst=None):
+    """The session as it is known behind NAT: what its probes' addresses become, and may they be known by it."""
+    pair = Translation(ip_address(src or session.src_ip), ip_address(dst or session.dst_ip))
+    known = replace(session, translations=(*session.translations, pair))
+    return known, replace(session, src_ip=pair.src_ip, dst_ip=pair.dst_ip)
