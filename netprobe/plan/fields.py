@@ -88,13 +88,57 @@ class Fields:
             names: Iterable[str] = (str(v.value) for v in values)
             raise unknown_name(f"{self._where}.{key}", str(value), names, kind="value") from None
 
+    def number(self, key: str, default: float, low: float, high: float) -> float:
+        """A number strictly between two bounds, whole or not."""
+        value = self._get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+            raise self._wrong(key, value, f"a number between {low:g} and {high:g}")
+        return float(value)
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """`true` or `false`."""
+        value = self._get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """An array of non-empty strings; empty where the key is missing."""
+        value = self._get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+            raise self._wrong(key, value, "an array of non-empty strings")
+        return tuple(value)
+
     def duration_ns(self, key: str, default: str) -> int:
         """A duration such as "300us", in ns."""
         return parse_duration_ns(self.text(key, default), f"{self._where}.{key}")
 
+    def optional_duration_ns(self, key: str) -> int | None:
+        """A duration in ns, or None where the key is missing."""
+        return None if self._get(key) is None else self.duration_ns(key, "")
+
+    def optional_ratio(self, key: str) -> float | None:
+        """A share such as "1%", or None where the key is missing."""
+        return None if self._get(key) is None else parse_ratio(self.text(key), f"{self._where}.{key}")
+
     def any(self, key: str) -> object:
         """Whatever stands there, unchecked; None where the key is missing."""
         return self._get(key)
+
+    def table(self, key: str) -> "Fields | None":
+        """A table within this one, to be read the same way; None where the key is missing."""
+        value = self._get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "a table")
+        return Fields(value, f"{self._where}.{key}")
 
     def tables(self, key: str) -> list[tuple[str, dict[str, object]]]:
         """An array of tables with the name of each for errors."""

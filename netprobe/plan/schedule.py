@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.plan.plans import Schedule
+from netprobe.plan.plans import Schedule, SessionPlan
 
 
 def due_offsets_ns(schedule: Schedule, count: int, rate_pps: int, seed: int) -> npt.NDArray[np.int64]:
@@ -23,3 +23,16 @@ def due_offsets_ns(schedule: Schedule, count: int, rate_pps: int, seed: int) -> 
     gaps = np.random.default_rng(seed).exponential(1e9 / rate_pps, count)
     gaps[0] = 0.0
     return np.cumsum(gaps).astype(np.int64)
+
+
+def session_due_ns(plan: SessionPlan, seed: int) -> npt.NDArray[np.int64]:
+    """When each probe of a session is due, from the start of the run: its schedule, stretched, from its own start on.
+
+    Args:
+        plan: the session.
+        seed: of its exponential gaps.
+
+    Returns:
+        Shape (count,), int64, ns, not decreasing; the first is start_ns.
+    """
+    return plan.start_ns + plan.stretch * due_offsets_ns(plan.schedule, plan.count, plan.rate_pps, seed)
