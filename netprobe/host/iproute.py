@@ -5,6 +5,7 @@ faults come from a relay (netprobe.lab.relay), and nothing else shapes traffic.
 """
 
 import fcntl
+import json
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -102,6 +103,16 @@ def offloads_off(netns: str, devices: Iterable[str]) -> None:
 def link_exists(netns: str, device: str) -> bool:
     """Whether a namespace has a device of that name."""
     return in_netns(netns, lambda: device in {name for _, name in socket.if_nameindex()})
+
+
+def master(netns: str, device: str) -> str:
+    """The kernel's bridge that a device is a port of, empty when it is none's.
+
+    Raises:
+        HostNotReadyError: the device is not there.
+    """
+    (link,) = json.loads(run(["ip", "-n", netns, "-json", "link", "show", "dev", device]))
+    return str(link.get("master", ""))
 
 
 def mtu(netns: str, device: str) -> int:

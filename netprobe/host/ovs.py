@@ -1,4 +1,4 @@
-"""A private Open vSwitch: its daemons, ovs-vsctl transactions, ovs-ofctl bundles.
+"""A private Open vSwitch: its daemons, ovs-vsctl transactions, ovs-ofctl bundles, ovs-appctl calls.
 
 Every command has a timeout: the tools wait for ever when ovs-vswitchd is dead. `--unixctl` is never passed, since
 ovs-appctl looks for RUNDIR/ovs-vswitchd.PID.ctl. Used by netprobe.lab; reading a foreign switch is another file's job.
@@ -6,7 +6,7 @@ ovs-appctl looks for RUNDIR/ovs-vswitchd.PID.ctl. Used by netprobe.lab; reading 
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from netprobe.host import process
 
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 TOOL_TIMEOUT_S = 5
+PLACES = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR", "OVN_RUNDIR", "OVN_DBDIR", "OVN_LOGDIR")
+"""Environment variables that tell the programs of OVS and OVN where to look."""
+
 GUARD_WAIT_S = 2.0
 GUARD_LOOK_S = 0.002
 OPENFLOW = "OpenFlow15"
@@ -30,14 +33,31 @@ class PortSpec:
     Attributes:
         device: the network device.
         ofport: its fixed OpenFlow number.
-        iface_id: the cloud's UUID of the port.
+        iface_id: the cloud's UUID of the port; empty where no guest is behind it.
         mac: the address of the guest behind it.
     """
 
     device: str
     ofport: int
-    iface_id: str
-    mac: str
+    iface_id: str = ""
+    mac: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSpec:
+    """A bridge of the userspace datapath.
+
+    Attributes:
+        fail_mode: `secure` (no flow, no traffic) or `standalone` (a learning switch).
+        mac: of its own port; empty for one that the switch makes up.
+        mtu: of its own port, octets; 0 for what follows from its other ports.
+    """
+
+    name: str
+    ports: tuple[PortSpec, ...] = ()
+    fail_mode: str = "secure"
+    mac: str = ""
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +76,7 @@ class PrivateSwitch:
     def env(self) -> dict[str, str]:
         """The environment that makes OVS's programs look into the run directory."""
         place = str(self.run_dir)
-        names = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR")
-        return {**os.environ, **dict.fromkeys(names, place)}
+        return {**os.environ, **dict.fromkeys(PLACES, place)}
 
     @property
     def db_socket(self) -> Path:
@@ -114,16 +133,39 @@ class PrivateSwitch:
         return self._run(["ovs-vsctl", f"--timeout={TOOL_TIMEOUT_S}", f"--db=unix:{self.db_socket}", *words])
 
     def add_bridge(self, bridge: str, ports: Iterable[PortSpec]) -> None:
-        """Make a bridge of the userspace datapath with its ports, in one transaction."""
-        words = ["add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev", "fail-mode=secure"]
-        words += [f"protocols={BRIDGE_PROTOCOLS}"]
-        for port in ports:
-            words += ["--", *_add_port(bridge, port)]
+        """Make a bridge with its ports, in one transaction."""
+        self.add_bridges(BridgeSpec(bridge, tuple(ports)))
+
+    def add_bridges(self, *bridges: BridgeSpec) -> None:
+        """Make bridges with their ports, in one transaction."""
+        words: list[str] = []
+        for bridge in bridges:
+            words += ["--", *_add_bridge(bridge)]
         self.vsctl(*words)
+
+    def set_external_ids(self, values: Mapping[str, str]) -> None:
+        """Set keys of the whole switch's external-ids; waits for nobody, so that it works before the daemon runs."""
+        self.vsctl("--no-wait", "set", "Open_vSwitch", ".", *(f'external_ids:{k}="{v}"' for k, v in values.items()))
+
+    def add_port(self, bridge: str, port: PortSpec) -> None:
+        """Add a port."""
+        self.vsctl(*_add_port(bridge, port))
+
+    def remove_port(self, bridge: str, device: str) -> None:
+        """Remove a port; fine when it is not there."""
+        self.vsctl("--if-exists", "del-port", bridge, device)
 
     def swap_port(self, bridge: str, old_device: str, port: PortSpec) -> None:
         """Put another device in a port's place, in one transaction."""
         self.vsctl("del-port", bridge, old_device, "--", *_add_port(bridge, port))
+
+    def has_port(self, device: str) -> bool:
+        """Whether a device is a port of any bridge."""
+        return bool(self.vsctl("--bare", "--columns=name", "find", "interface", f"name={device}").strip())
+
+    def appctl(self, *words: str) -> str:
+        """Ask ovs-vswitchd over its control socket."""
+        return self._run(["ovs-appctl", f"--timeout={TOOL_TIMEOUT_S}", "--target=ovs-vswitchd", *words])
 
     def ofport(self, device: str) -> int:
         """The OpenFlow number that the switch gave a device; negative when it could not open it."""
@@ -149,13 +191,25 @@ class PrivateSwitch:
         return process.run(command, stdin=stdin, timeout_s=TOOL_TIMEOUT_S + 5, env=self.env)
 
     def _record(self, name: str, argv: tuple[str, ...], pid_file: str) -> process.ProcessRecord:
-        pid = int((self.run_dir / pid_file).read_text())
-        return process.ProcessRecord(name, argv, pid, process.start_ticks(pid))
+        return process.from_pid_file(name, argv, self.run_dir / pid_file)
+
+
+def _add_bridge(bridge: BridgeSpec) -> list[str]:
+    name = bridge.name
+    words = ["add-br", name, "--", "set", "bridge", name, "datapath_type=netdev", f"fail-mode={bridge.fail_mode}"]
+    words += [f"protocols={BRIDGE_PROTOCOLS}"]
+    if bridge.mac:
+        words += [f'other_config:hwaddr="{bridge.mac}"']
+    if bridge.mtu:
+        words += ["--", "set", "interface", name, f"mtu_request={bridge.mtu}"]
+    for port in bridge.ports:
+        words += ["--", *_add_port(name, port)]
+    return words
 
 
 def _add_port(bridge: str, port: PortSpec) -> list[str]:
-    ids = f"external_ids:iface-id={port.iface_id}"
-    mac = f'external_ids:attached-mac="{port.mac}"'
-    status = "external_ids:iface-status=active"
-    interface = ["set", "interface", port.device, f"ofport_request={port.ofport}", ids, mac, status]
+    interface = ["set", "interface", port.device, f"ofport_request={port.ofport}"]
+    if port.iface_id:
+        interface += [f"external_ids:iface-id={port.iface_id}", f'external_ids:attached-mac="{port.mac}"']
+        interface += ["external_ids:iface-status=active"]
     return ["add-port", bridge, port.device, "--", *interface]

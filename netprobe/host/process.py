@@ -76,6 +76,19 @@ def command_line(pid: int) -> tuple[str, ...]:
     return tuple(raw.rstrip(b"\0").decode(errors="replace").split("\0"))
 
 
+def from_pid_file(name: str, argv: tuple[str, ...], path: Path) -> ProcessRecord:
+    """The record of a daemon that went into the background and left its pid in a file.
+
+    Raises:
+        HostNotReadyError: there is no such file, or no number in it.
+    """
+    try:
+        pid = int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HostNotReadyError(name, f"left no pid in {path}", advice=f"see the log in {path.parent}") from error
+    return ProcessRecord(name, argv, pid, start_ticks(pid))
+
+
 def netns_argv(netns: str, argv: Sequence[str]) -> tuple[str, ...]:
     """The command that runs `argv` in a network namespace; `ip netns exec` becomes `argv` under the same pid."""
     return ("ip", "netns", "exec", netns, *argv)

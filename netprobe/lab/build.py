@@ -1,6 +1,6 @@
-"""Makes a lab: namespaces, links, Open vSwitch, flows, agents. Each thing is journaled before it is made.
+"""Makes a lab: namespaces, links, Open vSwitch, flows or OVN, agents. Each thing is journaled before it is made.
 
-The switch and the guests do not wait for each other: its daemons start in a thread while the links are made. The
+Switches, databases and guests do not wait for each other: daemons start in threads while the links are made. The
 reverse is netprobe.lab.teardown; who calls both is netprobe.lab.control.
 """
 
@@ -13,91 +13,129 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host import iproute, netns, ovs, process
+from netprobe.host import iproute, netns, ovn_central, ovs, process
+from netprobe.lab import links, logical
+from netprobe.lab.acls import compile_acls
 from netprobe.lab.config import LabConfig
-from netprobe.lab.flows import CompiledFlows, compile_flows
+from netprobe.lab.daemons import SWITCH, start_central, start_controller, start_switch
+from netprobe.lab.flows import compile_flows
 from netprobe.lab.journal import Journal
+from netprobe.lab.shapes import (
+    BRIDGE,
+    CENTRAL,
+    MANAGEMENT_IP,
+    NIC,
+    UNDERLAY_BRIDGE,
+    UNDERLAY_MTU,
+    Hypervisor,
+    Shape,
+)
 from netprobe.lab.state import NamespaceRecord, Places, State
-from netprobe.lab.topology import BRIDGE, BYPASS, HOST, ZONE, Endpoint, endpoints
+from netprobe.lab.topology import Endpoint, endpoints
+from netprobe.lab.warm_up import pings, warm_up
 
-TOOLS = ("ip", "ethtool", "ovs-vsctl", "ovs-ofctl", "ovsdb-tool", "ovsdb-server", "ovs-vswitchd")
+TOOLS = ("ip", "ethtool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl", "ovsdb-tool", "ovsdb-server", "ovs-vswitchd")
+OVN_TOOLS = ("ovn-nbctl", "ovn-northd", "ovn-controller")
 PACKAGES = "iproute2 ethtool openvswitch-switch"
+OVN_PACKAGES = "ovn-central ovn-host"
 
 AGENT_WAIT_S = 10.0
 AGENT_LOOK_S = 0.005
 STAMP_PORT = 862  # RFC 8762 §4.1
-SERVER = "ovsdb-server"
-SWITCH = "ovs-vswitchd"
-GUARD = "ovs-vswitchd monitor"
+NIC_OFPORT = 1
+NEIGHBOUR_AGE_S = 3600
+"""How long a tunnel's next hop is remembered without use (OVS's own: 900 s); when it is forgotten, a frame is lost."""
 
 ALLOWLIST = """\
 # What a collector may order on this host (netprobe's own check, not the cloud's). Root's file.
 schema = 1
-ports = ["vm*", "bypass"]
+ports = [{ports}]
 protocols = ["udp", "raw-udp", "icmp", "tcp"]
 max_pps = 20000
-packet_out_pps = 5000
+packet_out_pps = {packet_out_pps}
 """
 
-HOST_SYSCTLS = {"ipv6/conf/all/disable_ipv6": "1", "ipv6/conf/default/disable_ipv6": "1"}
-GUEST_SYSCTLS = {
-    f"ipv6/conf/default/{name}": value
-    for name, value in {
-        "accept_ra": "0",
-        "autoconf": "0",
-        "router_solicitations": "0",
-        "dad_transmits": "0",
-        "addr_gen_mode": "1",  # no link-local address, so nothing is announced for one
-    }.items()
-}
 
-
-def check_host() -> None:
+def check_host(shape: Shape | None = None) -> None:
     """Raise HostNotReadyError unless this process is root and every tool is installed."""
     if os.geteuid():
         raise HostNotReadyError("lab", "needs root, for network namespaces", advice="run it as root")
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    has_ovn = shape is not None and shape.has_ovn
+    missing = [tool for tool in (*TOOLS, *(OVN_TOOLS if has_ovn else ())) if shutil.which(tool) is None]
     if missing:
-        raise HostNotReadyError("lab", f"needs {', '.join(missing)}", advice=f"apt-get install {PACKAGES}")
+        packages = f"{PACKAGES} {OVN_PACKAGES}" if has_ovn else PACKAGES
+        raise HostNotReadyError("lab", f"needs {', '.join(missing)}", advice=f"apt-get install {packages}")
 
 
-def build(name: str, config: LabConfig, places: Places, *, with_agents: bool) -> State:
+def rules_of(config: LabConfig) -> dict[str, dict[str, str]]:
+    """What the state file says about a configuration's rules: by cookie, or with OVN by the ACL's name."""
+    ends = endpoints(config)
+    if config.shape.has_ovn:
+        return compile_acls(config, ends).rules_json()
+    return compile_flows(config, ends, _zone(config.shape)).rules_json()
+
+
+def _zone(shape: Shape) -> int:
+    zone = shape.hypervisors[0].zone
+    assert zone is not None, shape.name
+    return zone
+
+
+def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
     """Make a lab from nothing.
 
     Args:
-        name: of the lab.
-        config: its groups and guests.
+        config: which lab, its groups and guests.
         places: where its files go.
         with_agents: start the guest agents and wait for them.
 
     Raises:
         HostNotReadyError: something failed; what was made is in the state file.
     """
-    ends = endpoints(config)
-    compiled = compile_flows(config, ends, ZONE)
-    names = [HOST, *(end.netns for end in ends)]
+    shape, ends = config.shape, endpoints(config)
+    names = [*(host.netns for host in shape.hypervisors), *shape.others, *(end.netns for end in ends)]
     _refuse_foreign(names)
     places.lab.mkdir(mode=0o700, parents=True, exist_ok=True)
-    journal = Journal(State(name, places.lab), places.state)
+    journal = Journal(State(shape.name, places.lab), places.state)
     journal.set_namespaces(*map(NamespaceRecord, names))
     iproute.add_namespaces(names)
     journal.set_namespaces(*(NamespaceRecord(each, iproute.namespace_cookie(each)) for each in names))
-    _write_allowlist(places.allowlist)
-    switch = ovs.PrivateSwitch(HOST, places.ovs)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        daemons = pool.submit(_start_switch, switch, journal)
-        _make_links(ends)
+    for host in shape.hypervisors:
+        _write_allowlist(places.allowlist(shape, host.name), shape)
+    switches = {host.name: ovs.PrivateSwitch(host.netns, places.switch(host.name)) for host in shape.hypervisors}
+    with ThreadPoolExecutor(max_workers=len(switches) + 1) as pool:
+        started = [pool.submit(start_switch, name, switch, journal) for name, switch in switches.items()]
+        if shape.has_ovn:
+            started.append(pool.submit(_make_central, config, ends, places, journal))
+        _make_links(shape, ends)
         if with_agents:
             for end in ends:
                 _start_agent(end, places, journal)
-        daemons.result()
-    _make_bridge(switch, ends, compiled)
+        for each in started:
+            each.result()
+        if shape.has_ovn:
+            plugged = [
+                pool.submit(_plug_host, shape.hypervisor(name), switch, ends, journal)
+                for name, switch in switches.items()
+            ]
+            for each in plugged:
+                each.result()
+    if shape.has_ovn:
+        _settle(config, ends, switches, places)
+    else:
+        (switch,) = switches.values()
+        _make_bridge(switch, config, ends)
     if with_agents:
         _wait_agents(ends, places, journal)
-    journal.state.rules = compiled.rules_json()
+    journal.state.rules = rules_of(config)
     journal.state.endpoints = ends
     journal.write()
     return journal.state
+
+
+def _make_links(shape: Shape, ends: Sequence[Endpoint]) -> None:
+    links.make_hosts(shape)
+    links.make_endpoints(shape, ends)
 
 
 def _refuse_foreign(names: Sequence[str]) -> None:
@@ -111,42 +149,13 @@ def _refuse_foreign(names: Sequence[str]) -> None:
         )
 
 
-def _write_allowlist(path: Path) -> None:
+def _write_allowlist(path: Path, shape: Shape) -> None:
+    names = ["vm*", "ext*", "bypass*"] if shape.has_ovn else ["vm*", "bypass"]
+    quoted = ", ".join(f'"{name}"' for name in names)
+    text = ALLOWLIST.format(ports=quoted, packet_out_pps=20000 if shape.has_ovn else 5000)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:
-        file.write(ALLOWLIST)
-
-
-def _start_switch(switch: ovs.PrivateSwitch, journal: Journal) -> None:
-    switch.create_database()
-    journal.intend(SERVER, switch.server_argv)
-    journal.started(SERVER, switch.start_server())
-    journal.intend(GUARD, switch.switch_argv)
-    journal.intend(SWITCH, switch.switch_argv)
-    guard, daemon = switch.start_switch()
-    journal.started(GUARD, guard)
-    journal.started(SWITCH, daemon)
-
-
-def _make_links(ends: Sequence[Endpoint]) -> None:
-    """A veth pair for each endpoint, quiet, with its addresses, without offloads."""
-    iproute.set_sysctls(HOST, HOST_SYSCTLS)
-    for end in ends:
-        iproute.set_sysctls(end.netns, GUEST_SYSCTLS)
-    pairs = [f"link add {end.tap} type veth peer name {end.device} netns {end.netns} address {end.mac}" for end in ends]
-    iproute.batch([*pairs, *(f"link set {end.tap} up" for end in ends), "link set lo up"], netns=HOST)
-    iproute.offloads_off(HOST, [end.tap for end in ends])
-    for end in ends:
-        iproute.offloads_off(end.netns, [end.device])
-        iproute.batch(
-            [
-                "link set lo up",
-                f"addr add {end.ipv4}/24 dev {end.device}",
-                f"addr add {end.ipv6}/64 dev {end.device} nodad",
-                f"link set {end.device} up",
-            ],
-            netns=end.netns,
-        )
+        file.write(text)
 
 
 def port_spec(end: Endpoint, device: str) -> ovs.PortSpec:
@@ -154,9 +163,14 @@ def port_spec(end: Endpoint, device: str) -> ovs.PortSpec:
     return ovs.PortSpec(device, end.ofport, end.iface_id, end.mac)
 
 
-def _make_bridge(switch: ovs.PrivateSwitch, ends: Sequence[Endpoint], compiled: CompiledFlows) -> None:
+def _make_bridge(switch: ovs.PrivateSwitch, config: LabConfig, ends: Sequence[Endpoint]) -> None:
+    """The one hypervisor's bridge, with security groups as flows."""
     switch.add_bridge(BRIDGE, (port_spec(end, end.tap) for end in ends))
-    switch.replace_flows(BRIDGE, compiled.flows)
+    switch.replace_flows(BRIDGE, compile_flows(config, ends, _zone(config.shape)).flows)
+    _check_ofports(switch, ends)
+
+
+def _check_ofports(switch: ovs.PrivateSwitch, ends: Sequence[Endpoint]) -> None:
     for end in ends:
         got = switch.ofport(end.tap)
         if got != end.ofport:
@@ -165,6 +179,55 @@ def _make_bridge(switch: ovs.PrivateSwitch, ends: Sequence[Endpoint], compiled: 
                 f"got OpenFlow number {got}, not {end.ofport}",
                 advice=f"see {switch.run_dir}/{SWITCH}.log",
             )
+
+
+def central_of(places: Places) -> ovn_central.PrivateCentral:
+    """The lab's OVN."""
+    return ovn_central.PrivateCentral(CENTRAL, places.central)
+
+
+def _make_central(config: LabConfig, ends: Sequence[Endpoint], places: Places, journal: Journal) -> None:
+    central = central_of(places)
+    start_central(CENTRAL, central, journal)
+    central.nbctl(*logical.commands(config.shape, ends, compile_acls(config, ends)))
+
+
+def _plug_host(host: Hypervisor, switch: ovs.PrivateSwitch, ends: Sequence[Endpoint], journal: Journal) -> None:
+    """A hypervisor's bridges with its guests, its tunnel address, its controller."""
+    here = [end for end in ends if end.host == host.name]
+    switch.add_bridges(
+        ovs.BridgeSpec(
+            UNDERLAY_BRIDGE, (nic_spec(NIC),), fail_mode="standalone", mac=host.underlay_mac, mtu=UNDERLAY_MTU
+        ),
+        ovs.BridgeSpec(BRIDGE, tuple(port_spec(end, end.tap) for end in here)),
+    )
+    links.give_tunnel_address(host)
+    remote = f"tcp:{MANAGEMENT_IP}:{ovn_central.SOUTHBOUND_PORT}"
+    switch.set_external_ids(
+        ovn_central.controller_ids(host.name, remote=remote, encap_ip=host.encap_ip, mappings=logical.MAPPINGS)
+    )
+    start_controller(host.name, switch, journal)
+
+
+def nic_spec(device: str) -> ovs.PortSpec:
+    """A hypervisor's own NIC as a port, on one device or another."""
+    return ovs.PortSpec(device, NIC_OFPORT)
+
+
+def _settle(
+    config: LabConfig, ends: Sequence[Endpoint], switches: dict[str, ovs.PrivateSwitch], places: Places
+) -> None:
+    """Wait until OVN has bound every port and every hypervisor has its flows; then let every way be used once."""
+    central = central_of(places)
+    central.wait_for_ports([end.iface_id for end in ends])
+    central.wait_for_hosts()
+    for name, switch in switches.items():
+        _check_ofports(switch, [end for end in ends if end.host == name])
+        switch.appctl("tnl/neigh/aging", str(NEIGHBOUR_AGE_S))
+    warm_up(pings(config, ends))
+    for switch in switches.values():
+        # OVS 3.1 aborts when a connection comes back within some 18 s of its end, where OVN committed it with NAT.
+        switch.appctl("dpctl/flush-conntrack")
 
 
 def agent_name(endpoint: str) -> str:
@@ -176,7 +239,7 @@ def _start_agent(end: Endpoint, places: Places, journal: Journal) -> None:
     name = agent_name(end.name)
     argv = (
         *(sys.executable, "-m", "netprobe_agents.guest", "--control", str(places.agent(end.name))),
-        *("--device", end.device, "--reflect-port", "0" if end.name == BYPASS else str(STAMP_PORT)),
+        *("--device", end.device, "--reflect-port", "0" if end.copy_of else str(STAMP_PORT)),
     )
     journal.intend(name, argv)
     journal.started(name, process.spawn(argv, log=places.log(name), netns=end.netns))

@@ -1,7 +1,7 @@
 """The lab's TOML: security groups and guests, checked to the last key.
 
 Groups mean what they mean in Neutron: rules only allow, what no rule allows is dropped, both ways. Pure apart from
-`load`; netprobe.lab.flows turns the result into flows, netprobe.lab.topology into points.
+`load`; netprobe.lab.flows and netprobe.lab.acls turn the result into flows and ACLs, netprobe.lab.topology into points.
 """
 
 import ipaddress
@@ -13,8 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from netprobe.errors import UsageError, unknown_name
+from netprobe.lab.shapes import CENTRAL, FABRIC, NIC, SHAPES, Shape
 
-LABS = ("single",)
+LABS = tuple(SHAPES)
 
 DIRECTIONS = ("ingress", "egress")
 ETHERTYPES = {"ipv4": (4,), "ipv6": (6,), "both": (4, 6)}
@@ -24,7 +25,7 @@ GUESTS_MAX = 50
 
 GUEST_NAME = re.compile(r"[a-z][a-z0-9]{0,10}")
 """Eleven characters leave room for `tap` in front (IFNAMSIZ is 16 with the final zero)."""
-RESERVED_NAMES = ("hv1", "byp1", "byp", "bypass")
+RESERVED_NAMES = ("hv1", "hv2", "byp", "byp1", "byp2", "bypass", "bypass1", "bypass2", FABRIC, CENTRAL, NIC, "relay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +69,49 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest and its groups."""
+    """A guest: its groups, and where it is.
+
+    Attributes:
+        network: name of the logical switch.
+        floating: it has an address of its own on the provider network, through the router's NAT.
+    """
 
     name: str
     groups: tuple[str, ...]
+    host: str
+    network: str
+    floating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """A probe NIC outside any guest, on `host`, with network and groups of the guest `copy_of`."""
+
+    host: str
+    copy_of: str
 
 
 @dataclass(frozen=True, slots=True)
 class LabConfig:
-    """Everything that a lab's TOML says."""
+    """Everything that a lab's TOML says, and the name of the lab that it is for."""
 
+    lab: str
     groups: tuple[Group, ...]
     guests: tuple[Guest, ...]
-    copy_of: str
+    bypasses: tuple[Bypass, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """What is fixed about this lab."""
+        return SHAPES[self.lab]
 
     def group(self, name: str) -> Group:
         """A group by name; it is known to exist."""
         return next(group for group in self.groups if group.name == name)
+
+    def guest(self, name: str) -> Guest:
+        """A guest by name; it is known to exist."""
+        return next(guest for guest in self.guests if guest.name == name)
 
 
 def load(name: str, path: Path | None = None) -> LabConfig:
@@ -100,20 +127,21 @@ def load(name: str, path: Path | None = None) -> LabConfig:
     if name not in LABS:
         raise unknown_name("lab", name, LABS, kind="lab")
     if path is None:
-        return parse(files("netprobe.lab").joinpath(f"{name}.toml").read_text(), where=f"{name}.toml")
+        return parse(files("netprobe.lab").joinpath(f"{name}.toml").read_text(), where=f"{name}.toml", lab=name)
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(str(path), f"cannot be read: {error}") from error
-    return parse(text, where=str(path))
+    return parse(text, where=str(path), lab=name)
 
 
-def parse(text: str, *, where: str) -> LabConfig:
+def parse(text: str, *, where: str, lab: str = "single") -> LabConfig:
     """Check a lab's TOML.
 
     Args:
         text: the document.
         where: its name, for messages.
+        lab: the lab that it is for, one of LABS.
 
     Raises:
         UsageError: something is not as documented (docs/lab.md).
@@ -125,21 +153,16 @@ def parse(text: str, *, where: str) -> LabConfig:
     top = _Table(document, where, ("group", "guest", "bypass"))
     groups = tuple(_group(table) for table in top.tables("group", ("name", "rule")))
     names = _distinct([group.name for group in groups], where, "group")
-    guests = tuple(_guest(table, names) for table in top.tables("guest", ("name", "groups")))
-    guest_names = _distinct([guest.name for guest in guests], where, "guest")
+    shape = SHAPES[lab]
+    guests = tuple(_guest(table, names, shape) for table in top.tables("guest", _guest_keys(shape)))
+    _distinct([guest.name for guest in guests], where, "guest")
     if not 1 <= len(guests) <= GUESTS_MAX:
         raise UsageError(where, f"has {len(guests)} guests", allowed=f"1-{GUESTS_MAX}")
     for group in groups:
         for rule in group.rules:
             if rule.remote_group and rule.remote_group not in names:
                 raise unknown_name(f"{where}: group {group.name}.remote_group", rule.remote_group, names, kind="group")
-    copy_of = guests[0].name
-    if "bypass" in document:
-        bypass = top.table("bypass", ("copy_of",))
-        copy_of = bypass.text("copy_of", copy_of)
-        if copy_of not in guest_names:
-            raise unknown_name(f"{bypass.where}.copy_of", copy_of, guest_names, kind="guest")
-    return LabConfig(groups, guests, copy_of)
+    return LabConfig(lab, groups, guests, _bypasses(top, guests, shape))
 
 
 class _Table:
@@ -171,6 +194,12 @@ class _Table:
             raise UsageError(f"{self.where}.{key}", f"is {value!r}", allowed="a string")
         return value
 
+    def flag(self, key: str) -> bool:
+        value = self.values.get(key, False)
+        if not isinstance(value, bool):
+            raise UsageError(f"{self.where}.{key}", f"is {value!r}", allowed="true or false")
+        return value
+
     def choice(self, key: str, allowed: tuple[str, ...], default: str | None = None) -> str:
         value = self.text(key, default)
         if value not in allowed:
@@ -191,7 +220,13 @@ def _group(table: _Table) -> Group:
     return Group(table.text("name"), rules)
 
 
-def _guest(table: _Table, groups: list[str]) -> Guest:
+def _guest_keys(shape: Shape) -> tuple[str, ...]:
+    """Where there is nothing to choose, there is no key to choose it with."""
+    host = ("host",) if len(shape.hypervisors) > 1 else ()
+    return ("name", "groups", *host, *(("network", "floating") if shape.has_ovn else ()))
+
+
+def _guest(table: _Table, groups: list[str], shape: Shape) -> Guest:
     name = table.text("name")
     if not GUEST_NAME.fullmatch(name) or name in RESERVED_NAMES:
         raise UsageError(
@@ -205,7 +240,36 @@ def _guest(table: _Table, groups: list[str]) -> Guest:
     for group in members:
         if group not in groups:
             raise unknown_name(f"{table.where}.groups", str(group), groups, kind="group")
-    return Guest(name, tuple(dict.fromkeys(members)))
+    network = _only(table, "network", [each.name for each in shape.networks])
+    floating = table.flag("floating")
+    if floating and network == shape.provider:
+        raise UsageError(
+            f"{table.where}.floating", f"{name} is on {network} itself", allowed="guests on networks behind the router"
+        )
+    host = _only(table, "host", [each.name for each in shape.hypervisors])
+    return Guest(name, tuple(dict.fromkeys(members)), host, network, floating)
+
+
+def _only(table: _Table, key: str, names: list[str]) -> str:
+    """The one name that there is, or the one that the table chooses."""
+    return names[0] if len(names) == 1 else table.choice(key, tuple(names))
+
+
+def _bypasses(top: _Table, guests: tuple[Guest, ...], shape: Shape) -> tuple[Bypass, ...]:
+    """One probe NIC a hypervisor; by default a copy of the first guest there, or of the first of all."""
+    first = {host.name: next((g for g in guests if g.host == host.name), guests[0]).name for host in shape.hypervisors}
+    if "bypass" in top.values:
+        names = [guest.name for guest in guests]
+        alone = len(shape.hypervisors) == 1
+        tables = [top.table("bypass", ("copy_of",))] if alone else top.tables("bypass", ("host", "copy_of"))
+        for table in tables:
+            host = _only(table, "host", list(first))
+            copy_of = table.text("copy_of", first[host])
+            if copy_of not in names:
+                raise unknown_name(f"{table.where}.copy_of", copy_of, names, kind="guest")
+            first[host] = copy_of
+        _distinct([_only(table, "host", list(first)) for table in tables], top.where, "bypass NIC")
+    return tuple(Bypass(host, copy_of) for host, copy_of in first.items())
 
 
 def _rule(table: _Table) -> Rule:

@@ -8,11 +8,11 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError, UsageError
-from netprobe.lab import build, config, faults, flows, health, journal, state, teardown, topology
+from netprobe.lab import build, config, faults, health, journal, layout, state, teardown, topology
 
 SCHEMA = 1
 
@@ -28,7 +28,7 @@ class LabStatus:
         repaired: what was broken and led to its being built again.
         seconds: how long `up` took.
         state: the document of the state file (docs/lab.md), empty when no lab is up.
-        counters: what each relay counted, by endpoint.
+        counters: what each relay counted, by the port that it stands in.
     """
 
     is_up: bool
@@ -89,25 +89,27 @@ def up(name: str = "single", *, config_path: Path | None = None, with_agents: bo
         with_agents: start the guest agents.
 
     Raises:
-        UsageError: no such lab, or its configuration is wrong, or it is up with another configuration.
+        UsageError: no such lab, or its configuration is wrong, or another lab or configuration is up.
         HostNotReadyError: not root, a tool is missing, a namespace of that name is somebody else's, or a step failed
             (then what was made is gone again).
     """
     began = time.monotonic()
     wanted = config.load(name, config_path)
-    build.check_host()
+    build.check_host(wanted.shape)
     places = state.Places.from_environment()
     repaired: list[str] = []
     with journal.locked(places.lock):
         old = state.load(places.state)
         if old is not None:
+            if old.name != name:
+                raise UsageError(f"lab {name}", f"lab {old.name} is up", advice="run `netprobe lab down` first")
             repaired = health.problems(old, places)
             if not repaired:
                 _refuse_other(old, wanted, config_path)
                 return _status(old, was_up=True, seconds=time.monotonic() - began)
             teardown.tear_down(old, places)
         try:
-            made = build.build(name, wanted, places, with_agents=with_agents)
+            made = build.build(wanted, places, with_agents=with_agents)
         except BaseException:
             _undo(places)
             raise
@@ -123,12 +125,14 @@ def _undo(places: state.Places) -> None:
 
 
 def _refuse_other(old: state.State, wanted: config.LabConfig, config_path: Path | None) -> None:
-    """A lab that is up is not changed: say so when it was made from something else than what is asked for now."""
+    """A lab that is up is not changed: say so when it was made from something else than what is asked for now.
+
+    Where guests are does not count, since they may have been moved.
+    """
     if config_path is None:
         return
-    ends = topology.endpoints(wanted)
-    rules = flows.compile_flows(wanted, ends, topology.ZONE).rules_json()
-    if (ends, rules) != (old.endpoints, old.rules):
+    asked, there = ([replace(end, host="") for end in ends] for ends in (topology.endpoints(wanted), old.endpoints))
+    if (asked, build.rules_of(wanted)) != (there, old.rules):
         raise UsageError(f"lab {old.name}", "is up with another configuration", advice="run `netprobe lab down` first")
 
 
@@ -169,7 +173,7 @@ def _status(
     problems: list[str] | None = None,
     seconds: float = 0.0,
 ) -> LabStatus:
-    counters = {fault.splice.endpoint: _counters(Path(fault.counters)) for fault in old.faults}
+    counters = {fault.splice.port: _counters(Path(fault.counters)) for fault in old.faults}
     return LabStatus(True, tuple(problems or ()), was_up, seconds=seconds, state=old.to_json(), counters=counters)
 
 
@@ -227,12 +231,12 @@ def fault_set(
         UsageError: an unknown segment, one that no relay can stand in, or a number out of range.
         HostNotReadyError: no healthy lab is up, or the relay cannot be put in.
     """
-    spec = topology.FaultSpec(delay_ns, jitter_ns, loss, duplicate, reorder, seed, share, expose)
+    spec = layout.FaultSpec(delay_ns, jitter_ns, loss, duplicate, reorder, seed, share, expose)
     with _complete_lab() as (lab, places):
-        before = {fault.splice.endpoint: fault.splice.segment for fault in lab.faults}
+        before = {fault.splice.port: fault.splice.segment for fault in lab.faults}
         record = faults.put(lab, places, segment, spec)
-        entry = lab.fault_json(record.splice.endpoint)
-        return FaultResult((entry,), before.get(record.splice.endpoint, ""))
+        entry = lab.fault_json(record.splice.port)
+        return FaultResult((entry,), before.get(record.splice.port, ""))
 
 
 def fault_clear(segment: str | None = None) -> FaultResult:
@@ -248,6 +252,6 @@ def fault_clear(segment: str | None = None) -> FaultResult:
     with _complete_lab() as (lab, places):
         gone = []
         for record in faults.chosen(lab, segment):
-            gone.append(lab.fault_json(record.splice.endpoint))
+            gone.append(lab.fault_json(record.splice.port))
             faults.take_out(lab, places, record)
         return FaultResult(tuple(gone))

@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from netprobe.errors import HostNotReadyError, UsageError, unknown_name
 from netprobe.host import iproute, ovs, process
-from netprobe.lab.build import log_tail, port_spec
+from netprobe.lab.build import log_tail, nic_spec, port_spec
 from netprobe.lab.journal import Journal
+from netprobe.lab.layout import FaultSpec, Placement, RelayPort, locate, ports
 from netprobe.lab.state import FaultRecord, Places, State
-from netprobe.lab.topology import BRIDGE, HOST, Endpoint, FaultSpec, Placement, locate
+from netprobe.lab.targets import targets
 
 READY_WAIT_S = 5.0
 DELAY_MAX_NS = 10_000_000_000
@@ -51,54 +52,61 @@ def put(state: State, places: Places, segment: str, spec: FaultSpec) -> FaultRec
     """
     check_spec(spec)
     base = next((fault.splice.segment for fault in state.faults if segment in names(state, fault)), segment)
-    splice = locate(base, state.endpoints, expose=spec.expose)
-    end = _endpoint(state, splice.endpoint)
+    splice = locate(base, state.shape, state.endpoints, expose=spec.expose)
+    port = ports(state.shape, state.endpoints)[splice.port]
     journal = Journal(state, places.state)
-    previous = state.fault_at(end.name)
+    previous = state.fault_at(port.name)
     number = 1
-    while places.truth(end.name, number).exists():
+    while places.truth(port.name, number).exists():
         number += 1
-    log = places.truth(end.name, number)
+    log = places.truth(port.name, number)
     record = FaultRecord(splice, spec, str(log), str(log.with_suffix(".json")))
     _remember(journal, record)
     try:
-        _splice(journal, places, end, record, is_spliced=previous is not None)
+        _splice(journal, places, port, record, is_spliced=previous is not None)
     except BaseException:
-        _back_out(journal, places, end)
+        _back_out(journal, places, port)
         raise
     record = replace(record, active=True)
     _remember(journal, record)
     return record
 
 
-def _splice(journal: Journal, places: Places, end: Endpoint, record: FaultRecord, *, is_spliced: bool) -> None:
+def _splice(journal: Journal, places: Places, port: RelayPort, record: FaultRecord, *, is_spliced: bool) -> None:
     """Start the relay and move the port behind it, or put it in the place of the relay that is there."""
     if is_spliced:
-        _end_relay(journal, end)
+        _end_relay(journal, port)
     else:
-        commands = [f"link add {end.middle} type veth peer name {end.outer}"]
-        iproute.batch([*commands, f"link set {end.middle} up", f"link set {end.outer} up"], netns=HOST)
-        iproute.offloads_off(HOST, [end.middle, end.outer])
-    _start_relay(journal, places, end, record)
+        pair = f"link add {port.middle} mtu {port.mtu} type veth peer name {port.outer} mtu {port.mtu}"
+        iproute.batch([pair, f"link set {port.middle} up", f"link set {port.outer} up"], netns=port.netns)
+        iproute.offloads_off(port.netns, [port.middle, port.outer])
+    _start_relay(journal, places, port, record)
     if not is_spliced:
-        _move_port(places, end, end.tap, end.outer)
+        _move_port(journal.state, places, port, port.device, port.outer)
 
 
-def _back_out(journal: Journal, places: Places, end: Endpoint) -> None:
+def _back_out(journal: Journal, places: Places, port: RelayPort) -> None:
     """After a failure or Ctrl-C: no relay in the port. If this fails too, the lab counts as broken; `up` repairs it."""
     with contextlib.suppress(HostNotReadyError):
-        if ovs.PrivateSwitch(HOST, places.ovs).ofport(end.tap) != end.ofport:
-            _move_port(places, end, end.outer, end.tap)
-        _remove_relay(journal, end)
+        if not _is_in_place(places, port):
+            _move_port(journal.state, places, port, port.outer, port.device)
+        _remove_relay(journal, port)
 
 
-def _remove_relay(journal: Journal, end: Endpoint) -> None:
+def _is_in_place(places: Places, port: RelayPort) -> bool:
+    """Whether a port's own device is in it."""
+    if port.is_in_fabric:
+        return iproute.master(port.netns, port.device) == port.bridge
+    return _switch(places, port).ofport(port.device) > 0
+
+
+def _remove_relay(journal: Journal, port: RelayPort) -> None:
     """End the relay of a port that no longer stands behind it, with its devices and its record."""
-    _end_relay(journal, end)
-    if iproute.link_exists(HOST, end.middle):
-        iproute.batch([f"link del {end.middle}"], netns=HOST)
+    _end_relay(journal, port)
+    if iproute.link_exists(port.netns, port.middle):
+        iproute.batch([f"link del {port.middle}"], netns=port.netns)
     state = journal.state
-    state.faults = tuple(fault for fault in state.faults if fault.splice.endpoint != end.name)
+    state.faults = tuple(fault for fault in state.faults if fault.splice.port != port.name)
     journal.write()
 
 
@@ -108,16 +116,16 @@ def take_out(state: State, places: Places, record: FaultRecord) -> None:
     Raises:
         HostNotReadyError: the port does not move back.
     """
-    end = _endpoint(state, record.splice.endpoint)
+    port = ports(state.shape, state.endpoints)[record.splice.port]
     journal = Journal(state, places.state)
     _remember(journal, replace(record, active=False))
-    _move_port(places, end, end.outer, end.tap)
-    _remove_relay(journal, end)
+    _move_port(state, places, port, port.outer, port.device)
+    _remove_relay(journal, port)
 
 
 def names(state: State, fault: FaultRecord) -> set[str]:
     """The segment ids that mean a fault: the one it was asked for, and the one that has it now."""
-    carried = {segment.id for segment in state.layout().segments if segment.fault_at == fault.splice.endpoint}
+    carried = {segment.id for segment in state.layout().segments if segment.fault_at == fault.splice.port}
     return {fault.splice.segment, *carried}
 
 
@@ -137,46 +145,43 @@ def chosen(state: State, segment: str | None) -> list[FaultRecord]:
     return found
 
 
-def _endpoint(state: State, name: str) -> Endpoint:
-    return next(end for end in state.endpoints if end.name == name)
-
-
 def _remember(journal: Journal, record: FaultRecord) -> None:
-    others = (fault for fault in journal.state.faults if fault.splice.endpoint != record.splice.endpoint)
+    others = (fault for fault in journal.state.faults if fault.splice.port != record.splice.port)
     journal.state.faults = (*others, record)
     journal.write()
 
 
-def relay_name(end: Endpoint) -> str:
+def relay_name(port: RelayPort) -> str:
     """The name of a port's relay in the journal, and of its log."""
-    return f"relay-{end.name}"
+    return f"relay-{port.name}"
 
 
-def _relay_argv(end: Endpoint, peer_mac: str, record: FaultRecord) -> tuple[str, ...]:
+def _relay_argv(state: State, port: RelayPort, record: FaultRecord) -> tuple[str, ...]:
     splice, spec = record.splice, record.spec
-    direction = "to-guest" if splice.placement is Placement.TO_GUEST else "from-guest"
+    meant = targets(splice, state.shape, state.endpoints)
+    direction = "to" if splice.placement is Placement.TO else "from"
     values = {
         name: getattr(spec, name) for name in ("delay_ns", "jitter_ns", "loss", "duplicate", "reorder", "seed", "share")
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    places = [f"--inner={end.tap}", f"--outer={end.middle}", f"--direction={direction}", f"--match-mac={peer_mac}"]
+    options += [f"--macs={','.join(meant.macs)}", f"--addresses={','.join(meant.addresses)}"]
+    places = [f"--inner={port.device}", f"--outer={port.middle}", f"--direction={direction}"]
     return (
-        *(sys.executable, "-m", "netprobe.lab.relay"),
+        *(sys.executable, "-m", "netprobe.lab.relay", *(["--inside"] if meant.inside else [])),
         *(*places, *options, f"--log={record.log}", f"--counters={record.counters}"),
     )
 
 
-def _start_relay(journal: Journal, places: Places, end: Endpoint, record: FaultRecord) -> None:
+def _start_relay(journal: Journal, places: Places, port: RelayPort, record: FaultRecord) -> None:
     """Start the relay and wait until both its sockets are open."""
-    peer_mac = _endpoint(journal.state, record.splice.peer).mac if record.splice.peer else ""
-    argv = _relay_argv(end, peer_mac, record)
-    name = relay_name(end)
+    argv = _relay_argv(journal.state, port, record)
+    name = relay_name(port)
     journal.intend(name, argv)
     log = places.log(name)
     reader, writer = os.pipe()
     try:
         try:
-            journal.started(name, process.spawn(argv, log=log, netns=HOST, stdout_fd=writer))
+            journal.started(name, process.spawn(argv, log=log, netns=port.netns, stdout_fd=writer))
         finally:
             os.close(writer)
         ready, _, _ = select.select([reader], [], [], READY_WAIT_S)
@@ -186,19 +191,29 @@ def _start_relay(journal: Journal, places: Places, end: Endpoint, record: FaultR
         os.close(reader)
 
 
-def _end_relay(journal: Journal, end: Endpoint) -> None:
-    name = relay_name(end)
+def _end_relay(journal: Journal, port: RelayPort) -> None:
+    name = relay_name(port)
     process.end(record for record in journal.state.processes if record.name == name)
     journal.forget(name)
 
 
-def _move_port(places: Places, end: Endpoint, old: str, new: str) -> None:
-    switch = ovs.PrivateSwitch(HOST, places.ovs)
-    switch.swap_port(BRIDGE, old, port_spec(end, new))
+def _switch(places: Places, port: RelayPort) -> ovs.PrivateSwitch:
+    return ovs.PrivateSwitch(port.netns, places.switch(port.netns))
+
+
+def _move_port(state: State, places: Places, port: RelayPort, old: str, new: str) -> None:
+    """Put `new` into a port in the place of `old`."""
+    if port.is_in_fabric:
+        iproute.batch([f"link set {old} nomaster", f"link set {new} master {port.bridge}"], netns=port.netns)
+        return
+    end = next((end for end in state.endpoints if end.name == port.name), None)
+    spec = nic_spec(new) if end is None else port_spec(end, new)
+    switch = _switch(places, port)
+    switch.swap_port(port.bridge, old, spec)
     got = switch.ofport(new)
-    if got != end.ofport:
+    if got != spec.ofport:
         raise HostNotReadyError(
             f"port {new}",
-            f"got OpenFlow number {got}, not {end.ofport}",
+            f"got OpenFlow number {got}, not {spec.ofport}",
             advice="run `netprobe lab up`, which rebuilds the lab",
         )

@@ -4,8 +4,9 @@ from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute, netns, ovs, process
 from netprobe.lab.build import agent_name
 from netprobe.lab.flows import COOKIE_MASK, COOKIE_PREFIX
+from netprobe.lab.layout import ports
+from netprobe.lab.shapes import BRIDGE
 from netprobe.lab.state import Places, State
-from netprobe.lab.topology import BRIDGE, HOST
 
 
 def problems(state: State, places: Places) -> list[str]:
@@ -20,7 +21,7 @@ def problems(state: State, places: Places) -> list[str]:
     found = [*_processes(state), *_namespaces(state)]
     found += [f"the relay in {f.splice.segment} was left half-made" for f in state.faults if not f.active]
     if not found:
-        found = [*_devices(state), *_sockets(state, places), *_switch(places)]
+        found = [*_devices(state), *_sockets(state, places), *_switches(state, places)]
     return found
 
 
@@ -40,9 +41,9 @@ def _namespaces(state: State) -> list[str]:
 
 def _devices(state: State) -> list[str]:
     wanted = [(point.netns, point.device) for point in state.layout().points if point.device]
-    for fault in state.faults:
-        end = next(end for end in state.endpoints if end.name == fault.splice.endpoint)
-        wanted += [(HOST, end.tap), (HOST, end.middle), (HOST, end.outer)]
+    known = ports(state.shape, state.endpoints)
+    for port in (known[fault.splice.port] for fault in state.faults):
+        wanted += [(port.netns, device) for device in (port.device, port.middle, port.outer)]
     return [f"device {device} in {place} is gone" for place, device in wanted if not iproute.link_exists(place, device)]
 
 
@@ -55,9 +56,16 @@ def _sockets(state: State, places: Places) -> list[str]:
     ]
 
 
-def _switch(places: Places) -> list[str]:
-    try:
-        flows = ovs.PrivateSwitch(HOST, places.ovs).flow_count(BRIDGE, COOKIE_PREFIX, COOKIE_MASK)
-    except HostNotReadyError as error:
-        return [f"the vswitch does not answer ({error})"]
-    return [] if flows else ["the security groups' flows are gone"]
+def _switches(state: State, places: Places) -> list[str]:
+    # With OVN the flows are its own, and any will do; otherwise they are the lab's.
+    cookie, mask = (0, 0) if state.shape.has_ovn else (COOKIE_PREFIX, COOKIE_MASK)
+    found = []
+    for host in state.shape.hypervisors:
+        where = f" of {host.name}" if len(state.shape.hypervisors) > 1 else ""
+        try:
+            flows = ovs.PrivateSwitch(host.netns, places.switch(host.name)).flow_count(BRIDGE, cookie, mask)
+        except HostNotReadyError as error:
+            found.append(f"the vswitch{where} does not answer ({error})")
+        else:
+            found += [] if flows else [f"the security groups' flows{where} are gone"]
+    return found

@@ -38,7 +38,15 @@ STAMP_SANE_NS = 1_000_000_000
 ETH_P_ALL = 0x0003
 SOL_PACKET = 263
 PACKET_STATISTICS = 6
+PACKET_AUXDATA = 8
 PACKET_IGNORE_OUTGOING = 23
+TP_STATUS_VLAN_VALID = 0x10  # linux/if_packet.h
+TP_STATUS_VLAN_TPID_VALID = 0x40
+AUXDATA = struct.Struct("=IIIHHHH")
+"""struct tpacket_auxdata: status, len, snaplen, mac, net, vlan_tci, vlan_tpid."""
+ETH_P_8021Q = 0x8100
+MAC_OCTETS = 12
+CONTROL_OCTETS = 128
 SO_RCVBUFFORCE = 33
 SO_TIMESTAMPNS = 35
 BUFFER_BYTES = 8 << 20
@@ -59,6 +67,7 @@ def open_side(device: str, direction: int) -> Side:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
     sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
     sock.bind((device, ETH_P_ALL))
     sock.setblocking(False)
@@ -68,17 +77,28 @@ def open_side(device: str, direction: int) -> Side:
 def receive(side: Side) -> tuple[bytes, int] | None:
     """The next frame of a side and its receive stamp, ns; None when there is none."""
     try:
-        frame, control, _, _ = side.socket.recvmsg(FRAME_MAX, 64)
+        frame, control, _, _ = side.socket.recvmsg(FRAME_MAX, CONTROL_OCTETS)
     except OSError:  # nothing there; or the device went away, which is for the lab to notice
         return None
-    now_ns = time.time_ns()
+    t_in_ns = now_ns = time.time_ns()
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", data)
-            t_in_ns = seconds * 1_000_000_000 + nanoseconds
-            if abs(now_ns - t_in_ns) < STAMP_SANE_NS:
-                return frame, t_in_ns
-    return frame, now_ns
+            stamp_ns = seconds * 1_000_000_000 + nanoseconds
+            if abs(now_ns - stamp_ns) < STAMP_SANE_NS:
+                t_in_ns = stamp_ns
+        elif level == SOL_PACKET and kind == PACKET_AUXDATA:
+            frame = _with_tag(frame, data)
+    return frame, t_in_ns
+
+
+def _with_tag(frame: bytes, auxiliary: bytes) -> bytes:
+    """The frame with its outermost VLAN tag, which the kernel takes out before a packet socket sees it."""
+    status, *_, tci, tpid = AUXDATA.unpack(auxiliary[: AUXDATA.size])
+    if not status & TP_STATUS_VLAN_VALID:
+        return frame
+    tag = struct.pack("!HH", tpid if status & TP_STATUS_VLAN_TPID_VALID else ETH_P_8021Q, tci)
+    return frame[:MAC_OCTETS] + tag + frame[MAC_OCTETS:]
 
 
 class TruthLog:
@@ -198,10 +218,12 @@ class Relay:
 def arguments() -> argparse.ArgumentParser:
     """The relay's command line; netprobe.lab.faults writes it."""
     parser = argparse.ArgumentParser(prog="netprobe.lab.relay")
-    parser.add_argument("--inner", required=True, help="P: the device that faces the guest")
-    parser.add_argument("--outer", required=True, help="Q: the device that faces the vswitch")
-    parser.add_argument("--direction", required=True, choices=("from-guest", "to-guest"))
-    parser.add_argument("--match-mac", default="")
+    parser.add_argument("--inner", required=True, help="P: the device that faces the guest, hypervisor or fabric")
+    parser.add_argument("--outer", required=True, help="Q: the device that faces the bridge")
+    parser.add_argument("--direction", required=True, choices=("from", "to"), help="what P faces")
+    parser.add_argument("--macs", default="", help="only frames to one of these, with commas between")
+    parser.add_argument("--addresses", default="", help="or to one of these")
+    parser.add_argument("--inside", action="store_true", help="look at what a tunnel carries")
     for name in ("--delay-ns", "--jitter-ns", "--seed"):
         parser.add_argument(name, type=int, default=0)
     for name in ("--loss", "--duplicate", "--reorder"):
@@ -210,6 +232,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--counters", type=Path, required=True)
     return parser
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _say_ready() -> None:
@@ -224,8 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Relay until SIGTERM. Writes `ready` to standard output when both sockets are open."""
     options = arguments().parse_args(argv)
     spec = RelaySpec(
-        direction=FROM_GUEST if options.direction == "from-guest" else TO_GUEST,
-        match_mac=bytes.fromhex(options.match_mac.replace(":", "")),
+        direction=FROM_GUEST if options.direction == "from" else TO_GUEST,
+        macs=frozenset(bytes.fromhex(mac.replace(":", "")) for mac in options.macs.split(",") if mac),
+        addresses=frozenset(map(_packed, filter(None, options.addresses.split(",")))),
+        inside=options.inside,
         delay_ns=options.delay_ns,
         jitter_ns=options.jitter_ns,
         loss=options.loss,

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from netprobe.lab.relay_frames import Mark, parse
+from netprobe.lab.relay_frames import Mark, carried, destination, parse
 from netprobe.lab.relay_rows import (
     FATE_DROPPED,
     FATE_DUPLICATE,
@@ -35,12 +35,15 @@ class RelaySpec:
     """What the relay does to frames that travel in `direction` (relay_rows.FROM_GUEST or TO_GUEST).
 
     Attributes:
-        match_mac: only frames to this address are hit; empty for all.
-        delay_ns, jitter_ns, loss, duplicate, reorder, seed, share: as in netprobe.lab.topology.FaultSpec.
+        macs, addresses: only frames to one of these MACs or to one of these IP addresses are hit; both empty for all.
+        inside: the frame that a Geneve one carries is looked at in its place.
+        delay_ns, jitter_ns, loss, duplicate, reorder, seed, share: as in netprobe.lab.layout.FaultSpec.
     """
 
     direction: int
-    match_mac: bytes = b""
+    macs: frozenset[bytes] = frozenset()
+    addresses: frozenset[bytes] = frozenset()
+    inside: bool = False
     delay_ns: int = 0
     jitter_ns: int = 0
     loss: float = 0.0
@@ -116,8 +119,7 @@ class RelayCore:
         mark = parse(frame)
         self.counters.frames += 1
         self.counters.marked += mark is not None
-        spec = self.spec
-        if direction != spec.direction or (spec.match_mac and frame[:6] != spec.match_mac):
+        if direction != self.spec.direction or not self._is_meant(frame):
             self._push(Copy(t_in_ns, 0, t_in_ns, frame, direction, mark, FATE_FORWARDED, held=False, faulted=False))
             return
         draw = self._draw(mark)
@@ -130,6 +132,13 @@ class RelayCore:
         self._push(copy)
         if draw.is_doubled:
             self._push(copy._replace(fate=FATE_DUPLICATE))
+
+    def _is_meant(self, frame: bytes) -> bool:
+        spec = self.spec
+        if not spec.macs and not spec.addresses:
+            return True
+        mac, address = destination((carried(frame) or frame) if spec.inside else frame)
+        return mac in spec.macs or address in spec.addresses
 
     def pop(self) -> Copy:
         """Take out the copy that is due next."""

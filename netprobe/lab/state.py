@@ -12,25 +12,17 @@ from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host.process import ProcessRecord
-from netprobe.lab.topology import (
-    BRIDGE,
-    BYPASS,
-    HOST,
-    ZONE,
-    Endpoint,
-    FaultSpec,
-    Layout,
-    Placement,
-    Splice,
-    layout,
-    tap_of,
-)
+from netprobe.lab.layout import FaultSpec, Layout, Placement, Splice, layout, ports
+from netprobe.lab.shapes import BRIDGE, CENTRAL, MANAGEMENT_IP, SHAPES, Hypervisor, Shape
+from netprobe.lab.topology import Endpoint
 
 SCHEMA = 1
+NORTHBOUND_SOCKET = "ovnnb_db.sock"
+SOUTHBOUND_SOCKET = "ovnsb_db.sock"
 DEFAULT_BASE = "/run/netprobe"
 SOCKET_PATH_MAX = 107
 """sun_path holds 108 octets with the final zero."""
-LONGEST_SOCKET_NAME = "lab/hv1/ovs-vswitchd.1234567890.ctl"
+LONGEST_SOCKET_NAME = "lab/central/ovsdb-server.1234567890.ctl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +61,18 @@ class Places:
         """The file that one `up`, `down` or `fault` at a time has locked."""
         return self.base / "lab.lock"
 
-    @property
-    def ovs(self) -> Path:
-        """The run directory of the hypervisor's Open vSwitch."""
-        return self.lab / HOST
+    def switch(self, host: str) -> Path:
+        """The run directory of a hypervisor's Open vSwitch."""
+        return self.lab / host
 
     @property
-    def allowlist(self) -> Path:
-        """What a collector may order on this host (design §6a)."""
-        return self.lab / "allow.toml"
+    def central(self) -> Path:
+        """The run directory of OVN's databases and northd."""
+        return self.lab / CENTRAL
+
+    def allowlist(self, shape: Shape, host: str) -> Path:
+        """What a collector may order on a hypervisor (design §6a)."""
+        return self.lab / ("allow.toml" if len(shape.hypervisors) == 1 else f"{host}.allow.toml")
 
     def agent(self, endpoint: str) -> Path:
         """The control socket of an endpoint's guest agent."""
@@ -87,9 +82,9 @@ class Places:
         """The log of an agent or relay."""
         return self.lab / f"{name}.log"
 
-    def truth(self, endpoint: str, number: int) -> Path:
-        """The truth log of the number-th relay of this lab."""
-        return self.lab / f"truth-{endpoint}-{number}.bin"
+    def truth(self, port: str, number: int) -> Path:
+        """The truth log of the number-th relay in a port."""
+        return self.lab / f"truth-{port}-{number}.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,24 +131,33 @@ class State:
         """Whether `up` came to its end."""
         return bool(self.endpoints)
 
+    @property
+    def shape(self) -> Shape:
+        """What is fixed about this lab."""
+        return SHAPES[self.name]
+
+    def endpoint(self, name: str) -> Endpoint:
+        """A guest or bypass NIC by name; it is known to exist."""
+        return next(end for end in self.endpoints if end.name == name)
+
     def layout(self) -> Layout:
         """Points and segments, with the relays that stand now."""
-        return layout(self.endpoints, [fault.splice for fault in self.faults if fault.active])
+        return layout(self.shape, self.endpoints, [fault.splice for fault in self.faults if fault.active])
 
-    def fault_at(self, endpoint: str) -> FaultRecord | None:
-        """The relay in an endpoint's port, if there is one."""
-        return next((fault for fault in self.faults if fault.splice.endpoint == endpoint), None)
+    def fault_at(self, port: str) -> FaultRecord | None:
+        """The relay in a port, if there is one."""
+        return next((fault for fault in self.faults if fault.splice.port == port), None)
 
-    def fault_json(self, endpoint: str) -> dict[str, object]:
-        """The entry of the relay in an endpoint's port; it is known to be there."""
-        fault = self.fault_at(endpoint)
-        assert fault is not None, endpoint
+    def fault_json(self, port: str) -> dict[str, object]:
+        """The entry of the relay in a port; it is known to be there."""
+        fault = self.fault_at(port)
+        assert fault is not None, port
         splice = fault.splice
-        carried = [segment.id for segment in self.layout().segments if segment.fault_at == endpoint]
+        carried = [segment.id for segment in self.layout().segments if segment.fault_at == port]
         return {
             "segment": splice.segment,
             "carried_by": carried[0] if carried else "",
-            "endpoint": splice.endpoint,
+            "port": splice.port,
             "placement": splice.placement.value,
             "peer": splice.peer,
             **asdict(fault.spec),
@@ -165,25 +169,27 @@ class State:
     def to_json(self) -> dict[str, object]:
         """The document of the state file."""
         places = Places(self.run_dir.parent)
-        here = self.layout()
-        faults = {fault.splice.endpoint: self.fault_json(fault.splice.endpoint) for fault in self.faults}
-        ends = [_endpoint_json(end, here, self.fault_at(end.name), places) for end in self.endpoints]
+        shape = self.shape
+        here = self.layout() if self.is_complete else Layout((), {}, {})
+        faults = {fault.splice.port: self.fault_json(fault.splice.port) for fault in self.faults}
+        ends = [_endpoint_json(self, end, here, places) for end in self.endpoints]
         return {
             "schema": SCHEMA,
             "name": self.name,
             "run_dir": str(self.run_dir),
-            "hosts": [_host_json(places)] if self.is_complete else [],
-            "guests": [end for end in ends if end["name"] != BYPASS],
-            "bypasses": [end for end in ends if end["name"] == BYPASS],
+            "hosts": [_host_json(shape, host, here, places) for host in shape.hypervisors if self.is_complete],
+            "guests": [end for end in ends if "copy_of" not in end],
+            "bypasses": [end for end in ends if "copy_of" in end],
             "points": [
                 {"id": p.id, "kind": p.kind.value, "host": p.host, "netns": p.netns, "device": p.device}
                 for p in here.points
-                if self.is_complete
             ],
             "segments": [
                 {"id": s.id, "from": s.first.id, "to": s.second.id, "kind": s.kind, "fault": faults.get(s.fault_at)}
                 for s in here.segments
             ],
+            "ovn": _ovn_json(places) if shape.has_ovn else None,
+            "management": {"netns": CENTRAL, "ip": MANAGEMENT_IP} if shape.has_ovn else None,
             "rules": self.rules,
             "faults": list(faults.values()),
             "processes": [{**asdict(record), "argv": list(record.argv)} for record in self.processes],
@@ -191,23 +197,40 @@ class State:
         }
 
 
-def _host_json(places: Places) -> dict[str, object]:
+def _host_json(shape: Shape, host: Hypervisor, here: Layout, places: Places) -> dict[str, object]:
     return {
-        "name": HOST,
-        "netns": HOST,
+        "name": host.name,
+        "netns": host.netns,
         "bridge": BRIDGE,
-        "ovs_rundir": str(places.ovs),
-        "allowlist": str(places.allowlist),
-        "zone": ZONE,
+        "ovs_rundir": str(places.switch(host.name)),
+        "allowlist": str(places.allowlist(shape, host.name)),
+        "zone": host.zone,
+        "uplink": [point.id for point in here.uplinks[host.name]],
+        "encap_ips": [host.encap_ip] if host.encap_ip else [],
+        "chassis": host.name if shape.has_ovn else "",
+        "management_ip": host.management_ip,
     }
 
 
-def _endpoint_json(end: Endpoint, here: Layout, fault: FaultRecord | None, places: Places) -> dict[str, object]:
-    port = end.outer if fault and fault.active else end.tap
-    entry: dict[str, object] = {"name": end.name, "host": HOST, "netns": end.netns, "device": end.device}
+def _ovn_json(places: Places) -> dict[str, str]:
+    return {
+        "northbound": f"unix:{places.central}/{NORTHBOUND_SOCKET}",
+        "southbound": f"unix:{places.central}/{SOUTHBOUND_SOCKET}",
+    }
+
+
+def _endpoint_json(state: State, end: Endpoint, here: Layout, places: Places) -> dict[str, object]:
+    fault = state.fault_at(end.name)
+    port = ports(state.shape, state.endpoints)[end.name]
+    device = port.outer if fault and fault.active else port.device
+    network = state.shape.network(end.network)
+    entry: dict[str, object] = {"name": end.name, "host": end.host, "netns": end.netns, "device": end.device}
     entry |= {"mac": end.mac, "ipv4": end.ipv4, "ipv6": end.ipv6, "groups": list(end.groups)}
+    entry |= {"network": end.network, "prefixes": [str(network.ipv4), str(network.ipv6)]}
+    entry |= {"gateway_mac": network.router_mac, "floating": end.floating or None}
+    entry |= {"behind_nat": state.shape.nat_address(end.network, end.floating)}
     entry |= {"agent": str(places.agent(end.name))}
-    entry |= {"port": {"iface_id": end.iface_id, "ofport": end.ofport, "device": port}}
+    entry |= {"port": {"iface_id": end.iface_id, "ofport": end.ofport, "device": device}}
     entry |= {"chain": [point.id for point in here.chains[end.name]]}
     return entry | ({"copy_of": end.copy_of} if end.copy_of else {})
 
@@ -233,7 +256,7 @@ def load(path: Path) -> State | None:
             )
         ends = (*document["guests"], *document["bypasses"])
         return State(
-            name=document["name"],
+            name=SHAPES[document["name"]].name,
             run_dir=Path(document["run_dir"]),
             endpoints=tuple(_read_endpoint(entry) for entry in ends),
             rules=document["rules"],
@@ -256,8 +279,8 @@ def _read_endpoint(entry: dict[str, object]) -> Endpoint:
         "iface_id": port["iface_id"],
         "ofport": port["ofport"],
         "groups": tuple(_sequence(entry["groups"])),
+        "floating": entry["floating"] or "",
     }
-    values["tap"] = tap_of(str(entry["name"]))
     return Endpoint(**{name: values[name] for name in Endpoint.__slots__ if name in values})  # type: ignore[arg-type]
 
 
@@ -276,6 +299,6 @@ def _sequence(value: object) -> list[object]:
 def _read_fault(entry: dict[str, object]) -> FaultRecord:
     spec = FaultSpec(**{name: entry[name] for name in FaultSpec.__slots__})  # type: ignore[arg-type]
     splice = Splice(
-        str(entry["segment"]), str(entry["endpoint"]), Placement(entry["placement"]), str(entry["peer"]), spec.expose
+        str(entry["segment"]), str(entry["port"]), Placement(entry["placement"]), str(entry["peer"]), spec.expose
     )
     return FaultRecord(splice, spec, str(entry["log"]), str(entry["counters"]), bool(entry["active"]))

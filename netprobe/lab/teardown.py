@@ -8,7 +8,7 @@ import shutil
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute, netns, process
-from netprobe.lab.build import GUARD
+from netprobe.lab.daemons import is_guard
 from netprobe.lab.journal import Journal
 from netprobe.lab.state import NamespaceRecord, Places, State
 
@@ -72,8 +72,8 @@ def _is_ours(record: NamespaceRecord) -> bool:
 
 def _end_processes(records: tuple[process.ProcessRecord, ...], places: Places) -> None:
     """First the guard, or it would start its daemon again; last what carries our command lines and no record."""
-    process.end([record for record in records if record.name == GUARD], force=True)
-    process.end([record for record in records if record.name != GUARD], grace_s=GRACE_S)
+    process.end([record for record in records if is_guard(record.name)], force=True)
+    process.end([record for record in records if not is_guard(record.name)], grace_s=GRACE_S)
     for _ in range(FORKS_MAX):
         guards, others = process.find({record.argv for record in records}, places.lab)
         if not guards and not others:

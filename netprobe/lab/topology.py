@@ -1,45 +1,43 @@
-"""Where things are in a lab: endpoints, points, chains, segments, and what a relay in a port changes about them. Pure.
+"""Who is in a lab and where: guests and bypass NICs, with their addresses, ports and hypervisors. Pure.
 
-A relay splices P - relay - Q=R into a port: P is the device that faces the guest, R the new device of the vswitch. The
-words are those of netprobe.model.points; netprobe.lab.state writes the result down, netprobe.lab.faults acts on it.
+What it is made of: netprobe.lab.config (groups, guests) and netprobe.lab.shapes (hypervisors, networks). The points and
+segments between them are netprobe.lab.layout's.
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
-from netprobe.errors import UsageError, unknown_name
-from netprobe.lab.config import LabConfig
-from netprobe.model.points import Point, PointKind, segment_id, segment_kind
+from netprobe.lab.config import Bypass, LabConfig
+from netprobe.lab.shapes import Shape
 
-HOST = "hv1"
-BRIDGE = "br-int"
-BYPASS = "bypass"
-BYPASS_NETNS = "byp1"
-ZONE = 1
-"""One conntrack zone a network, as Neutron does."""
-
-_BYPASS_NUMBER = 100
+_SINGLE_BYPASS_NUMBER = 100
+_BYPASS_NUMBER = 240
+"""Bypass NICs are numbered from here on; guests from 1 (at most config.GUESTS_MAX)."""
+_OVN_PORTS = 100
+"""With OVN, requested OpenFlow numbers lie above those that it lets the switch choose for tunnels and patch ports."""
 _IFACE_IDS = uuid.UUID("6c1b2f6e-7d0a-4f2b-9c55-6e7470726f62")
-VSWITCH = f"{HOST}.vswitch"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A guest, or the bypass NIC: a tiny host in a namespace, behind a port of the bridge.
+    """A guest, or a bypass NIC: a tiny host in a namespace, behind a port of a hypervisor's bridge.
 
     Attributes:
         device: its NIC, in `netns`.
-        tap: the other end of that NIC, on the host; the port's device unless a relay stands there.
-        copy_of: the guest whose groups the bypass NIC has; empty for guests.
+        host: the hypervisor that it is on.
+        network: its logical switch.
+        mac, ipv4, ipv6: its addresses; the only ones that it may send from.
+        ofport: OpenFlow number of its port, the same on every hypervisor.
+        iface_id: the cloud's UUID of its port.
+        copy_of: the guest whose groups a bypass NIC has; empty for guests.
+        floating: its address on the provider network, empty where it has none.
     """
 
     name: str
     netns: str
     device: str
-    tap: str
+    host: str
+    network: str
     mac: str
     ipv4: str
     ipv6: str
@@ -47,193 +45,71 @@ class Endpoint:
     ofport: int
     iface_id: str
     copy_of: str = ""
+    floating: str = ""
 
     @property
-    def middle(self) -> str:
-        """Q: the relay's device towards the vswitch."""
-        return f"rq-{self.tap.removeprefix('tap')}"
-
-    @property
-    def outer(self) -> str:
-        """R: Q's other end, the port's device while a relay stands there."""
-        return f"rr-{self.tap.removeprefix('tap')}"
+    def tap(self) -> str:
+        """The other end of its NIC, on the hypervisor; the port's device unless a relay stands there."""
+        return f"tap{self.netns}" if not self.copy_of else f"tap{self.name.replace('bypass', 'byp')}"
 
 
 def endpoints(config: LabConfig) -> tuple[Endpoint, ...]:
-    """The guests in the order of the configuration, then the bypass NIC."""
-    made = [
-        _endpoint(guest.name, guest.name, "eth0", (number, number), guest.groups)
-        for number, guest in enumerate(config.guests, start=1)
-    ]
-    groups = next(guest.groups for guest in config.guests if guest.name == config.copy_of)
-    bypass = _endpoint(BYPASS, BYPASS_NETNS, "byp0", (_BYPASS_NUMBER, len(made) + 1), groups)
-    return (*made, replace(bypass, copy_of=config.copy_of))
+    """The guests in the order of the configuration, then the bypass NICs."""
+    shape = config.shape
+    made = []
+    for number, guest in enumerate(config.guests, start=1):
+        ofport = number + (_OVN_PORTS if shape.has_ovn else 0)
+        end = _endpoint(shape, guest.name, (guest.host, guest.network), (number, ofport))
+        floating = shape.floating_address(number) if guest.floating else ""
+        made.append(replace(end, groups=guest.groups, floating=floating))
+    return (*made, *(_bypass(config, bypass) for bypass in config.bypasses))
 
 
-def tap_of(name: str) -> str:
-    """The host's end of an endpoint's NIC."""
-    return "tapbyp" if name == BYPASS else f"tap{name}"
+def _bypass(config: LabConfig, bypass: Bypass) -> Endpoint:
+    shape, guest = config.shape, config.guest(bypass.copy_of)
+    host = shape.hypervisor(bypass.host).number
+    if shape.has_ovn:
+        name, number, ofport = f"bypass{host}", _BYPASS_NUMBER + host, _OVN_PORTS + _BYPASS_NUMBER + host
+    else:
+        name, number, ofport = "bypass", _SINGLE_BYPASS_NUMBER, len(config.guests) + 1
+    end = _endpoint(shape, name, (bypass.host, guest.network), (number, ofport))
+    return replace(end, netns=f"byp{host}", device="byp0", groups=guest.groups, copy_of=guest.name)
 
 
-def _endpoint(name: str, netns: str, device: str, numbers: tuple[int, int], groups: tuple[str, ...]) -> Endpoint:
+def _endpoint(shape: Shape, name: str, place: tuple[str, str], numbers: tuple[int, int]) -> Endpoint:
+    host, network = place
     number, ofport = numbers
+    ipv4, ipv6 = shape.network(network).addresses(number)
     return Endpoint(
         name=name,
-        netns=netns,
-        device=device,
-        tap=tap_of(name),
+        netns=name,
+        device="eth0",
+        host=host,
+        network=network,
         mac=f"fa:16:3e:00:00:{number:02x}",
-        ipv4=f"10.0.0.{number}",
-        ipv6=f"fd00:10::{number}",
-        groups=groups,
+        ipv4=ipv4,
+        ipv6=ipv6,
+        groups=(),
         ofport=ofport,
         iface_id=str(uuid.uuid5(_IFACE_IDS, name)),
     )
 
 
-class Placement(Enum):
-    """Which of a port's segments a relay puts faults into."""
+def leaves_host(shape: Shape, source: Endpoint, target: Endpoint, *, by_floating: bool = False) -> bool:
+    """Whether what one endpoint sends to another leaves its hypervisor.
 
-    FROM_GUEST = "from-guest"  # X.guest..X.backend: the relay stands before the backend point
-    TO_PEER = "to-peer"  # X.backend..Y.backend: behind it, and only frames to Y's MAC are hit
-    TO_GUEST = "to-guest"  # X.backend..X.guest: between the backend point and the guest
-
-
-@dataclass(frozen=True, slots=True)
-class FaultSpec:
-    """What a fault does to the frames in its segment and direction.
-
-    Attributes:
-        delay_ns: added to the kernel's receive stamp; the due time.
-        jitter_ns: the delay is uniform in [delay - jitter, delay + jitter], never negative.
-        loss: fraction that is dropped.
-        duplicate: fraction that is sent twice.
-        reorder: fraction that is held back 3 ms longer, so that later ones overtake.
-        seed: of every draw.
-        share: only this fraction is delayed.
-        expose: the relay is a segment of its own, with a point on each side.
-    """
-
-    delay_ns: int = 0
-    jitter_ns: int = 0
-    loss: float = 0.0
-    duplicate: float = 0.0
-    reorder: float = 0.0
-    seed: int = 0
-    share: float = 1.0
-    expose: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Splice:
-    """Where a relay goes: the port, the place, and whose frames are hit (empty for all)."""
-
-    segment: str
-    endpoint: str
-    placement: Placement
-    peer: str = ""
-    expose: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Two neighbouring points, and the fault between them, by the name of the endpoint that has the relay."""
-
-    first: Point
-    second: Point
-    fault_at: str = ""
-
-    @property
-    def id(self) -> str:
-        """`<first>..<second>`."""
-        return segment_id(self.first.id, self.second.id)
-
-    @property
-    def kind(self) -> str:
-        """`<kind of first>-<kind of second>`."""
-        return segment_kind(self.first.kind, self.second.kind)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The points of a lab, each endpoint's chain of them (from its NIC towards the vswitch), and the segments."""
-
-    points: tuple[Point, ...]
-    chains: dict[str, tuple[Point, ...]]
-    segments: tuple[Segment, ...] = field(default=())
-
-
-def _chain(endpoint: Endpoint, splice: Splice | None) -> tuple[Point, ...]:
-    guest = Point(f"{endpoint.name}.guest", PointKind.GUEST, endpoint.name, endpoint.netns, endpoint.device)
-
-    def on_host(role: str, device: str) -> Point:
-        return Point(f"{endpoint.name}.{role}", PointKind.BACKEND, HOST, HOST, device)
-
-    if splice is None:
-        return guest, on_host("backend", endpoint.tap)
-    if splice.placement is Placement.TO_PEER:
-        backend, relay = on_host("backend", endpoint.tap), on_host("relay", endpoint.outer)
-        return (guest, backend, relay) if splice.expose else (guest, backend)
-    backend, relay = on_host("backend", endpoint.outer), on_host("relay", endpoint.tap)
-    return (guest, relay, backend) if splice.expose else (guest, backend)
-
-
-def layout(ends: Sequence[Endpoint], splices: Iterable[Splice] = ()) -> Layout:
-    """Points, chains and segments of a lab.
+    What crosses between the provider network and the others goes through the gateway's hypervisor, wherever its ends
+    are; so does what is sent to a floating address.
 
     Args:
-        ends: guests and bypass NIC.
-        splices: the relays that stand in ports, at most one a port.
+        shape: of their lab.
+        source: who sends.
+        target: to whom.
+        by_floating: sent to the target's floating address.
     """
-    at = {splice.endpoint: splice for splice in splices}
-    chains = {end.name: _chain(end, at.get(end.name)) for end in ends}
-    vswitch = Point(VSWITCH, PointKind.VSWITCH, HOST)
-    pairs = []
-    for chain in chains.values():
-        inward = list(pairwise(chain))
-        pairs += inward + [(b, a) for a, b in reversed(inward)]
-    pairs += [(a[-1], b[-1]) for a in chains.values() for b in chains.values() if a is not b]
-    pairs += [(vswitch, chain[-1]) for chain in chains.values()]
-    carried = {_carrier(splice, chains): name for name, splice in at.items()}
-    segments = (Segment(a, b, carried.get(segment_id(a.id, b.id), "")) for a, b in pairs)
-    return Layout((*(point for chain in chains.values() for point in chain), vswitch), chains, tuple(segments))
-
-
-def _carrier(splice: Splice, chains: dict[str, tuple[Point, ...]]) -> str:
-    """The id of the segment in which a relay's faults are found."""
-    chain = chains[splice.endpoint]
-    if splice.placement is Placement.TO_PEER:
-        return segment_id(chain[1].id, chain[2].id if splice.expose else chains[splice.peer][-1].id)
-    inner, outer = chain[-2].id, chain[-1].id
-    return segment_id(inner, outer) if splice.placement is Placement.FROM_GUEST else segment_id(outer, inner)
-
-
-def locate(segment: str, ends: Sequence[Endpoint], *, expose: bool = False) -> Splice:
-    """Where a relay must stand for a fault in a segment.
-
-    Args:
-        segment: id as it is (or would be) without any relay.
-        ends: guests and bypass NIC.
-        expose: whether the relay shall be a segment of its own.
-
-    Raises:
-        UsageError: no such segment, or one that no relay can stand in.
-    """
-    for known in layout(ends).segments:
-        if known.id == segment:
-            break
-    else:
-        raise unknown_name("fault", segment, (known.id for known in layout(ends).segments), kind="segment")
-    first, second = (point.id.rpartition(".")[0] for point in (known.first, known.second))
-    kinds = (known.first.kind, known.second.kind)
-    if kinds == (PointKind.GUEST, PointKind.BACKEND):
-        return Splice(segment, first, Placement.FROM_GUEST, expose=expose)
-    if kinds == (PointKind.BACKEND, PointKind.GUEST):
-        return Splice(segment, first, Placement.TO_GUEST, expose=expose)
-    if kinds == (PointKind.BACKEND, PointKind.BACKEND):
-        return Splice(segment, first, Placement.TO_PEER, second, expose=expose)
-    raise UsageError(
-        f"segment {segment}",
-        "has no place for a relay: it begins inside the vswitch",
-        advice=f"use {segment_id(f'{second}.backend', f'{second}.guest')} to hit what comes out of the vswitch there",
+    if source.host != target.host:
+        return True
+    crosses_gateway = by_floating or (
+        source.network != target.network and shape.provider in (source.network, target.network)
     )
+    return crosses_gateway and source.host != shape.gateway

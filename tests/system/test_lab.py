@@ -224,7 +224,8 @@ def test_up_with_another_configuration_is_refused_while_the_lab_is_up(lab, tmp_p
 
 
 @pytest.mark.parametrize(
-    "victims", [["ovs-vswitchd"], ["ovs-vswitchd monitor", "ovs-vswitchd"], ["ovsdb-server"], ["agent-vm2"]]
+    "victims",
+    [["hv1 ovs-vswitchd"], ["hv1 ovs-vswitchd monitor", "hv1 ovs-vswitchd"], ["hv1 ovsdb-server"], ["agent-vm2"]],
 )
 def test_after_a_kill_9_up_says_what_is_broken_and_repairs_it(lab, base, victims):
     before = recorded(base)

@@ -25,7 +25,7 @@ def tiny(rule: str = "", rest: str = "") -> config.LabConfig:
 def test_the_lab_that_ships_has_three_guests_and_a_bypass_like_vm1():
     lab = config.load("single")
     assert [guest.name for guest in lab.guests] == ["vm1", "vm2", "vm3"]
-    assert lab.copy_of == "vm1"
+    assert lab.bypasses == (config.Bypass("hv1", "vm1"),)
 
 
 @pytest.mark.parametrize(

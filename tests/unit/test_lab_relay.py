@@ -100,7 +100,7 @@ def test_the_other_direction_is_relayed_untouched_and_logged_as_not_faulted():
 
 
 def test_only_frames_to_the_matched_address_are_hit():
-    spec = RelaySpec(FROM_GUEST, match_mac=MAC_2, delay_ns=9999)
+    spec = RelaySpec(FROM_GUEST, macs=frozenset({MAC_2}), delay_ns=9999)
     hit = relay_one(spec, PROBE, FROM_GUEST)
     passed = relay_one(spec, frame(ipv4(17, udp(IDENTITY)), dst=MAC_1), FROM_GUEST)
     assert (hit.faulted, hit.delay_ns) == (1, 9999)

@@ -6,7 +6,7 @@ import pytest
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host.process import ProcessRecord
-from netprobe.lab import config, journal, state, topology
+from netprobe.lab import config, journal, layout, shapes, state, topology
 
 ENDS = topology.endpoints(config.load("single"))
 SEGMENT = "vm1.backend..vm2.backend"
@@ -20,8 +20,8 @@ def places(tmp_path):
 
 
 def full(places) -> state.State:
-    spec = topology.FaultSpec(delay_ns=300_000, loss=0.02, seed=7, expose=True)
-    splice = topology.locate(SEGMENT, ENDS, expose=True)
+    spec = layout.FaultSpec(delay_ns=300_000, loss=0.02, seed=7, expose=True)
+    splice = layout.locate(SEGMENT, shapes.SHAPES["single"], ENDS, expose=True)
     return state.State(
         "single",
         places.lab,
@@ -44,10 +44,15 @@ def test_the_document_has_the_keys_of_the_contract(places):
     document = full(places).to_json()
     assert list(document) == [
         *("schema", "name", "run_dir", "hosts", "guests", "bypasses", "points", "segments"),
-        *("rules", "faults", "processes", "namespaces"),
+        *("ovn", "management", "rules", "faults", "processes", "namespaces"),
     ]
-    assert list(document["hosts"][0]) == ["name", "netns", "bridge", "ovs_rundir", "allowlist", "zone"]
-    guest = ["name", "host", "netns", "device", "mac", "ipv4", "ipv6", "groups", "agent", "port", "chain"]
+    host = document["hosts"][0]
+    assert list(host)[:6] == ["name", "netns", "bridge", "ovs_rundir", "allowlist", "zone"]
+    assert (host["uplink"], host["encap_ips"], host["chassis"], host["management_ip"]) == ([], [], "", "")
+    guest = [
+        *("name", "host", "netns", "device", "mac", "ipv4", "ipv6", "groups"),
+        *("network", "prefixes", "gateway_mac", "floating", "behind_nat", "agent", "port", "chain"),
+    ]
     assert [list(entry) for entry in document["guests"]] == [guest] * 3
     assert [list(entry) for entry in document["bypasses"]] == [[*guest, "copy_of"]]
     assert document["guests"][0]["port"]["device"] == "rr-vm1"

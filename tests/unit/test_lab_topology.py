@@ -6,9 +6,21 @@ import pytest
 
 from netprobe.errors import UsageError
 from netprobe.lab import config
-from netprobe.lab.topology import Placement, Splice, endpoints, layout, locate
+from netprobe.lab import layout as layouts
+from netprobe.lab.layout import Layout, Placement, Splice
+from netprobe.lab.shapes import SHAPES
+from netprobe.lab.topology import endpoints
 
+SHAPE = SHAPES["single"]
 ENDS = endpoints(config.load("single"))
+
+
+def layout(ends, splices=()) -> Layout:
+    return layouts.layout(SHAPE, ends, splices)
+
+
+def locate(segment: str, ends, *, expose: bool = False) -> Splice:
+    return layouts.locate(segment, SHAPE, ends, expose=expose)
 
 
 def chain(splice: Splice, name: str = "vm1") -> list[tuple[str, str]]:
