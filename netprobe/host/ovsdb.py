@@ -1,12 +1,103 @@
-"""Which port of a bridge is a guest's, as OVSDB has it: read-only questions by ovs-vsctl, always with a timeout."""
+"""A host's own OVSDB: which port of a bridge is a guest's, and what else discovery wants to know. Only read.
+
+`bound_ports` asks once, by ovs-vsctl; `inventory_of` reads what netprobe.host.ovsdb_idl follows.
+"""
 
 import json
 import subprocess
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
+from netprobe.host.ovsdb_idl import Database, Row, Tables
+from netprobe.model.inventory import HostInventory, InterfaceRow
 
 TIMEOUT_S = 5
+
+TABLES = {
+    "Open_vSwitch": ("external_ids", "other_config"),
+    "Bridge": ("name", "ports"),
+    "Port": ("interfaces",),
+    "Interface": ("name", "type", "ofport", "external_ids", "options", "status", "link_state", "error", "mac_in_use"),
+}
+"""Columns of ovs-vswitchd.conf.db(5). Statistics are left out: they change every few seconds."""
+
+
+def database(rundir: str, host: str) -> Database:
+    """The OVSDB of a host's switch.
+
+    Args:
+        rundir: the switch's run directory; it holds `db.sock`.
+        host: its name, for messages.
+    """
+    return Database(f"OVSDB of {host}", f"unix:{Path(rundir) / 'db.sock'}", "Open_vSwitch", TABLES)
+
+
+def inventory_of(host: str, tables: Tables) -> HostInventory:
+    """A host's inventory from the rows of `TABLES`; what is offloaded is netprobe.host.offload's to find out.
+
+    Args:
+        host: its name in the topology.
+        tables: as they are now.
+    """
+    switch: Row = next(iter(tables["Open_vSwitch"].values()), {})
+    ids, config = mapping(switch, "external_ids"), mapping(switch, "other_config")
+    bridges = {
+        interface: text(bridge, "name")
+        for bridge in tables["Bridge"].values()
+        for port in texts(bridge, "ports")
+        for interface in texts(tables["Port"].get(port, {}), "interfaces")
+    }
+    rows = (_interface(row, bridges.get(key, "")) for key, row in tables["Interface"].items())
+    return HostInventory(
+        host=host,
+        chassis=ids.get("system-id", ""),
+        encap_ips=tuple(ip.strip() for ip in ids.get("ovn-encap-ip", "").split(",") if ip.strip()),
+        is_offload_on=config.get("hw-offload", "false") == "true",
+        interfaces=tuple(sorted(rows, key=lambda row: row.name)),
+    )
+
+
+def _interface(row: Row, bridge: str) -> InterfaceRow:
+    ids = mapping(row, "external_ids")
+    ofport = number(row, "ofport")
+    return InterfaceRow(
+        name=text(row, "name"),
+        bridge=bridge,
+        kind=text(row, "type"),
+        ofport=ofport,
+        iface_id=ids.get("iface-id", ""),
+        mac=(ids.get("attached-mac") or text(row, "mac_in_use")).lower(),
+        driver=mapping(row, "status").get("driver_name", ""),
+        remote_ip=mapping(row, "options").get("remote_ip", ""),
+        is_up=text(row, "link_state") == "up",
+        error=text(row, "error"),
+    )
+
+
+def text(row: Row, column: str) -> str:
+    """A column's one value as text, "" where it is empty or not there."""
+    value = row.get(column, "")
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    return str(value)
+
+
+def texts(row: Row, column: str) -> tuple[str, ...]:
+    """All values of a set."""
+    value = row.get(column, [])
+    return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+
+
+def number(row: Row, column: str) -> int:
+    """A column's one number, 0 where it is empty or not there."""
+    value = text(row, column)
+    return int(value) if value.lstrip("-").isdigit() else 0
+
+
+def mapping(row: Row, column: str) -> dict[str, str]:
+    """A map, empty where it is not there."""
+    value = row.get(column, {})
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
 
 def bound_ports(rundir: str) -> dict[str, int]:

@@ -101,8 +101,8 @@ def pair():
         vswitches={name: Point(f"{name}.vswitch", PointKind.VSWITCH, name) for name in ("hv1", "hv2")},
         ovn=OvnPlaces("unix:/nb.sock", "unix:/sb.sock"),
         routers=(
+            RouterLink("r1", "ext", is_central=True, gateway="hv1"),
             RouterLink("r1", "net1"),
             RouterLink("r1", "net2"),
-            RouterLink("r1", "ext", is_central=True, gateway="hv1"),
         ),
     )
