@@ -1,10 +1,11 @@
 """A host's own OVSDB: which port of a bridge is a guest's, and what else discovery wants to know. Only read.
 
-`bound_ports` asks once, by ovs-vsctl; `inventory_of` reads what netprobe.host.ovsdb_idl follows.
+`local_ports` and `bound_ports` ask once, by ovs-vsctl; `inventory_of` reads what netprobe.host.ovsdb_idl follows.
 """
 
 import json
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
@@ -17,7 +18,7 @@ TABLES = {
     "Open_vSwitch": ("external_ids", "other_config"),
     "Bridge": ("name", "ports"),
     "Port": ("interfaces",),
-    "Interface": ("name", "type", "ofport", "external_ids", "options", "status", "link_state", "error", "mac_in_use"),
+    "Interface": ("name", "type", "ofport", "external_ids", "options", "status", "link_state", "error"),
 }
 """Columns of ovs-vswitchd.conf.db(5). Statistics are left out: they change every few seconds."""
 
@@ -66,7 +67,7 @@ def _interface(row: Row, bridge: str) -> InterfaceRow:
         kind=text(row, "type"),
         ofport=ofport,
         iface_id=ids.get("iface-id", ""),
-        mac=(ids.get("attached-mac") or text(row, "mac_in_use")).lower(),
+        mac=ids.get("attached-mac", "").lower(),
         driver=mapping(row, "status").get("driver_name", ""),
         remote_ip=mapping(row, "options").get("remote_ip", ""),
         is_up=text(row, "link_state") == "up",
@@ -100,8 +101,23 @@ def mapping(row: Row, column: str) -> dict[str, str]:
     return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
 
-def bound_ports(rundir: str) -> dict[str, int]:
-    """OpenFlow port number of each port that carries an iface-id.
+@dataclass(frozen=True, slots=True)
+class LocalPort:
+    """A guest's port, as the host's own OVSDB has it now.
+
+    Attributes:
+        ofport: OpenFlow port number; 0 or less while the switch has not opened the device.
+        mac: external_ids:attached-mac, the guest's own; "" where the cloud does not write it down.
+    """
+
+    device: str
+    ofport: int
+    iface_id: str
+    mac: str
+
+
+def local_ports(rundir: str) -> list[LocalPort]:
+    """Every port that carries an iface-id.
 
     Args:
         rundir: the switch's run directory; it holds `db.sock`.
@@ -111,11 +127,10 @@ def bound_ports(rundir: str) -> dict[str, int]:
     """
     socket = Path(rundir) / "db.sock"
     command = ["ovs-vsctl", f"--db=unix:{socket}", f"--timeout={TIMEOUT_S}", "--format=json"]
-    command += ["--columns=ofport,external_ids", "list", "Interface"]
+    command += ["--columns=name,ofport,external_ids", "list", "Interface"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S + 1, check=True)
-        rows = json.loads(done.stdout)["data"]
-        found = {dict(ids[1]).get("iface-id", ""): ofport for ofport, ids in rows}
+        rows = [(name, ofport, dict(ids[1])) for name, ofport, ids in json.loads(done.stdout)["data"]]
     except FileNotFoundError as error:
         raise HostNotReadyError("ovs-vsctl", "is not installed", advice="run `netprobe doctor`") from error
     except subprocess.CalledProcessError as error:
@@ -123,4 +138,20 @@ def bound_ports(rundir: str) -> dict[str, int]:
         raise HostNotReadyError(f"OVSDB at {socket}", said[0], advice="is ovsdb-server running?") from error
     except (subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise HostNotReadyError(f"OVSDB at {socket}", f"gave no answer: {error}", advice="is it running?") from error
-    return {name: port for name, port in found.items() if name and isinstance(port, int) and port > 0}
+    return [
+        LocalPort(name, ofport if isinstance(ofport, int) else 0, ids["iface-id"], ids.get("attached-mac", ""))
+        for name, ofport, ids in rows
+        if ids.get("iface-id")
+    ]
+
+
+def bound_ports(rundir: str) -> dict[str, int]:
+    """OpenFlow port number of each port that carries an iface-id and that the switch has opened.
+
+    Args:
+        rundir: the switch's run directory; it holds `db.sock`.
+
+    Raises:
+        HostNotReadyError: OVSDB does not answer.
+    """
+    return {port.iface_id: port.ofport for port in local_ports(rundir) if port.ofport > 0}

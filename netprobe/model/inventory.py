@@ -16,6 +16,7 @@ class InterfaceRow:
         kind: column `type`: "" for a device of the kernel, "geneve", "dpdkvhostuserclient" ...
         ofport: OpenFlow port number; 0 while there is none, negative when the switch could not open the device.
         iface_id: external_ids:iface-id, the cloud's name of the port; "" where it is no guest's.
+        mac: external_ids:attached-mac, the guest's own; "" where the cloud does not write it down.
         driver: status:driver_name, "" where not told.
         remote_ip: options:remote_ip of a tunnel, "" of others.
         is_up: column `link_state`.
