@@ -106,9 +106,7 @@ class Decoder:
         table = SessionTable(sessions)
         self._known = Known(table, FlowIndex(table, Protocol.TCP), FlowIndex(table, Protocol.UDP, Protocol.RAW_UDP))
 
-    def decode(
-        self, buf: U8, offsets: I64, lengths: I64, vlan: I64 | None = None, *, tunnels: bool = True
-    ) -> Decoded:
+    def decode(self, buf: U8, offsets: I64, lengths: I64, vlan: I64 | None = None, *, tunnels: bool = True) -> Decoded:
         """Decode a block of frames.
 
         Args:

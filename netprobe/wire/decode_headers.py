@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from netprobe.wire.encapsulation import VLAN_TYPES
+
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
-_VLAN_TYPES = (0x8100, 0x88A8)  # IEEE 802.1Q, 802.1ad
 _MAX_VLAN_TAGS = 2
 _TAG_BITS = 13  # of one tag in a packed stack: a bit that is always set, then the VLAN id
 _TAG_IS_THERE = 1 << 12
@@ -115,7 +116,7 @@ def parse_ethernet(octets: Octets, starts: I64, ends: I64) -> tuple[I64, I64, I6
     ether_types = octets.uint(starts + 12, 2)
     tags = np.zeros(len(starts), np.int64)
     for _ in range(_MAX_VLAN_TAGS):
-        is_tagged = (ether_types == _VLAN_TYPES[0]) | (ether_types == _VLAN_TYPES[1])
+        is_tagged = (ether_types == VLAN_TYPES[0]) | (ether_types == VLAN_TYPES[1])
         tagged = np.flatnonzero(is_tagged & (l3 + 4 <= ends))
         if not len(tagged):
             break

@@ -9,16 +9,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from netprobe.model.contexts import Tunnel
+from netprobe.wire import encapsulation
 from netprobe.wire.decode_headers import I64, Octets, Packets, parse_ethernet, parse_ip
-from netprobe.wire.mark import GENEVE_PORT, VXLAN_PORTS
 
 UDP = 17
 TUNNELS = tuple(Tunnel)
 """A tunnel is stored as its index in here; 0 is none."""
-
-_HEADER_BYTES = 8  # of VXLAN, and of Geneve without its options
-_TRANSPARENT_ETHERNET = 0x6558  # RFC 8926 §3.4; what else may be inside is an IP packet
-_IP_TYPES = (0x0800, 0x86DD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +54,18 @@ def find_tunnels(octets: Octets, packets: Packets) -> Tunnels:
     """
     rows = np.flatnonzero((packets.protocol == UDP) & (packets.family != 0))
     ports = octets.uint(packets.l4[rows] + 2, 2)
-    is_geneve = ports == GENEVE_PORT
-    is_candidate = is_geneve | (ports == VXLAN_PORTS[0]) | (ports == VXLAN_PORTS[1])
+    is_geneve = ports == encapsulation.GENEVE_PORT
+    is_candidate = is_geneve | np.isin(ports, encapsulation.VXLAN_PORTS)
     rows, is_geneve = rows[is_candidate], is_geneve[is_candidate]
     if not len(rows):
         return NO_TUNNELS
     l4 = packets.l4[rows]
-    start = l4 + 8 + _HEADER_BYTES
+    start = l4 + 8 + encapsulation.TUNNEL_HEADER_BYTES
     first = octets.uint(l4 + 8, 1)
     protocol = octets.uint(l4 + 10, 2)
-    is_known_type = (protocol == _TRANSPARENT_ETHERNET) | (protocol == _IP_TYPES[0]) | (protocol == _IP_TYPES[1])
-    is_data = (first >> 6 == 0) & (octets.uint(l4 + 9, 1) & 0x80 == 0) & is_known_type
-    is_sound = np.where(is_geneve, is_data, first & 0x08 != 0)
+    is_data = (first & encapsulation.GENEVE_VERSION == 0) & (octets.uint(l4 + 9, 1) & encapsulation.GENEVE_CONTROL == 0)
+    is_data &= np.isin(protocol, encapsulation.GENEVE_PAYLOADS)
+    is_sound = np.where(is_geneve, is_data, first & encapsulation.VXLAN_HAS_VNI != 0)
     start += np.where(is_geneve, (first & 0x3F) * 4, 0)
     # A UDP length of less than its own header is nonsense; it then ends before `start`.
     end = np.minimum(packets.end[rows], l4 + octets.uint(l4 + 4, 2))
@@ -79,7 +75,7 @@ def find_tunnels(octets: Octets, packets: Packets) -> Tunnels:
         vni=octets.uint(l4 + 12, 4) >> 8,
         start=start,
         end=end,
-        ether_type=np.where(is_geneve & (protocol != _TRANSPARENT_ETHERNET), protocol, 0),
+        ether_type=np.where(is_geneve & (protocol != encapsulation.TRANSPARENT_ETHERNET), protocol, 0),
     )
     return found.take(np.flatnonzero(is_sound & (start <= end)))
 

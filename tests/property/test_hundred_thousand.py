@@ -7,16 +7,18 @@ import random
 
 import numpy as np
 import pytest
-from support.wire_frames import all_sessions, answers, probe
+from support.wire_frames import all_sessions, answers, probe, with_tags, wraps
 
 from netprobe.errors import WireError
 from netprobe.lab.relay_frames import parse
+from netprobe.model.contexts import Tunnel
 from netprobe.wire import control, mark, openflow, stamp
 from netprobe.wire.decode import Decoder
 
 COUNT = 100_000
 SESSIONS = all_sessions()
 SEEDS = [frame for s in SESSIONS for frame in (probe(s, 42), *answers(s, 42).values())]
+WRAPPED = [with_tags(wrap(frame), (0x8100, 5)) for wrap in wraps().values() for frame in SEEDS]
 
 
 def hostile(seed, count=COUNT, seeds=None):
@@ -41,7 +43,8 @@ def hostile(seed, count=COUNT, seeds=None):
 
 def test_the_block_decoder_never_raises_and_names_no_probe_that_was_not_planned():
     """All frames through one decoder, 4,096 at a time; whatever verifies is a planned probe of a known session."""
-    decoder, frames = Decoder(SESSIONS), list(hostile(1))
+    decoder, frames = Decoder(SESSIONS), list(hostile(1, seeds=SEEDS * 9 + WRAPPED))
+    tunnels: set[Tunnel] = set()
     planned = {s.session: s.count for s in SESSIONS}
     for start in range(0, COUNT, 4_096):
         part = frames[start : start + 4_096]
@@ -50,6 +53,9 @@ def test_the_block_decoder_never_raises_and_names_no_probe_that_was_not_planned(
         assert all(q < planned[s] for s, q in zip(decoded.session.tolist(), decoded.seq.tolist(), strict=True))
         # A tag holds for one (session, seq) alone; without one only a standard reflector's reply is taken, marked weak.
         assert (decoded.weak | (decoded.seq == 42)).all()
+        assert ((decoded.context >= 0) & (decoded.context < len(decoded.contexts))).all()
+        tunnels |= {context.tunnel for context in decoded.contexts}
+    assert tunnels == set(Tunnel)
 
 
 def accepts(decode, data):

@@ -16,6 +16,21 @@ def run(program, frame):
             if x + k + width > len(frame):
                 return 0
             a = int.from_bytes(frame[x + k : x + k + width], "big")
+        elif op in (0x28, 0x30):
+            width = {0x28: 2, 0x30: 1}[op]
+            if k + width > len(frame):
+                return 0
+            a = int.from_bytes(frame[k : k + width], "big")
+        elif op == 0xB1:
+            if k >= len(frame):
+                return 0
+            x = (frame[k] & 15) * 4
+        elif op == 0x80:
+            a = len(frame)
+        elif op == 0x03:
+            memory[k] = x
+        elif op == 0x61:
+            x = memory[k]
         elif op == 0x06:
             return k
         elif op == 0x05:
@@ -34,4 +49,4 @@ def run(program, frame):
         elif op == 0x87:
             a = x
         else:
-            a = {0x04: a + k, 0x0C: a + x, 0x54: a & k, 0x64: a << k, 0x74: a >> k}[op] & 0xFFFFFFFF
+            a = {0x04: a + k, 0x0C: a + x, 0x1C: a - x, 0x54: a & k, 0x64: a << k, 0x74: a >> k}[op] & 0xFFFFFFFF

@@ -6,9 +6,10 @@ from functools import partial
 from ipaddress import ip_address
 
 import numpy as np
+from hypothesis import strategies as st
 from scapy.contrib.geneve import GENEVE, GeneveOptions
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, IPv6
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
@@ -215,3 +216,24 @@ def translated(session, src=None, dst=None):
     pair = Translation(ip_address(src or session.src_ip), ip_address(dst or session.dst_ip))
     known = replace(session, translations=(*session.translations, pair))
     return known, replace(session, src_ip=pair.src_ip, dst_ip=pair.dst_ip)
+
+
+def tenant(data, family):
+    """A frame between the sessions' own hosts, either way, on other ports, without magic; `data` is hypothesis'."""
+    ether = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    src, dst = data.draw(st.permutations(ADDRESSES[family]))
+    ports = st.integers(0, 65535)
+    sport, dport = data.draw(ports), data.draw(ports)
+    if {sport, dport} & {443, 862, 9000}:
+        sport, dport = 5000, 5001
+    layer = data.draw(st.sampled_from(["udp", "tcp", "echo", "other"]))
+    ip = IP(src=src, dst=dst, tos=data.draw(st.integers(0, 255))) if family == 4 else IPv6(src=src, dst=dst)
+    body = Raw(data.draw(st.binary(max_size=90)).replace(b"nprb", b"Nprb"))
+    if layer == "udp":
+        return ether / ip / UDP(sport=sport, dport=dport) / body
+    if layer == "tcp":
+        return ether / ip / TCP(sport=sport, dport=dport, flags=data.draw(st.integers(0, 255))) / body
+    if layer == "echo":
+        return ether / ip / (ICMP(id=1) if family == 4 else ICMPv6EchoRequest(id=1)) / body
+    ip.setfieldval("proto" if family == 4 else "nh", 47)
+    return ether / ip / body

@@ -16,7 +16,18 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from support.bpf_machine import run
-from support.wire_frames import all_sessions, answers, make_session, probe, stamp_reply, with_tags
+from support.wire_frames import (
+    all_sessions,
+    answers,
+    in_geneve,
+    in_vxlan,
+    make_session,
+    probe,
+    stamp_reply,
+    translated,
+    with_tags,
+    wraps,
+)
 
 from netprobe.host.netns import in_netns
 from netprobe.model.probes import Protocol
@@ -85,6 +96,36 @@ def cases():
     yield "error v6 to the destination", bytes(E6 / ICMPv6DestUnreach() / Raw(bytes(60))), False, False
     yield "arp", Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", type=0x0806).build() + bytes(46), False, False
     yield "short udp", bytes(E4 / UDP(sport=1, dport=2)), False, False
+    yield from tunnelled_cases()
+
+
+def tunnelled_cases():
+    """Likewise, of frames inside tunnels: every wrap, with tags outside and inside."""
+    tenant4 = bytes(E4 / UDP(sport=5000, dport=53) / Raw(bytes(100)))
+    tenant6 = bytes(E6 / TCP(sport=5000, dport=80, flags="S"))
+    marked = probe(make_session(Protocol.TCP, dst_port=5555), 5)
+    for name, wrap in wraps().items():
+        for session in UNMARKED:
+            kind = f"{session.type_p.protocol.value}{session.type_p.family} in {name}"
+            for what, frame in {"probe": probe(session, 5), **answers(session, 5)}.items():
+                yield f"{kind} {what}", wrap(frame), True, True
+        inner = with_tags(probe(SYN4, 5), (0x88A8, 8), (0x8100, 9))
+        yield f"tags around and in {name}", with_tags(wrap(inner), (0x8100, 9)), True, True
+        yield f"two tags around {name}", with_tags(wrap(probe(SYN4, 5)), (0x88A8, 8), (0x8100, 9)), True, True
+        yield f"marked only in {name}", wrap(marked), False, True
+        for tenant in (tenant4, tenant6, with_tags(tenant4, (0x8100, 9))):
+            yield f"tenant in {name}", wrap(tenant), False, False
+            yield f"tenant in marked {name}", wrap(tenant, tos=3 << 2), False, False
+            yield f"tenant in tagged {name}", with_tags(wrap(tenant), (0x8100, 9)), False, False
+    bare = probe(SYN4, 5)[14:]
+    yield "syn in geneve, without an Ethernet header", in_geneve(bare, proto=0x0800), True, True
+    yield "tenant in geneve, without an Ethernet header", in_geneve(tenant4[14:], proto=0x0800), False, False
+    for refused in ({"version": 1}, {"oam": 1}):
+        yield f"geneve with {refused}", in_geneve(probe(SYN4, 5), flags=refused), False, False
+    yield "vxlan without a VNI", in_vxlan(probe(SYN4, 5), flags=0), False, False
+    yield "geneve cut short", in_geneve(probe(SYN4, 5))[:80], False, False
+    for port in (6081, 4789, 8472):
+        yield f"a tenant's datagram to {port}", bytes(E4 / UDP(sport=5000, dport=port) / Raw(bytes(40))), False, False
 
 
 def passing_sentinels(program):
@@ -182,9 +223,28 @@ def test_the_interpreter_of_the_property_tests_agrees_with_the_kernel(looker):
         assert looker(program, frame) == bool(run(program, frame)), name
 
 
+def test_a_filter_for_a_tunnels_own_port_and_for_nat_gets_the_verdicts_of_the_interpreter(looker):
+    """The way in that looks at plain probes to a tunnel's port too: the kernel takes the program, and agrees."""
+    session = make_session(dst_port=6081, dscp=None, extra=150, count=1 << 16)
+    known, far = translated(make_session(session=9, dscp=None, src_port=4789, extra=150), src="203.0.113.1")
+    program = probe_filter([session, known])
+    bare = stamp_reply(probe(known, 5), t2=1, t3=1, reflector_seq=0x0800_0000, keep_tlvs=False)
+    for frame in (probe(session, 5), probe(session, 0x6558), probe(known, 5), probe(far, 5), bare, in_geneve(bare)):
+        assert run(program, frame)
+        assert looker(program, frame)
+    for frame in (in_geneve(probe(SYN4, 5)), in_vxlan(bytes(E4 / UDP(sport=1, dport=2) / Raw(bytes(100))))):
+        assert not run(program, frame)
+        assert not looker(program, frame)
+
+
+def test_without_tunnels_a_wrapped_probe_does_not_pass(looker):
+    program = probe_filter(UNMARKED, tunnels=False)
+    for name, wrap in wraps().items():
+        assert not looker(program, wrap(probe(SYN4, 5))), name
+
+
 def test_frames_cut_at_every_length_get_the_interpreters_verdict(looker):
     program = probe_filter(UNMARKED)
-    for session in UNMARKED[::2]:
-        frame = probe(session, 5)
+    for frame in [probe(session, 5) for session in UNMARKED[::2]] + [in_geneve(probe(SYN4, 5))]:
         for size in range(14, len(frame)):
             assert looker(program, frame[:size]) == bool(run(program, frame[:size])), size
