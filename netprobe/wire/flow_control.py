@@ -57,6 +57,7 @@ class Flight:
     def __init__(self) -> None:
         self.bytes = 0
         self._parts: dict[PartKey, deque[tuple[int, int]]] = {}
+        self._done: dict[PartKey, int] = {}
 
     def has_room(self, cost: int, window_bytes: int) -> bool:
         """Whether a block of this cost may be sent; one that is larger than the window goes alone."""
@@ -64,11 +65,14 @@ class Flight:
 
     def add(self, part: PartKey, number: int, cost: int) -> None:
         """A block, or a range that ends below `number + 1`, was sent."""
+        if number < self._done.get(part, 0):
+            return  # an earlier link had brought it; the other end has the acknowledgement and counts it no more
         self.bytes += cost
         self._parts.setdefault(part, deque()).append((number, cost))
 
     def acknowledge(self, part: PartKey, next_number: int) -> None:
         """Everything of a part below `next_number` is done with."""
+        self._done[part] = max(next_number, self._done.get(part, 0))
         waiting = self._parts.get(part)
         while waiting and waiting[0][0] < next_number:
             self.bytes -= waiting.popleft()[1]

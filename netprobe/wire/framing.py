@@ -57,6 +57,16 @@ def encode_frame(frame: Frame) -> bytes:
     return b"".join((_HEAD.pack(total_bytes, frame.kind, len(frame.header)), frame.header, frame.body))
 
 
+def check_length_untrusted(total_bytes: int) -> None:
+    """Judge the length that a frame begins with, before the frame is there.
+
+    Raises:
+        WireError: no frame has it.
+    """
+    if not _FIXED_BYTES <= total_bytes <= MAX_FRAME_BYTES:
+        raise WireError(_WHAT, f"its length is {total_bytes}, not {_FIXED_BYTES} to {MAX_FRAME_BYTES}")
+
+
 class FrameReader:
     """Frames out of a stream of octets, however they are cut. After a WireError it is terminal."""
 
@@ -89,8 +99,11 @@ class FrameReader:
         if len(buffer) < _LENGTH.size:
             return None
         (total_bytes,) = _LENGTH.unpack_from(buffer)
-        if not _FIXED_BYTES <= total_bytes <= MAX_FRAME_BYTES:
-            raise self._fail(f"its length is {total_bytes}, not {_FIXED_BYTES} to {MAX_FRAME_BYTES}")
+        try:
+            check_length_untrusted(total_bytes)
+        except WireError as error:
+            self.fail(error)
+            raise
         if len(buffer) < _HEAD.size:
             return None
         _, kind, header_bytes = _HEAD.unpack_from(buffer)

@@ -10,7 +10,7 @@ from netprobe.errors import WireError
 from netprobe.wire.flow_control import FRAME_COST_BYTES, Bucket, Flight, Limits, cost_of
 from netprobe.wire.framing import MAX_FRAME_BYTES
 from netprobe.wire.link_core import Link, Seat, State
-from netprobe.wire.link_events import Acked, BlockArrived, Ending, Greeted, ShedArrived, Welcomed
+from netprobe.wire.link_events import Acked, BlockArrived, Ending, Event, Greeted, ShedArrived, Welcomed
 from netprobe.wire.report import (
     PROTOCOL_VERSION,
     Ack,
@@ -116,6 +116,12 @@ class AgentLink(_Dialler):
         self._sent(part, first, end, FRAME_COST_BYTES, now_ns)
         from_ns, to_ns = span_ns
         self._send(Shed(run=part.run, boot=part.boot, first=first, next=end, from_ns=from_ns, to_ns=to_ns))
+
+    def tick(self, now_ns: int) -> list[Event]:
+        """Time passed; to be called at `next_deadline_ns`. There may be room for blocks again after it."""
+        if self._paced_until_ns is not None and now_ns >= self._paced_until_ns:
+            self._paced_until_ns = None
+        return super().tick(now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do or the rate has room again, None when never."""

@@ -295,6 +295,18 @@ def test_a_peer_that_reads_nothing_does_not_fill_our_memory():
     assert collector.data_to_send() == b""
 
 
+def test_blocks_that_are_acknowledged_before_they_arrive_do_not_count_as_a_flood():
+    """An earlier link had brought them; the acknowledgement and the second copies cross on the way."""
+    agent, collector = open_links(Limits(window_bytes=30_000))
+    for number in range(3):
+        agent.send_block(PART, number, bytes(5_000), 0)
+    collector.acknowledge(PART, 3)
+    agent.feed(collector.data_to_send(), 0)
+    for number in range(3, 6):
+        agent.send_block(PART, number, bytes(5_000), S)
+    assert endings(collector.feed(agent.data_to_send(), S)) == []
+
+
 # --- questions ---
 
 
