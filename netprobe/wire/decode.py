@@ -136,7 +136,7 @@ class Decoder:
             tcp_claims(octets, self._known, packets, is_quoted=False),
             error_claims(octets, self._known, packets),
         ]
-        claims = Claims.concat([part for part in parts if len(part.packet)] or parts[:1])
+        claims = Claims.concat(parts)
         if len(found.outer):
             claims = _one_reading(claims, packets, len(starts))
         return self._result(Frames(packets, tags, found), claims, merged)

@@ -98,6 +98,7 @@ class FlowIndex:
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._rows, self._pairs = hashes[order], rows[order], pairs[order]
         self._src_ports = src_ports[order]
+        self._dst_ports = np.unique(table.dst_port[members])
         _, repeats = np.unique(hashes, return_counts=True)
         self._depth = int(repeats.max(initial=0))
 
@@ -107,6 +108,10 @@ class FlowIndex:
     def _tuples(self, rows: I64, pairs: I64, src_ports: I64) -> FlowTuples:
         table = self._table
         return FlowTuples(table.family[rows], table.addresses(rows, pairs), src_ports, table.dst_port[rows])
+
+    def is_near(self, src_ports: I64, dst_ports: I64) -> Bools:
+        """Whether a session has one of the ports as its destination: without, none owns the tuple, either way."""
+        return np.isin(dst_ports, self._dst_ports) | np.isin(src_ports, self._dst_ports)
 
     def candidates(self, tuples: FlowTuples) -> Iterator[Owners]:
         """Owners of these tuples, until all owners of a shared one were told."""

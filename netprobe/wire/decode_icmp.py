@@ -23,6 +23,8 @@ _ERROR_TYPES = {4: (3, 4, 11, 12), 6: (1, 2, 3, 4)}  # RFC 792; RFC 4443 §2.1
 def echo_claims(octets: Octets, table: SessionTable, packets: Packets) -> Claims:
     """ICMP and ICMPv6 echo requests and replies with our magic (RFC 792, RFC 4443 §4)."""
     rows, types = _icmp(octets, packets, mark.IDENTITY_BYTES)
+    if not len(rows):
+        return Claims.none()
     family = packets.family[rows]
     is_request = types == np.where(family == 6, 128, 8)
     is_reply = types == np.where(family == 6, 129, 0)
@@ -59,6 +61,8 @@ def error_claims(octets: Octets, known: Known, packets: Packets) -> Claims:
     family = packets.family[rows]
     is_error = (family == 4) & np.isin(types, _ERROR_TYPES[4]) | (family == 6) & np.isin(types, _ERROR_TYPES[6])
     rows = rows[is_error]
+    if not len(rows):
+        return Claims.none()
     outer = packets.take(rows)
     ether_types = np.where(outer.family == 6, 0x86DD, 0x0800)
     quoted = parse_ip(octets, outer.index, ether_types, outer.l4 + 8, outer.end)

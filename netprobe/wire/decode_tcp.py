@@ -32,8 +32,8 @@ def tcp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: boo
     table = known.table
     needed = 8 if is_quoted else 20
     rows = np.flatnonzero((packets.protocol == TCP) & (packets.family != 0) & (packets.l4 + needed <= packets.end))
-    if not len(known.tcp):
-        rows = rows[:0]
+    if not len(known.tcp) or not len(rows):
+        return Claims.none()
     packets = packets.take(rows)
     l4 = packets.l4
     flags = np.where(l4 + 14 <= packets.end, octets.uint(l4 + 13, 1) & _FLAGS_MASK, _SYN)

@@ -51,6 +51,8 @@ def udp_claims(octets: Octets, known: Known, packets: Packets, *, is_quoted: boo
         The claims, and the rows of packets that held more than one probe.
     """
     rows = np.flatnonzero((packets.protocol == UDP) & (packets.family != 0) & (packets.l4 + 8 <= packets.end))
+    if not len(rows):
+        return Claims.none(), rows
     packets = packets.take(rows)
     payload = packets.l4 + 8
     payload_bytes = np.maximum(octets.uint(packets.l4 + 4, 2) - 8, 0)
@@ -100,13 +102,16 @@ def _datagram_claims(octets: Octets, known: Known, datagrams: _Datagrams, *, is_
     is_raw = ~is_stamp & (datagrams.captured >= mark.IDENTITY_BYTES) & (octets.uint(datagrams.payload, 4) == magic)
     has_magic = is_stamp | is_raw
     rows = np.flatnonzero(has_magic)
-    claims = [_marked_claims(octets, known.table, datagrams.take(rows), is_stamp[rows])]
+    claims = [Claims.none()]
     owners = [rows]
+    if len(rows):
+        claims = [_marked_claims(octets, known.table, datagrams.take(rows), is_stamp[rows])]
     if len(known.udp) and not is_quoted and len(rows) < len(has_magic):
-        rest = np.flatnonzero(~has_magic)
-        unmarked, which = _unmarked_claims(octets, known, datagrams.take(rest))
-        claims.append(unmarked)
-        owners.append(rest[which])
+        rest = np.flatnonzero(~has_magic & known.udp.is_near(datagrams.src_port, datagrams.dst_port))
+        if len(rest):
+            unmarked, which = _unmarked_claims(octets, known, datagrams.take(rest))
+            claims.append(unmarked)
+            owners.append(rest[which])
     return Claims.concat(claims), np.concatenate(owners)
 
 

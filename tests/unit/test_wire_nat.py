@@ -172,6 +172,17 @@ def test_the_source_port_may_not_change_between_the_sessions_own_addresses():
     assert counts(decode([known], frames)) == (0, 2, 0)
 
 
+@pytest.mark.parametrize("protocol", [Protocol.UDP, Protocol.RAW_UDP])
+def test_another_sessions_nat_loosens_nothing(protocol):
+    """A session without NAT, or with less of it, beside one that has two translations."""
+    much = translated(translated(make_session(protocol, session=1), src="203.0.113.1")[0], src="203.0.113.2")[0]
+    none = make_session(protocol, session=2)
+    some, far = translated(make_session(protocol, session=3), src="203.0.113.3")
+    frames = [with_ports(probe(session, 9), src=1024) for session in (none, some, much)]
+    assert counts(decode([much, none, some], frames)) == (0, 3, 0)
+    assert len(decode([much, none, some], [with_ports(probe(far, 9), src=1024)])) == 1
+
+
 def test_the_destination_port_may_never_change():
     known, far = snat()
     reply = stamp_reply(probe(far, 9), t2=1, t3=1, reflector_seq=1)
