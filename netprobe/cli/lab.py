@@ -1,4 +1,4 @@
-"""`netprobe lab up|down|status|fault`: the lab for people (tables) and programs (--json)."""
+"""`netprobe lab up|down|status|move|fault`: the lab for people (tables) and programs (--json)."""
 
 import argparse
 from collections.abc import Mapping
@@ -85,6 +85,18 @@ def status(args: argparse.Namespace) -> int:
         for problem in found.problems:
             say(f"netprobe lab: broken: {problem}; `netprobe lab up` repairs it")
     return FINE if found.is_healthy else NO
+
+
+def move(args: argparse.Namespace) -> int:
+    """Move a guest."""
+    result = control.move(args.guest, args.host)
+    if args.json:
+        print_json(result.to_json())
+    elif result.old_host == result.new_host:
+        print(f"{result.guest} is on {result.new_host} already")
+    else:
+        print(f"{result.guest} moved from {result.old_host} to {result.new_host} in {result.seconds:.2f} s")
+    return FINE
 
 
 def fault_set(args: argparse.Namespace) -> int:

@@ -65,10 +65,13 @@ def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
     lab = commands.add_parser("lab", help="a small cloud on this machine, for trials, tests and demos")
     parts = lab.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
     up = parts.add_parser("up", help="bring the lab up (repairs a broken one)")
-    up.add_argument("name", nargs="?", default="single", help="which lab (default: single)")
+    up.add_argument("name", nargs="?", default="single", help="which lab: single (the default) or pair")
     up.add_argument("--config", metavar="TOML", help="guests and security groups of your own")
     down = parts.add_parser("down", help="take it down; cleans up after a crash too")
     status = parts.add_parser("status", help="hosts, guests, points, segments, faults")
+    move = parts.add_parser("move", help="move a running guest to another hypervisor, as a live migration does")
+    move.add_argument("guest", help="its name")
+    move.add_argument("host", help="the hypervisor that it shall be on")
     fault = parts.add_parser("fault", help="put a known fault into a segment")
     faults = fault.add_subparsers(dest="fault_command", metavar="COMMAND", required=True)
     put = faults.add_parser("set", help="splice a relay with a truth log into a segment")
@@ -86,6 +89,7 @@ def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
         (up, "up"),
         (down, "down"),
         (status, "status"),
+        (move, "move"),
         (put, "fault_set"),
         (clear, "fault_clear"),
     ):

@@ -101,6 +101,11 @@ class PrivateCentral:
             words += [*(["--"] if words else []), "wait-until", "logical_switch_port", name, "up=true"]
         self.nbctl(*words)
 
+    def wait_for_binding(self, name: str, chassis: str) -> None:
+        """Wait until a logical port is bound on a chassis, and up there."""
+        uuid = self.sbctl("--bare", "--columns=_uuid", "find", "chassis", f"name={chassis}").strip()
+        self.sbctl("wait-until", "port_binding", name, f"chassis={uuid}", "up=true")
+
     def wait_for_hosts(self) -> None:
         """Wait until every hypervisor that is known has what is in the northbound database now."""
         self.nbctl("--wait=hv", "sync")
@@ -137,6 +142,11 @@ def controller_ids(name: str, *, remote: str, encap_ip: str, mappings: str) -> d
         "ovn-bridge-mappings": mappings,
         "ovn-monitor-all": "true",  # a chassis without guests knows the flows too, so a guest can move there at once
     }
+
+
+def wait_until_installed(switch: PrivateSwitch, device: str) -> None:
+    """Wait until a switch's controller has bound the port of a device, and its flows are there."""
+    switch.vsctl("wait-until", "interface", device, "external_ids:ovn-installed=true")
 
 
 def start_controller(switch: PrivateSwitch) -> process.ProcessRecord:

@@ -11,7 +11,10 @@ import sys
 from netprobe.errors import NetprobeError
 from netprobe.lab import control
 
-COMMANDS = {f.__name__: f for f in (control.up, control.down, control.status, control.fault_set, control.fault_clear)}
+COMMANDS = {
+    f.__name__: f
+    for f in (control.up, control.down, control.status, control.move, control.fault_set, control.fault_clear)
+}
 
 
 def main(argv: list[str]) -> int:

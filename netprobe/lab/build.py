@@ -167,10 +167,11 @@ def _make_bridge(switch: ovs.PrivateSwitch, config: LabConfig, ends: Sequence[En
     """The one hypervisor's bridge, with security groups as flows."""
     switch.add_bridge(BRIDGE, (port_spec(end, end.tap) for end in ends))
     switch.replace_flows(BRIDGE, compile_flows(config, ends, _zone(config.shape)).flows)
-    _check_ofports(switch, ends)
+    check_ofports(switch, ends)
 
 
-def _check_ofports(switch: ovs.PrivateSwitch, ends: Sequence[Endpoint]) -> None:
+def check_ofports(switch: ovs.PrivateSwitch, ends: Sequence[Endpoint]) -> None:
+    """Raise HostNotReadyError unless each endpoint's port has the OpenFlow number that it shall have."""
     for end in ends:
         got = switch.ofport(end.tap)
         if got != end.ofport:
@@ -222,7 +223,7 @@ def _settle(
     central.wait_for_ports([end.iface_id for end in ends])
     central.wait_for_hosts()
     for name, switch in switches.items():
-        _check_ofports(switch, [end for end in ends if end.host == name])
+        check_ofports(switch, [end for end in ends if end.host == name])
         switch.appctl("tnl/neigh/aging", str(NEIGHBOUR_AGE_S))
     warm_up(pings(config, ends))
     for switch in switches.values():

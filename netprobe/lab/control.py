@@ -1,4 +1,4 @@
-"""What a user can do to a lab: up, down, status, fault set, fault clear. One at a time, under a lock.
+"""What a user can do to a lab: up, down, status, move, fault set, fault clear. One at a time, under a lock.
 
 The command line (netprobe.cli) and the tests call this module and nothing else of the package. What the functions
 return is plain and can go out as JSON.
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError, UsageError
-from netprobe.lab import build, config, faults, health, journal, layout, state, teardown, topology
+from netprobe.lab import build, config, faults, health, journal, layout, moving, state, teardown, topology
 
 SCHEMA = 1
 
@@ -78,6 +78,26 @@ class FaultResult:
     def to_json(self) -> dict[str, object]:
         """The document of `netprobe lab fault ... --json`."""
         return {"schema": SCHEMA, **asdict(self), "faults": list(self.faults)}
+
+
+@dataclass(frozen=True, slots=True)
+class MoveResult:
+    """What `move` did: the guest, and the hypervisors that it was on and is on; the same when it was there already."""
+
+    guest: str
+    old_host: str
+    new_host: str
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """The document of `netprobe lab move --json`."""
+        return {
+            "schema": SCHEMA,
+            "guest": self.guest,
+            "from": self.old_host,
+            "to": self.new_host,
+            "seconds": round(self.seconds, 3),
+        }
 
 
 def up(name: str = "single", *, config_path: Path | None = None, with_agents: bool = True) -> LabStatus:
@@ -200,6 +220,23 @@ def _complete_lab() -> Iterator[tuple[state.State, state.Places]]:
         if broken:
             raise HostNotReadyError("lab", f"is broken: {'; '.join(broken)}", advice=f"{advice}, which rebuilds it")
         yield old, places
+
+
+def move(guest: str, host: str) -> MoveResult:
+    """Move a running guest to another hypervisor; fine when it is there already.
+
+    Args:
+        guest: its name.
+        host: the hypervisor's name.
+
+    Raises:
+        UsageError: no such guest or hypervisor, or a fault that knows where the guest is has not been cleared.
+        HostNotReadyError: no healthy lab is up, or a step failed (then the lab is broken, and `up` repairs it).
+    """
+    began = time.monotonic()
+    with _complete_lab() as (lab, places):
+        old_host = moving.move(lab, places, guest, host)
+        return MoveResult(guest, old_host, host, time.monotonic() - began)
 
 
 def fault_set(

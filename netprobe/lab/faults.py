@@ -11,8 +11,8 @@ import sys
 from dataclasses import replace
 
 from netprobe.errors import HostNotReadyError, UsageError, unknown_name
-from netprobe.host import iproute, ovs, process
-from netprobe.lab.build import log_tail, nic_spec, port_spec
+from netprobe.host import iproute, ovn_central, ovs, process
+from netprobe.lab.build import central_of, log_tail, nic_spec, port_spec
 from netprobe.lab.journal import Journal
 from netprobe.lab.layout import FaultSpec, Placement, RelayPort, locate, ports
 from netprobe.lab.state import FaultRecord, Places, State
@@ -217,3 +217,6 @@ def _move_port(state: State, places: Places, port: RelayPort, old: str, new: str
             f"got OpenFlow number {got}, not {spec.ofport}",
             advice="run `netprobe lab up`, which rebuilds the lab",
         )
+    if end is not None and state.shape.has_ovn:  # to OVN it is a port that went and one that came
+        ovn_central.wait_until_installed(switch, new)
+        central_of(places).wait_for_hosts()

@@ -20,6 +20,7 @@ def problems(state: State, places: Places) -> list[str]:
         return ["it was left half-made"]
     found = [*_processes(state), *_namespaces(state)]
     found += [f"the relay in {f.splice.segment} was left half-made" for f in state.faults if not f.active]
+    found += [f"the move of {state.moving} was left half-made"] if state.moving else []
     if not found:
         found = [*_devices(state), *_sockets(state, places), *_switches(state, places)]
     return found

@@ -116,7 +116,12 @@ class FaultRecord:
 
 @dataclass(slots=True)
 class State:
-    """Everything that is known about a lab. `endpoints` is empty until it is complete."""
+    """Everything that is known about a lab.
+
+    Attributes:
+        endpoints: empty until it is complete.
+        moving: the guest that is between two hypervisors just now, empty otherwise.
+    """
 
     name: str
     run_dir: Path
@@ -125,6 +130,7 @@ class State:
     faults: tuple[FaultRecord, ...] = ()
     processes: tuple[ProcessRecord, ...] = ()
     namespaces: tuple[NamespaceRecord, ...] = ()
+    moving: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -194,6 +200,7 @@ class State:
             "faults": list(faults.values()),
             "processes": [{**asdict(record), "argv": list(record.argv)} for record in self.processes],
             "namespaces": [asdict(record) for record in self.namespaces],
+            "moving": self.moving,
         }
 
 
@@ -263,6 +270,7 @@ def load(path: Path) -> State | None:
             faults=tuple(_read_fault(entry) for entry in document["faults"]),
             processes=tuple(ProcessRecord(**{**p, "argv": tuple(p["argv"])}) for p in document["processes"]),
             namespaces=tuple(NamespaceRecord(**entry) for entry in document["namespaces"]),
+            moving=document["moving"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise HostNotReadyError(

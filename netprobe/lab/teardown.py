@@ -30,7 +30,7 @@ def tear_down(state: State, places: Places) -> list[str]:
     Raises:
         HostNotReadyError: a process or namespace cannot be removed; `down` may be tried again.
     """
-    state.endpoints, state.faults = (), ()
+    state.endpoints, state.faults, state.moving = (), (), ""
     if places.lab.exists():
         Journal(state, places.state).write()  # from here on nobody takes it for a complete lab
     _end_processes(state.processes, places)

@@ -1,11 +1,11 @@
-"""The lab that the system tests share: one hypervisor, three guests, a bypass NIC, in a run directory of its own."""
+"""The labs that the system tests share, in a run directory of their own: `single`, or `pair` with two hypervisors."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from netprobe.lab import control
+from netprobe.lab import config, control
 
 RUN_DIR = Path("/run/netprobe-tests")  # fixed, so that what a killed run left is found and removed by the next
 
@@ -37,6 +37,23 @@ def lab_place():
 @pytest.fixture
 def lab(lab_place):
     """A healthy lab without faults: made by the first test of a module, repaired where one broke it."""
-    status = control.up()
-    control.fault_clear()
-    return status
+    return healthy("single")
+
+
+@pytest.fixture
+def pair_lab(lab_place):
+    """The same with two hypervisors and OVN, and every guest where it was at first."""
+    status = healthy("pair")
+    at_first = {guest.name: guest.host for guest in config.load("pair").guests}
+    moved = [guest["name"] for guest in status.state["guests"] if guest["host"] != at_first[guest["name"]]]
+    for name in moved:
+        control.move(name, at_first[name])
+    return control.status() if moved else status
+
+
+def healthy(name):
+    """A lab of this name, without faults, and no other."""
+    if control.status().state.get("name", name) != name:
+        control.down()
+    status = control.up(name)
+    return control.status() if control.fault_clear().faults else status

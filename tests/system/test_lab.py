@@ -2,13 +2,26 @@
 
 import json
 import signal
-import socket
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.lab_traffic import (
+    QUIET_S,
+    WAIT_S,
+    connect,
+    drain,
+    echo,
+    guest,
+    listener,
+    marked,
+    receiver,
+    send,
+    send_frames,
+    udp_frame,
+)
 
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host import iproute, netns, ovs, process
@@ -17,9 +30,6 @@ from netprobe.lab import control, journal, state, truth
 pytestmark = pytest.mark.system
 
 NAMESPACES = ("hv1", "vm1", "vm2", "vm3", "byp1")
-WAIT_S = 5.0
-QUIET_S = 0.3
-"""How long a probe that should be dropped is waited for."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,10 +53,6 @@ def in_any_order(rows: str) -> list[str]:
     return sorted(row.strip() for row in rows.split("\n\n"))
 
 
-def guest(status: control.LabStatus, name: str) -> dict:
-    return next(end for end in (*status.state["guests"], *status.state["bypasses"]) if end["name"] == name)
-
-
 def recorded(base: Path) -> state.State:
     return state.load(base / "lab" / "state.json")
 
@@ -60,79 +66,6 @@ def assert_nothing_left(base: Path, before: state.State) -> None:
 
 
 # --- traffic
-
-
-def echo(source: str, destination: str) -> bool:
-    """One echo request from a guest's own kernel, and whether the reply came."""
-    is_six = ":" in destination
-
-    def go() -> bool:
-        kinds = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if is_six else (socket.AF_INET, socket.IPPROTO_ICMP)
-        with socket.socket(kinds[0], socket.SOCK_RAW, kinds[1]) as sock:
-            sock.settimeout(WAIT_S)
-            request = struct.pack("!BBHHH", 128 if is_six else 8, 0, 0, 77, 1)
-            if not is_six:
-                total = sum(struct.unpack("!4H", request))
-                request = request[:2] + struct.pack("!H", ~((total >> 16) + total) & 0xFFFF) + request[4:]
-            sock.sendto(request, (destination, 0))
-            while True:
-                try:
-                    answer = sock.recv(200)[0 if is_six else 20 :]
-                except TimeoutError:
-                    return False
-                if answer[0] == (129 if is_six else 0):
-                    return True
-
-    return netns.in_netns(source, go)
-
-
-def connect(source: str, destination: str, port: int, wait_s: float) -> str:
-    def go() -> str:
-        with socket.socket(socket.AF_INET6 if ":" in destination else socket.AF_INET) as sock:
-            sock.settimeout(wait_s)
-            try:
-                sock.connect((destination, port))
-            except TimeoutError:
-                return "dropped"
-            except ConnectionRefusedError:
-                return "refused"
-            return "open"
-
-    return netns.in_netns(source, go)
-
-
-def listener(name: str, port: int) -> socket.socket:
-    return netns.in_netns(name, lambda: socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True))
-
-
-def receiver(name: str, port: int) -> socket.socket:
-    def go() -> socket.socket:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        sock.bind(("", port))
-        sock.settimeout(QUIET_S)
-        return sock
-
-    return netns.in_netns(name, go)
-
-
-def drain(sock: socket.socket) -> list[bytes]:
-    found = []
-    while True:
-        try:
-            found.append(sock.recv(2048))
-        except TimeoutError:
-            return found
-
-
-def marked(seq: int, session: int = 7) -> bytes:
-    return b"nprb" + struct.pack("!II", session, seq) + bytes(40)
-
-
-def send(source: str, destination: str, payloads: list[bytes]) -> None:
-    with netns.in_netns(source, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
-        for payload in payloads:
-            sock.sendto(payload, (destination, 5000))
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -155,32 +88,19 @@ def test_members_of_a_group_reach_each_other_and_others_do_not(lab):
     assert connect("vm2", guest(lab, "vm3")["ipv4"], 8080, QUIET_S) == "dropped"
 
 
-def udp_frame(lab: control.LabStatus, source_mac: str, source_ip: str, payload: bytes) -> bytes:
-    target = guest(lab, "vm2")
-    macs = bytes.fromhex((target["mac"] + source_mac).replace(":", ""))
-    addresses = socket.inet_aton(source_ip) + socket.inet_aton(target["ipv4"])
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 28 + len(payload), 0, 0, 64, 17, 0) + addresses
-    total = sum(struct.unpack("!10H", header))
-    header = header[:10] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + header[12:]
-    return macs + b"\x08\x00" + header + struct.pack("!HHHH", 4000, 5000, 8 + len(payload), 0) + payload
-
-
 def test_a_spoofed_address_is_dropped_and_the_ports_own_passes(lab):
     """The honest frame is sent last: when it is there, the spoofed ones would have been."""
     assert echo("vm1", guest(lab, "vm2")["ipv4"])
     mine, other = guest(lab, "vm1"), guest(lab, "vm3")
     frames = [
-        udp_frame(lab, mine["mac"], other["ipv4"], b"ip"),
-        udp_frame(lab, other["mac"], mine["ipv4"], b"mac"),
-        udp_frame(lab, other["mac"], other["ipv4"], b"both"),
-        udp_frame(lab, mine["mac"], mine["ipv4"], b"honest"),
+        udp_frame(mine | {"ipv4": other["ipv4"]}, guest(lab, "vm2"), b"ip"),
+        udp_frame(mine | {"mac": other["mac"]}, guest(lab, "vm2"), b"mac"),
+        udp_frame(other, guest(lab, "vm2"), b"both"),
+        udp_frame(mine, guest(lab, "vm2"), b"honest"),
     ]
     with receiver("vm2", 5000) as sock:
         sock.settimeout(WAIT_S)
-        with netns.in_netns("vm1", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as out:
-            out.bind(("eth0", 0))
-            for frame in frames:
-                out.send(frame)
+        send_frames("vm1", frames)
         assert sock.recv(100) == b"honest"
 
 
