@@ -85,7 +85,15 @@ def _next_look(blind: Flags, last: npt.NDArray[np.int64]) -> npt.NDArray[np.int6
     return answer
 
 
-def settle(arrivals: Arrivals, *, started: Flags, blind: Flags, deadline_ns: Times, now_ns: int) -> Ledger:
+def settle(
+    arrivals: Arrivals,
+    *,
+    started: Flags,
+    blind: Flags,
+    deadline_ns: Times,
+    now_ns: int,
+    untold: Flags | None = None,
+) -> Ledger:
     """Decide the fate of every probe of one leg.
 
     Args:
@@ -94,6 +102,8 @@ def settle(arrivals: Arrivals, *, started: Flags, blind: Flags, deadline_ns: Tim
         blind: shape (stops, count); not seeing the probe at this stop proves nothing (nobody looked, ring overflow).
         deadline_ns: shape (count,); when the probe's waiting time Tmax is over.
         now_ns: the present; probes whose deadline is ahead are pending.
+        untold: shape (count,); nobody knows whether the probe left (its sender was lost): if no point saw it either,
+            it is unobserved, not unsent.
 
     Returns:
         The ledger; its equation holds for any input.
@@ -108,6 +118,8 @@ def settle(arrivals: Arrivals, *, started: Flags, blind: Flags, deadline_ns: Tim
     lost = started & ~delivered & ~pending & (look >= 0)
     fate = np.full(count, Fate.UNOBSERVED, np.uint8)
     fate[~started] = Fate.UNSENT
+    if untold is not None:
+        fate[~started & untold] = Fate.UNOBSERVED
     fate[delivered] = Fate.DELIVERED
     fate[pending] = Fate.PENDING
     fate[lost] = Fate.LOST

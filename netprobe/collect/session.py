@@ -70,6 +70,7 @@ class SessionInput:
         windows: when points may have lost sight.
         unwatched: ids of points where nobody looked.
         is_numbered: the session has one 5-tuple, so that a stateful reflector counts its probes in one row.
+        untold: shape (count,), bool; nobody knows whether these left (their sender was lost); None for none.
     """
 
     session: int
@@ -84,6 +85,7 @@ class SessionInput:
     windows: Sequence[BlindWindow] = ()
     unwatched: frozenset[str] = frozenset()
     is_numbered: bool = True
+    untold: Flags | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,14 @@ def _forward(given: SessionInput, arrivals: Arrivals, clock: Clock, reach_ns: in
         blind[-1] &= ~proved_unreflected(first_ns, last_ns, given.answers, reach_ns)
     if not stops[-1].is_observed_by_ring:
         blind[-1] &= ~arrivals.late[-1]  # its late arrival says that it had not come in time
-    ledger = settle(arrivals, started=clock.started, blind=blind, deadline_ns=clock.deadline_ns, now_ns=given.now_ns)
+    ledger = settle(
+        arrivals,
+        started=clock.started,
+        blind=blind,
+        deadline_ns=clock.deadline_ns,
+        now_ns=given.now_ns,
+        untold=given.untold,
+    )
     return _outcome(stops, arrivals, ledger, np.ones(len(blind[0]), np.int64))
 
 

@@ -199,6 +199,8 @@ class SessionResult:
         counters: everything that was shed, refused or odd, by name.
         notes: what this vantage does not prove, in sentences.
         changes: segments that differ from the baseline, None where there was none to compare with.
+        contexts: what was around the probes at each point: VLAN, tunnel, addresses behind a NAT.
+        epoch: which of several paths this is about, where a guest moved during the run; else None.
     """
 
     name: str
@@ -220,6 +222,8 @@ class SessionResult:
     counters: dict[str, int]
     notes: tuple[str, ...]
     changes: tuple[Json, ...] | None = None
+    contexts: tuple[Json, ...] = ()
+    epoch: Json | None = None
 
     @property
     def is_delivered(self) -> bool:
@@ -260,6 +264,8 @@ class SessionResult:
             "reason": self.reason,
             "remarked_at": self.remarked_at,
             "changes": list(self.changes) if self.changes is not None else None,
+            "contexts": list(self.contexts),
+            "epoch": self.epoch,
             "overflow": self.overflow,
             "counters": self.counters,
             "notes": list(self.notes),

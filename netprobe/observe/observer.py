@@ -1,56 +1,29 @@
-"""An observer: one ring on one point, decoded a block at a time into hop records and answers.
+"""An observer: one ring on one point, decoded a block at a time into reports: hop records, answers, blind times.
 
-The ring is below, wire.decode beside; service.run reads `drain` whenever the ring is readable and asks for `report` at
-the end. Whatever the ring or the decoder shed is counted here and ends up in the result.
+The ring is below, wire.decode beside; service.looking drains it whenever it is readable and asks for the tally at the
+end. Whatever the ring or the decoder shed is counted here and ends up in the result.
 """
-
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.collect.session import BlindWindow
 from netprobe.host.clock import realtime_ns
+from netprobe.model.contexts import HopContext
+from netprobe.model.observations import FOR_EVER_NS, Blind, Hops, Report, Sightings, Tally, Unwatched
 from netprobe.model.points import Leg, Point
-from netprobe.model.records import HopBatch
+from netprobe.model.records import NO_CONTEXT, HopBatch
 from netprobe.observe.ring import RxRing
 from netprobe.wire.decode import Decoded, Decoder, Kind
 
-FOR_EVER_NS = 2**62
+MAX_CONTEXTS = 4_096
+"""Different surroundings that are kept a point: a guest that spoofs must not fill the memory."""
 
 GUEST_PRESENCE = (Kind.STAMP_REPLY, Kind.ECHO_REPLY, Kind.SYN_ACK, Kind.RST)
 """Answers that only the probed guest can have given; an ICMP error may come from anywhere on the way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sightings:
-    """What one decoded block showed, beyond hop records: answers, as columns of shape (n,)."""
-
-    session: npt.NDArray[np.uint32]
-    seq: npt.NDArray[np.uint32]
-    t2_ns: npt.NDArray[np.int64]
-    t3_ns: npt.NDArray[np.int64]
-    reflector_seq: npt.NDArray[np.int64]
-    seen_ns: npt.NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of one observer."""
-
-    forged: int = 0
-    unknown_session: int = 0
-    foreign: int = 0
-    merged: int = 0
-    weak: int = 0
-    unstamped: int = 0
-    dropped: int = 0
-    icmp_errors: int = 0
-    remarked: dict[int, int] = field(default_factory=dict)
-
-
 class Decoding:
-    """Decoded frames of one point, as hop records, answers and counts; fed by a ring or by a guest's agent.
+    """Decoded frames of one point, as reports and counts; fed by a ring or by a guest's agent.
 
     Args:
         point: index of the point in the run.
@@ -58,18 +31,26 @@ class Decoding:
         dscp: the class mark of each session that has one.
         only_answers_of: keep only answers, and of these sessions: what a guest's agent sees of others' probes is told
             by their answers already.
+        tunnels: look into tunnels; only where no guest could have made them.
     """
 
     def __init__(
-        self, point: int, decoder: Decoder, dscp: dict[int, int], only_answers_of: frozenset[int] | None = None
+        self,
+        point: int,
+        decoder: Decoder,
+        dscp: dict[int, int],
+        only_answers_of: frozenset[int] | None = None,
+        *,
+        tunnels: bool = False,
     ) -> None:
         self.point = point
-        self._only = None if only_answers_of is None else np.array(sorted(only_answers_of), np.uint32)
         self.tally = Tally()
-        self.batches: list[HopBatch] = []
-        self.sightings: list[Sightings] = []
+        self.contexts: list[HopContext] = []
+        self._only = None if only_answers_of is None else np.array(sorted(only_answers_of), np.uint32)
         self._decoder = decoder
+        self._tunnels = tunnels
         self._dscp = dscp
+        self._known: dict[HopContext, int] = {}
 
     def feed(
         self,
@@ -78,7 +59,9 @@ class Decoding:
         lengths: npt.NDArray[np.int64],
         t_ns: npt.NDArray[np.int64],
         direction: npt.NDArray[np.uint8],
-    ) -> HopBatch:
+        *,
+        vlan: npt.NDArray[np.int64] | None = None,
+    ) -> list[Report]:
         """Decode frames; nothing of `buffer` is kept.
 
         Args:
@@ -87,11 +70,12 @@ class Decoding:
             lengths: shape (n,); captured octets.
             t_ns: shape (n,); stamps.
             direction: shape (n,); model.points.Direction.
+            vlan: shape (n,); VLAN id that the kernel took off the frame, -1 where none; None for none at all.
 
         Returns:
-            The hop records among them, kept too.
+            Hop records and answers among them.
         """
-        decoded = self._decoder.decode(buffer, offsets, lengths)
+        decoded = self._decoder.decode(buffer, offsets, lengths, vlan, tunnels=self._tunnels)
         self._count(decoded)
         batch = HopBatch.from_columns(
             t_ns=t_ns[decoded.index],
@@ -100,14 +84,16 @@ class Decoding:
             point=self.point,
             direction=direction[decoded.index],
             leg=decoded.leg,
+            context=self._contexts(decoded),
         )
         if self._only is not None:
             batch = batch.where((batch.leg == Leg.RETURN) & np.isin(batch.session, self._only))
-        self.batches.append(batch)
+        found: list[Report] = [Hops(batch)] if len(batch) else []
         is_answer = np.isin(decoded.kind, GUEST_PRESENCE)
         if is_answer.any():
-            self.sightings.append(
+            found.append(
                 Sightings(
+                    point=np.full(int(np.count_nonzero(is_answer)), self.point, np.uint16),
                     session=decoded.session[is_answer],
                     seq=decoded.seq[is_answer],
                     t2_ns=decoded.t2_ns[is_answer],
@@ -116,7 +102,20 @@ class Decoding:
                     seen_ns=t_ns[decoded.index[is_answer]],
                 )
             )
-        return batch
+        return found
+
+    def _contexts(self, decoded: Decoded) -> npt.NDArray[np.uint16]:
+        """Indices of what was around each probe in this point's list, which grows by what is new."""
+        own = np.full(len(decoded.contexts), NO_CONTEXT, np.uint16)
+        for i, context in enumerate(decoded.contexts):
+            number = self._known.get(context)
+            if number is None and len(self.contexts) < MAX_CONTEXTS:
+                number = self._known[context] = len(self.contexts)
+                self.contexts.append(context)
+            own[i] = NO_CONTEXT if number is None else number
+        indices = own[decoded.context]
+        self.tally.contexts_shed += int(np.count_nonzero(indices == NO_CONTEXT))
+        return indices
 
     def _count(self, decoded: Decoded) -> None:
         tally = self.tally
@@ -148,7 +147,6 @@ class Observer:
     def __init__(self, place: Point, program: bytes, decoding: Decoding) -> None:
         self.place = place
         self.decoding = decoding
-        self.windows: list[BlindWindow] = []
         self._ring = RxRing(place.netns, place.device, program)
         self.failure = ""  # why the ring sees nothing any more
         self._checked_ns = realtime_ns()
@@ -157,29 +155,32 @@ class Observer:
         """For select and trio."""
         return self._ring.fileno()
 
-    def drain(self) -> HopBatch:
+    def drain(self) -> list[Report]:
         """Decode every block that the kernel has handed over.
 
         If frames were dropped since the last call, the point was blind in between; if its device went down, from then
         on. The time is read after the drops, so that the window holds them all.
         """
         blocks = self._ring.blocks()
-        batches = []
+        point, tally = self.decoding.point, self.decoding.tally
+        found: list[Report] = []
         for block in blocks:
-            self.decoding.tally.unstamped += block.unstamped
-            batches.append(self.decoding.feed(block.buffer, block.offsets, block.lengths, block.t_ns, block.direction))
+            tally.unstamped += block.unstamped
+            columns = (block.offsets, block.lengths, block.t_ns, block.direction)
+            found += self.decoding.feed(block.buffer, *columns, vlan=block.vlan)
         self._ring.release(len(blocks))
         dropped = self._ring.drops()
         failure = self._ring.failure()
         now_ns = realtime_ns()
         if dropped:
-            self.decoding.tally.dropped += dropped
-            self.windows.append(BlindWindow(self.decoding.point, self._checked_ns, now_ns))
+            tally.dropped += dropped
+            found.append(Blind(point, self._checked_ns, now_ns, f"its ring had no room for {dropped} frames"))
         if failure and not self.failure:
             self.failure = failure
-            self.windows.append(BlindWindow(self.decoding.point, self._checked_ns, FOR_EVER_NS))
+            found.append(Blind(point, self._checked_ns, FOR_EVER_NS, failure))
+            found.append(Unwatched(point, f"its device failed meanwhile: {failure}", self._checked_ns))
         self._checked_ns = now_ns
-        return HopBatch.concat(batches)
+        return found
 
     def close(self) -> None:
         """Take the ring down."""

@@ -28,6 +28,7 @@ SO_ATTACH_FILTER = 26
 SO_TIMESTAMPNS = 35
 TPACKET_V3 = 2
 TP_STATUS_USER = 1
+TP_STATUS_VLAN_VALID = 1 << 4
 TP_STATUS_TS_SOFTWARE = 1 << 29
 PACKET_OUTGOING = 4
 ETH_P_ALL = 3
@@ -48,6 +49,7 @@ class FrameBlock:
         lengths: shape (n,), int64; captured octets.
         t_ns: shape (n,), int64; kernel stamp, CLOCK_REALTIME.
         direction: shape (n,), uint8 of model.points.Direction.
+        vlan: shape (n,), int64; VLAN id that the kernel took off the frame, -1 where none; None where none at all.
         unstamped: frames whose stamp flag was not set: stamped late, by the ring.
     """
 
@@ -56,6 +58,7 @@ class FrameBlock:
     lengths: npt.NDArray[np.int64]
     t_ns: npt.NDArray[np.int64]
     direction: npt.NDArray[np.uint8]
+    vlan: npt.NDArray[np.int64] | None
     unstamped: int
 
 
@@ -147,6 +150,9 @@ class RxRing:
         lengths = word[at + 3].astype(np.int64)
         status = word[at + 5]
         mac = self._buffer.view(np.uint16)[(start >> 1) + 12].astype(np.int64)
+        is_tagged = status & TP_STATUS_VLAN_VALID != 0
+        # tpacket3_hdr: hv1.tp_rxhash at 28, hv1.tp_vlan_tci at 32; the id is the low 12 bits (IEEE 802.1Q)
+        vlan = np.where(is_tagged, word[at + 8] & 0xFFF, -1).astype(np.int64) if is_tagged.any() else None
         outgoing = self._buffer[start + SLL_PKTTYPE] == PACKET_OUTGOING
         return FrameBlock(
             buffer=self._buffer,
@@ -154,6 +160,7 @@ class RxRing:
             lengths=lengths,
             t_ns=seconds * 1_000_000_000 + nanoseconds,
             direction=np.where(outgoing, int(Direction.OUT), int(Direction.IN)).astype(np.uint8),
+            vlan=vlan,
             unstamped=int(np.count_nonzero(status & TP_STATUS_TS_SOFTWARE == 0)),
         )
 

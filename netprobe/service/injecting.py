@@ -1,17 +1,16 @@
-"""Sends the sessions of a run: through the source's agent (guest, bypass) or by packet-out (vswitch).
+"""Sends the sessions of a part: through the source's agent (guest, bypass) or by packet-out (vswitch).
 
-Owned by service.run's nursery. Each sender reports the actual time of every probe, 0 where it was not sent; a sender
+Owned by service.part's nursery. Each sender reports the actual time of every probe, 0 where it was not sent; a sender
 that dies on the way leaves a result that says how far it came.
 """
 
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import trio
 
 from netprobe.collect.arrivals import Times
@@ -20,16 +19,25 @@ from netprobe.host.clock import realtime_ns
 from netprobe.host.guest_agent import ANSWER_TIMEOUT_S, GuestAgent, GuestFrames, open_guest_agent
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.inject.packet_out import send_packet_outs
+from netprobe.model.observations import SentReport
 from netprobe.model.points import Vantage
 from netprobe.model.probes import Protocol
 from netprobe.model.results import Pacing
 from netprobe.model.topology import Attachment, Topology
 from netprobe.plan.allowlist import Allowlist
+from netprobe.service.looking import Looker
 from netprobe.service.prepare import Prepared
-from netprobe.service.watching import Watch
 
 LEAD_NS = 20_000_000
 """From the order to the first probe: all senders of a run start together, and none of them late."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPoint:
+    """A sender's own point, at which its agent looks for answers: index in the run, and to which sessions."""
+
+    index: int
+    sessions: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +58,9 @@ class Sent:
     doubtful: int = 0
     failure: str = ""
 
-    @property
-    def was_sent(self) -> npt.NDArray[np.bool_]:
-        """Shape (count,)."""
-        return self.times_ns > 0
+    def report(self, session: int) -> SentReport:
+        """As a report of the part."""
+        return SentReport(session, 0, self.times_ns, self.stamps_ns, self.pacing, self.doubtful, self.failure)
 
     @classmethod
     def nothing(cls, count: int, failure: str) -> "Sent":
@@ -111,34 +118,40 @@ class Injector:
             with suppress(HostNotReadyError):
                 await agent.stop_sends()
 
-    async def observe(self, watch: Watch, nursery: trio.Nursery) -> None:
-        """Let the agents look for answers at their own NICs, and feed `watch` with what they see."""
-        for name, agent in self._agents.items():
-            place = _attachment(self._topology, name).chain[0]
-            if place.id in watch.point_index:
-                await agent.observe(watch.program, snap_bytes=SNAP_BYTES)
-                self._held[name] = []
-                nursery.start_soon(self._listen, name, agent, watch)
+    async def observe(self, looker: Looker, own: Mapping[str, OwnPoint], nursery: trio.Nursery) -> None:
+        """Let the agents look for answers at their own NICs, and feed `looker` with what they see.
 
-    async def _listen(self, name: str, agent: GuestAgent, watch: Watch) -> None:
+        Args:
+            looker: where frames go.
+            own: the point of each sender that its agent looks at.
+            nursery: for the listeners.
+        """
+        for name, agent in self._agents.items():
+            place = own.get(name)
+            if place is not None:
+                looker.decoding(place.index, place.sessions)
+                await agent.observe(looker.program, snap_bytes=SNAP_BYTES)
+                self._held[name] = []
+                nursery.start_soon(self._listen, name, agent, looker, place.index)
+
+    async def _listen(self, name: str, agent: GuestAgent, looker: Looker, point: int) -> None:
         while True:
             try:
                 self._held[name].append(await agent.receive_frames())
             except trio.EndOfChannel:
                 return
             await trio.sleep(GATHER_S)  # a decode costs the same for one frame as for hundreds
-            self._decode(name, agent, watch)
+            self._decode(name, agent, looker, point)
 
-    def _decode(self, name: str, agent: GuestAgent, watch: Watch) -> None:
+    def _decode(self, name: str, agent: GuestAgent, looker: Looker, point: int) -> None:
         held, self._held[name] = self._held[name], []
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
                 held.append(agent.receive_frames_nowait())
         if held:
-            place = _attachment(self._topology, name).chain[0]
-            watch.took(watch.decode_agent_frames(place, held))
+            looker.take_agent_frames(point, held)
 
-    async def finish(self, watch: Watch, since_ns: int) -> int:
+    async def finish(self, looker: Looker, own: Mapping[str, OwnPoint], since_ns: int) -> int:
         """Decode what the agents still hold. A point whose agent shed frames, or died, was blind for the whole run.
 
         Returns:
@@ -146,19 +159,22 @@ class Injector:
         """
         total = 0
         for name, agent in self._agents.items():
-            place = _attachment(self._topology, name).chain[0].id
-            is_gone = False
+            is_gone = ""
             try:
                 status, _ = await agent.status()  # frames seen before are in the channel when it returns
             except HostNotReadyError as error:
-                status, is_gone = agent.observe_status, True
-                watch.unwatched_since[place] = str(error)
-            if name in self._held:
-                self._decode(name, agent, watch)
+                status, is_gone = agent.observe_status, str(error)
+            place = own.get(name)
             shed = status.dropped + status.shed + agent.shed_batches
-            if shed or is_gone:
-                watch.lost_sight(place, since_ns)
             total += shed
+            if place is None:
+                continue
+            if name in self._held:
+                self._decode(name, agent, looker, place.index)
+            if is_gone:
+                looker.unwatched(place.index, is_gone, since_ns)
+            if shed or is_gone:
+                looker.lost_sight(place.index, since_ns, is_gone or f"its agent shed {shed} frames")
         return total
 
     async def absorb(self, one: Prepared) -> None:
@@ -220,10 +236,6 @@ SNAP_BYTES = 2_048
 GATHER_S = 0.02
 MAX_ABSORBED = 64
 """Ports that an agent binds; with a new port for each probe the kernel's rate limit on ICMP errors has to do."""
-
-
-def _attachment(topology: Topology, name: str) -> Attachment:
-    return next(a for a in topology.attachments if a.name == name)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ The run itself undoes its journal at its end; `netprobe clean` undoes those that
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,7 +18,8 @@ from netprobe.host.openflow import OpenFlowClient
 from netprobe.host.process import start_ticks
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import FiveTuple
-from netprobe.model.topology import Topology
+from netprobe.model.probes import ProbeSession
+from netprobe.model.topology import Host, Topology
 from netprobe.service.discovery import base_dir
 from netprobe.service.permits import own_tuples
 from netprobe.service.prepare import Prepared
@@ -93,9 +94,9 @@ def _remove(shares: Sequence[Share]) -> Removal:
     return Removal(deleted, kept, tuple(left), tuple(problems))
 
 
-def _share(one: Prepared, topology: Topology) -> Share:
-    host = topology.host(one.sender.host)
-    return Share(host.ovs_rundir, host.zone, tuple(own_tuples(one.probe)))
+def _shares(probe: ProbeSession, hosts: Iterable[Host]) -> list[Share]:
+    tuples = tuple(own_tuples(probe))
+    return [Share(host.ovs_rundir, host.zone, tuples) for host in hosts]
 
 
 class Journal:
@@ -112,12 +113,20 @@ class Journal:
         self.kept = 0
 
     def add(self, one: Prepared, topology: Topology) -> None:
-        """Write down what a session will make, before it is sent.
+        """Write down what a session will make on every host on its way, before it is sent.
 
         Raises:
             HostNotReadyError: it cannot be written, so nothing may be made.
         """
-        self._shares.append(_share(one, topology))
+        self.add_probe(one.probe, (h for h in topology.hosts if h.name in one.hosts))
+
+    def add_probe(self, probe: ProbeSession, hosts: Iterable[Host]) -> None:
+        """Write down what a session will make on these hosts.
+
+        Raises:
+            HostNotReadyError: it cannot be written, so nothing may be made.
+        """
+        self._shares += _shares(probe, hosts)
         self._write()
 
     def _write(self) -> None:
@@ -165,8 +174,13 @@ class Journal:
         self.undo()
 
 
-def open_journal(prepared: Sequence[Prepared], topology: Topology) -> Journal:
+def open_journal(prepared: Sequence[Prepared], topology: Topology, passing: Sequence[ProbeSession] = ()) -> Journal:
     """Write down what the sessions of a run will make.
+
+    Args:
+        prepared: the sessions that are sent from here.
+        topology: the hosts within reach.
+        passing: sessions of others that only pass here.
 
     Raises:
         HostNotReadyError: it cannot be written, so nothing may be made.
@@ -176,6 +190,8 @@ def open_journal(prepared: Sequence[Prepared], topology: Topology) -> Journal:
     try:
         for one in prepared:
             journal.add(one, topology)
+        for probe in passing:
+            journal.add_probe(probe, topology.hosts)
     except HostNotReadyError:
         journal.forget()
         raise

@@ -6,6 +6,7 @@ Design §6a. Every refusal is an error that says which file, line or number forb
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.judge.ofproto_trace import five_tuple
 from netprobe.model.points import Vantage
-from netprobe.model.probes import Flow, ProbeSession, Protocol
+from netprobe.model.probes import Flow, IPAddress, ProbeSession, Protocol
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.plan.allowlist import Allowlist, Order
 from netprobe.plan.budget import Demand, check_conntrack, check_rate
@@ -32,9 +33,13 @@ from netprobe.plan.plans import SessionPlan
 from netprobe.plan.port_ledger import flow_key
 from netprobe.service.discovery import base_dir
 from netprobe.service.prepare import PortSource, Prepared, type_p_json
+from netprobe.wire.orders import PortsAsked
 
 ETHERNET_BYTES = 14
 ALWAYS_FITS = 1280  # every link that carries IPv6 takes as much (RFC 8200 §5)
+ZONES_A_HOST = 3
+"""Under OVN a connection has an entry in the zone of each port and router that it passes on a host: at most these."""
+
 IP_PROTOCOL = {Protocol.UDP: 17, Protocol.RAW_UDP: 17, Protocol.TCP: 6}
 
 
@@ -48,37 +53,58 @@ def audit_path() -> Path:
     return Path(os.environ.get("NETPROBE_AUDIT", DEFAULT_AUDIT_PATH))
 
 
-def port_source(topology: Topology) -> PortSource:
-    """Source ports from netprobe's own block: none that conntrack has, none that rests from an earlier run."""
+def free_ports(host: Host, asked: PortsAsked) -> list[int]:
+    """Source ports from netprobe's own block: none that the host's conntrack has, none that rests from an earlier run.
 
-    def ports(sender: Attachment, target: Attachment, plan: SessionPlan, wanted: int) -> Sequence[int]:
-        src, dst = sender.address(plan.family), target.address(plan.family)
-        protocol, dst_port = IP_PROTOCOL[plan.protocol], plan.dst_port or 0
-        host, now_ns = topology.host(sender.host), realtime_ns()
-        with UnixctlClient(host.ovs_rundir) as unixctl:
-            entries = Conntrack(unixctl).dump(host.zone).entries
-        taken = {
-            e.original.src_port
-            for e in entries
-            if (e.original.protocol, e.original.src, e.original.dst, e.original.dst_port)
-            == (protocol, src, dst, dst_port)
-        }
-        return reserve_ports(
-            flow_key(plan.protocol.value, src, dst, dst_port),
-            wanted,
-            now_ns,
+    Raises:
+        RefusedError: not enough are free.
+        HostNotReadyError: the switch does not answer, or the ledger of ports cannot be written.
+    """
+    with UnixctlClient(host.ovs_rundir) as unixctl:
+        entries = Conntrack(unixctl).dump(host.zone).entries
+    flow = (asked.protocol, asked.src, asked.dst, asked.dst_port)
+    originals = [e.original for e in entries]
+    taken = {t.src_port for t in originals if (t.protocol, str(t.src), str(t.dst), t.dst_port) == flow}
+    return list(
+        reserve_ports(
+            asked.flow,
+            asked.wanted,
+            realtime_ns(),
             in_use=taken,
-            last_use_ns=now_ns + plan.count * 1_000_000_000 // plan.rate_pps,
+            last_use_ns=asked.last_use_ns,
             path=base_dir() / "ports.json",
         )
+    )
+
+
+def ports_asked(sender: Attachment, dst: IPAddress, plan: SessionPlan, wanted: int) -> PortsAsked:
+    """What is asked for a session's source ports."""
+    src, dst_port = sender.address(plan.family), plan.dst_port or 0
+    return PortsAsked(
+        flow=flow_key(plan.protocol.value, src, dst, dst_port),
+        protocol=IP_PROTOCOL[plan.protocol],
+        src=str(src),
+        dst=str(dst),
+        dst_port=dst_port,
+        wanted=wanted,
+        last_use_ns=realtime_ns() + plan.duration_ns,
+    )
+
+
+def port_source(topology: Topology) -> PortSource:
+    """Source ports that nobody uses on the sender's host, which is this machine's."""
+
+    def ports(sender: Attachment, dst: IPAddress, plan: SessionPlan, wanted: int) -> Sequence[int]:
+        return free_ports(topology.host(sender.host), ports_asked(sender, dst, plan, wanted))
 
     return ports
 
 
 def own_tuples(probe: ProbeSession) -> list[FiveTuple]:
-    """The 5-tuples of a session, one for each entry that it makes."""
+    """The 5-tuples of a session, one for each entry that it makes; behind a NAT they are others."""
     count = probe.count if probe.type_p.flow is Flow.NEW_PER_PROBE else 1
-    return [five_tuple(probe, seq) for seq in range(count)]
+    sent = [five_tuple(probe, seq) for seq in range(count)]
+    return sent + [replace(t, src=other.src_ip, dst=other.dst_ip) for other in probe.translations for t in sent]
 
 
 def _check_bound(prepared: Sequence[Prepared], topology: Topology) -> None:
@@ -100,8 +126,11 @@ def _check_mtu(prepared: Sequence[Prepared], topology: Topology) -> None:
         packet = one.probe.type_p.size_bytes - ETHERNET_BYTES
         if packet <= ALWAYS_FITS:
             continue
-        places = [(a.netns, a.device) for a in (one.sender, one.target)]
-        places += [(topology.host(a.host).netns, a.port_device) for a in (one.sender, one.target)]
+        netns = {h.name: h.netns for h in topology.hosts}
+        wanted = (one.sender,) if one.plan.probe_mtu else (one.sender, one.target)
+        ends = [a for a in wanted if a.host in netns]
+        places = [(a.netns, a.device) for a in ends if a.device]
+        places += [(netns[a.host], a.port_device) for a in ends]
         smallest = min(mtu(*place) for place in places)
         if packet > smallest:
             raise UsageError(
@@ -126,15 +155,17 @@ def check_tuples(prepared: Sequence[Prepared], topology: Topology, *, ours: froz
     demands, rooms = [], {}
     known: dict[str, frozenset[FiveTuple]] = {}
     for one in prepared:
-        host, tuples = topology.host(one.sender.host), own_tuples(one.probe)
-        demands.append(Demand(host.name, host.zone, len(tuples)))
-        if host.name not in rooms:
-            with UnixctlClient(host.ovs_rundir) as unixctl:
-                table = Conntrack(unixctl)
-                use, entries = table.use(), table.dump(host.zone).entries
-            rooms[host.name] = use
-            known[host.name] = frozenset(t for e in entries for t in (e.original, e.reply))
-        taken = known[host.name].intersection(tuples) - ours
+        tuples = own_tuples(one.probe)
+        for host in (h for h in topology.hosts if h.name in one.hosts):
+            zones = 1 if host.zone is not None else ZONES_A_HOST
+            demands.append(Demand(host.name, host.zone, len(tuples) * zones))
+            if host.name not in rooms:
+                with UnixctlClient(host.ovs_rundir) as unixctl:
+                    table = Conntrack(unixctl)
+                    use, entries = table.use(), table.dump(host.zone).entries
+                rooms[host.name] = use
+                known[host.name] = frozenset(t for e in entries for t in (e.original, e.reply))
+        taken = known.get(one.sender.host, frozenset()).intersection(tuples) - ours
         if taken:
             port = min(t.src_port for t in taken)
             raise RefusedError(
@@ -176,7 +207,7 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
             protocol=one.plan.protocol,
             family=one.plan.family,
             vantage=one.plan.vantage,
-            pps=one.plan.rate_pps,
+            pps=one.plan.mean_pps,
         )
         allowlist = lists[one.sender.host]
         allowlist.check(order)
@@ -193,7 +224,7 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
                 vantage=one.plan.vantage.value,
                 type_p={**type_p_json(one.probe), "src": str(one.probe.src_ip), "dst": str(one.probe.dst_ip)},
                 count=one.plan.count,
-                pps=float(one.plan.rate_pps),
+                pps=one.plan.mean_pps,
                 session=one.probe.session,
             ),
             now_ns,

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from netprobe.errors import UsageError
 from netprobe.inject.templates import build_template
 from netprobe.model.points import Path, Vantage
-from netprobe.model.probes import Flow, ProbeSession, Protocol, TypeP
+from netprobe.model.probes import Flow, IPAddress, ProbeSession, Protocol, TypeP
 from netprobe.model.results import Json
 from netprobe.model.topology import Attachment, Topology
-from netprobe.plan.paths import build_path
+from netprobe.plan.paths import build_path, next_hop, translations
 from netprobe.plan.plans import RunPlan, SessionPlan, checked
-from netprobe.plan.schedule import due_offsets_ns
+from netprobe.plan.schedule import session_due_ns
 from netprobe.wire.control import MAX_MESSAGE_BYTES
 from netprobe.wire.frames import FrameBlock, FrameEncoder
 from netprobe.wire.mark import min_frame_size
@@ -27,8 +27,8 @@ from netprobe.wire.mark import min_frame_size
 MAX_ORDER_BYTES = MAX_MESSAGE_BYTES // 2
 DUE_BYTES = 8
 
-PortSource = Callable[[Attachment, Attachment, SessionPlan, int], Sequence[int]]
-"""(sender, target, session, how many) -> source ports that nobody uses."""
+PortSource = Callable[[Attachment, IPAddress, SessionPlan, int], Sequence[int]]
+"""(sender, destination address, session, how many) -> source ports that nobody uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +50,29 @@ class Prepared:
     block: FrameBlock
     due_ns: npt.NDArray[np.int64]
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The hosts on its way, both ends' among them."""
+        stops = (*self.path.forward, *self.path.returned)
+        return frozenset({self.sender.host, self.target.host, *(s.point.host for s in stops)})
+
+    @property
+    def is_sent_by_agent(self) -> bool:
+        """Whether an agent at the sender's own NIC sends; else the vswitch plays the sender."""
+        return self.plan.vantage is not Vantage.VSWITCH
+
 
 def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def _ports(plan: SessionPlan, sender: Attachment, target: Attachment, port_source: PortSource) -> tuple[int, ...]:
+def _ports(plan: SessionPlan, sender: Attachment, dst: IPAddress, port_source: PortSource) -> tuple[int, ...]:
     """Source ports: one for the session, or one for each probe; none for ICMP."""
     if plan.protocol is Protocol.ICMP:
         return ()
     wanted = plan.count if plan.flow is Flow.NEW_PER_PROBE else 1
     if plan.src_port is None:
-        return tuple(port_source(sender, target, plan, wanted))
+        return tuple(port_source(sender, dst, plan, wanted))
     if plan.src_port + wanted - 1 > 65_535:
         raise UsageError(
             f"session {plan.name}: sport",
@@ -131,6 +142,19 @@ def resolve(plan: SessionPlan, topology: Topology) -> tuple[Attachment, Attachme
     return source, target, sender
 
 
+def path_of(one: Prepared, topology: Topology) -> Path:
+    """The path of a session in a topology that may have changed meanwhile; its sender stays the one that sends.
+
+    Raises:
+        UsageError: an end is gone.
+    """
+    _, target, _ = resolve(one.plan, topology)
+    sender = next((a for a in topology.attachments if a.name == one.sender.name), None)
+    if sender is None:
+        raise UsageError(f"session {one.plan.name}", f"{one.sender.name} is gone")
+    return build_path(topology, sender, target, one.plan.vantage, one.plan.protocol)
+
+
 def prepare_session(
     plan: SessionPlan, topology: Topology, *, seed: int, session: int, port_source: PortSource
 ) -> Prepared:
@@ -150,20 +174,22 @@ def prepare_session(
     source, target, sender = resolve(plan, topology)
     path = build_path(topology, sender, target, plan.vantage, plan.protocol)
     _check_order(plan)
-    ports = _ports(plan, sender, target, port_source)
+    dst_ip, translated = translations(topology, sender, target, plan.family)
+    ports = _ports(plan, sender, dst_ip, port_source)
     probe = ProbeSession(
         session=session,
         key=secrets.token_bytes(16),
         type_p=_type_p(plan, ports),
         src_mac=_mac(sender.mac),
-        dst_mac=_mac(target.mac),
+        dst_mac=_mac(next_hop(sender, target, plan.family)),
         src_ip=sender.address(plan.family),
-        dst_ip=target.address(plan.family),
+        dst_ip=dst_ip,
         count=plan.count,
         src_ports=ports if plan.flow is Flow.NEW_PER_PROBE else (),
+        translations=translated,
     )
     block = FrameEncoder(probe, build_template(probe)).encode(0, plan.count)
-    due_ns = due_offsets_ns(plan.schedule, plan.count, plan.rate_pps, seed)
+    due_ns = session_due_ns(plan, seed)
     return Prepared(plan, probe, path, sender, source, target, block, due_ns)
 
 

@@ -1,58 +1,60 @@
-"""One run from plan to results: permit, look, send, wait, settle, explain, tidy up.
+"""One run from plan to results, in one process: permit, look, send, follow, wait, settle, explain, tidy up.
 
-Resources are opened outermost first and closed in the opposite order, also after an error or Ctrl-C: journal, rings and
-agents, then the nursery with its readers innermost. The first probe is sent only when every observer truly looks.
+What the run does on hosts is service.part's, what comes back is kept by service.collection. The first probe is sent
+only when every observer truly looks. A run that is spread over hosts is service.spread_run's.
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
-from netprobe.errors import HostNotReadyError
+from netprobe.collect.epochs import Epoch
+from netprobe.errors import NetprobeError, UsageError
 from netprobe.host.clock import realtime_ns
-from netprobe.host.conntrack import Conntrack
 from netprobe.host.signals import StopRequest, stop_on_signals
-from netprobe.host.unixctl import UnixctlClient
 from netprobe.inject.pacer import SWITCH_INTERVAL_S
 from netprobe.judge.reason import Reason
+from netprobe.model.observations import PartDone, Report
+from netprobe.model.points import Path, Point
 from netprobe.model.records import HopBatch
 from netprobe.model.results import SessionResult
 from netprobe.model.topology import Topology
-from netprobe.observe.ring import RETIRE_MS
-from netprobe.plan.budget import is_too_full
+from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.plans import RunPlan
-from netprobe.service.injecting import Injector, Sent, open_injector
-from netprobe.service.journal import open_journal
-from netprobe.service.permits import SwitchDrops, permit_run, port_source
-from netprobe.service.prepare import Prepared, prepare_run
+from netprobe.service.collection import Collection
+from netprobe.service.journal import Journal, open_journal
+from netprobe.service.part import PartOrder, open_part, own_points
+from netprobe.service.permits import permit_run, port_source
+from netprobe.service.prepare import PortSource, Prepared, path_of, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
-from netprobe.service.settling import RunFacts, session_result, settle_run
-from netprobe.service.watching import Watch
-
-SETTLE_S = 2.5 * RETIRE_MS / 1e3
-"""After the last frame that matters: every ring's open block is handed over within its retire time."""
+from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
 
 CHECK_S = 0.1
-"""How often a stop request, the clock and a shared table are looked at."""
+HERE = "here"
+"""The name of the only part of a run in one process."""
 
-CHECKS_A_TABLE = 5  # the table is asked every fifth time
 Progress = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class RunState:
-    """A run under way."""
+    """A run under way.
+
+    Attributes:
+        epochs: the paths of each session, in order of time.
+        topology: as it is now.
+    """
 
     plan: RunPlan
     prepared: Sequence[Prepared]
     topology: Topology
-    watch: Watch
+    collection: Collection
     stop: StopRequest
     started_ns: int
-    sent: dict[int, Sent] = field(default_factory=dict)
+    epochs: dict[int, list[Epoch]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,9 @@ class RunOutcome:
     """Everything that a run found out.
 
     Attributes:
-        results: one for each session of the plan, in its order.
+        results: those of each session of the plan, in its order; one for each path that a session had.
         hops: all hop records; points are indices into `points`.
-        sessions: their numbers, in the order of the plan.
+        sessions: number of the session behind each result.
         stopped: why the run ended early, "" when it did not.
     """
 
@@ -100,63 +102,90 @@ async def _run(plan: RunPlan, topology: Topology, stop: StopRequest, progress: P
     ports = port_source(topology)
     prepared = prepare_run(plan, topology, ports)
     allowlists = permit_run(prepared, topology, started_ns)
-    watch = Watch(prepared)
-    state = RunState(plan, prepared, topology, watch, stop, started_ns)
-    drops = SwitchDrops(prepared, topology)
+    collection = Collection(one.probe for one in prepared)
+    state = RunState(plan, prepared, topology, collection, stop, started_ns)
     with open_journal(prepared, topology) as journal:
-        with ExitStack() as stack:
-            watch.open_rings(stack)
-            async with open_injector(prepared, topology, allowlists) as injector:
-                progress(f"sending {sum(one.probe.count for one in prepared)} probes")
-                await _look_and_send(state, injector)
-                shed = await injector.finish(watch, started_ns)
-            ended_ns = realtime_ns()
-            watch.drain()
-        facts = RunFacts(plan, watch, state.sent, ended_ns, shed, await trio.to_thread.run_sync(drops.since_then))
-        outcomes = settle_run(prepared, facts)
-        reasons: list[Reason | None] = []
-        for one, outcome in zip(prepared, outcomes, strict=True):
-            inquiry = Inquiry(one, topology, allowlists[one.sender.host], ports, journal, stop)
-            reasons.append(await trio.to_thread.run_sync(find_reason, inquiry, outcome.forward))
-    results = [
-        session_result(
-            one, outcome, facts, reason, {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept}
-        )
-        for one, outcome, reason in zip(prepared, outcomes, reasons, strict=True)
-    ]
+        counters = await _look_and_send(state, allowlists, progress)
+        facts = RunFacts(plan, collection, realtime_ns(), counters)
+        settled = settle_run(prepared, state.epochs, facts)
+        reasons = await _explain(state, settled, allowlists, ports, journal)
+    undone = {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept}
+    results = [session_result(one, facts, reason, undone) for one, reason in zip(settled, reasons, strict=True)]
     return RunOutcome(
         started_ns=started_ns,
         results=tuple(results),
-        hops=watch.hops(),
-        points=tuple(watch.points),
-        sessions=tuple(one.probe.session for one in prepared),
+        hops=collection.hops(),
+        points=collection.point_names(),
+        sessions=tuple(one.prepared.probe.session for one in settled),
         stopped=stop.why,
     )
 
 
-async def _look_and_send(state: RunState, injector: Injector) -> None:
-    async with trio.open_nursery() as readers:
-        state.watch.read_rings(readers)
-        await injector.observe(state.watch, readers)
-        for one in state.prepared:
-            await injector.absorb(one)
-        async with trio.open_nursery() as guards:
-            waiting = trio.CancelScope()
-            guards.start_soon(_mind, state, injector, waiting)
-            async with trio.open_nursery() as senders:
-                for one in state.prepared:
-                    senders.start_soon(_send, state, injector, one)
-            with waiting:
-                await _wait_for_the_last(state)
-            guards.cancel_scope.cancel()
-        await trio.sleep(SETTLE_S)  # what the rings still gather
-        readers.cancel_scope.cancel()
+async def _explain(
+    state: RunState,
+    settled: Sequence[Settled],
+    allowlists: dict[str, Allowlist],
+    ports: PortSource,
+    journal: Journal,
+) -> list[Reason | None]:
+    reasons = []
+    for one in settled:
+        inquiry = Inquiry(
+            one.prepared, state.topology, allowlists[one.prepared.sender.host], ports, journal, state.stop
+        )
+        reasons.append(await trio.to_thread.run_sync(find_reason, inquiry, one.outcome.forward))
+    return reasons
 
 
-async def _send(state: RunState, injector: Injector, one: Prepared) -> None:
-    sent = await injector.send(one)
-    state.sent[one.probe.session] = sent
-    state.watch.completion.note_sent(one.probe.session, sent.was_sent)
+def first_epochs(state: RunState) -> None:
+    """Begin with the paths as they are planned: every point gets an index."""
+    for one in state.prepared:
+        _begin_epoch(state, one, Epoch(one.path))
+
+
+def _begin_epoch(state: RunState, one: Prepared, epoch: Epoch) -> None:
+    path, session = epoch.path, one.probe.session
+    state.collection.add_points(s.point for leg in (path.forward, path.returned) for s in leg)
+    state.collection.expect(session, path)
+    state.epochs.setdefault(session, []).append(epoch)
+
+
+def ring_places(state: RunState, prepared: Sequence[Prepared]) -> dict[int, Point]:
+    """The points of these sessions' newest paths where a ring shall look: not where an agent does."""
+    index = state.collection.index
+    by_agent = {p.index for p in own_points(prepared, index).values()}
+    stops = [
+        s
+        for one in prepared
+        for path in [state.epochs[one.probe.session][-1].path]
+        for s in (*path.forward, *path.returned)
+        if s.is_observed_by_ring
+    ]
+    places = {index[s.point.place]: s.point for s in stops}
+    return {i: point for i, point in places.items() if i not in by_agent}
+
+
+async def _look_and_send(state: RunState, allowlists: dict[str, Allowlist], progress: Progress) -> dict[str, int]:
+    first_epochs(state)
+    collection = state.collection
+    order = PartOrder(
+        prepared=tuple(state.prepared),
+        probes=tuple(one.probe for one in state.prepared),
+        places=ring_places(state, state.prepared),
+        own=own_points(state.prepared, collection.index),
+    )
+    collection.add_part(HERE, range(len(collection.points)), collection.probes)
+
+    def emit(report: Report) -> None:
+        collection.take(HERE, report)
+
+    async with open_part(order, state.topology, allowlists, emit) as part:
+        progress(f"sending {sum(one.probe.count for one in state.prepared)} probes")
+        await part.send(emit, state.stop)
+        await _wait_for_the_last(state)
+        counters = await part.finish()
+        emit(PartDone(counters))
+    return counters
 
 
 async def _wait_for_the_last(state: RunState) -> None:
@@ -164,39 +193,35 @@ async def _wait_for_the_last(state: RunState) -> None:
 
     By this host's own clock: a guest's idea of when it sent decides nothing here.
     """
-    if not any(sent.was_sent.any() for sent in state.sent.values()):
+    if not state.collection.was_any_sent:
         return
     with trio.move_on_after(state.plan.tmax_ns / 1e9):
-        while not state.watch.completion.is_complete:
+        while not state.collection.is_complete and not state.stop.asked():
             with trio.move_on_after(CHECK_S):
-                await state.watch.changed.wait()
+                await state.collection.changed.wait()
 
 
-async def _mind(state: RunState, injector: Injector, waiting: trio.CancelScope) -> None:
-    """While sending and waiting: stop when asked, watch the clock, and never fill a conntrack table (design §6a)."""
-    hosts = {one.sender.host for one in state.prepared}
-    checks = 0
-    try:
-        while not state.stop.asked():
-            await trio.sleep(CHECK_S)
-            state.watch.steps.check()
-            checks += 1
-            if checks % CHECKS_A_TABLE == 0:
-                for name in hosts:
-                    if await trio.to_thread.run_sync(_is_full, state.topology.host(name).ovs_rundir):
-                        state.stop.ask(f"the conntrack table of {name} is nearly full")
-        waiting.cancel()
-        while True:  # a sender may not have begun when it is first told
-            await injector.stop()
-            await trio.sleep(CHECK_S)
-    finally:
-        injector.halt()  # at once, also on the way out of an error: a sending thread is waited for
+def moved_sessions(state: RunState, topology: Topology) -> list[tuple[Prepared, Path, str]]:
+    """The sessions whose path is another one in a new topology: with that path, and why."""
+    found = []
+    for one in state.prepared:
+        with suppress(UsageError):  # a guest that is gone has no path: its probes are lost, or nobody can say
+            path = path_of(one, topology)
+            before = state.epochs[one.probe.session][-1].path
+            if _places(path) != _places(before):
+                found.append((one, path, _what_moved(one, state.topology, topology)))
+    return found
 
 
-def _is_full(rundir: str) -> bool:
-    try:
-        with UnixctlClient(rundir) as unixctl:
-            use = Conntrack(unixctl).use()
-    except HostNotReadyError:
-        return False  # a dead switch shows in the result
-    return is_too_full(use.used, use.limit)
+def _places(path: Path) -> list[str]:
+    return [s.point.place for s in (*path.forward, *path.returned)]
+
+
+def _what_moved(one: Prepared, before: Topology, now: Topology) -> str:
+    moves = []
+    for guest in (one.source, one.target):
+        with suppress(NetprobeError):
+            old, new = before.guest(guest.name, "run").host, now.guest(guest.name, "run").host
+            if old != new:
+                moves.append(f"{guest.name} moved from {old} to {new}")
+    return "; ".join(moves) or "the points on its way changed"

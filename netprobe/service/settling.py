@@ -1,21 +1,23 @@
 """From what a run saw to what it says: settles each session and puts the result together. No I/O of its own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
+from netprobe.collect.epochs import Epoch, epoch_bounds, epoch_input
 from netprobe.collect.ledger import Fate
 from netprobe.collect.results import leg_result
 from netprobe.collect.session import SessionInput, SessionOutcome, settle_session
 from netprobe.judge.reason import Reason
-from netprobe.model.points import Vantage
+from netprobe.model.points import Direction, Leg, Vantage
 from netprobe.model.probes import Flow, Protocol
-from netprobe.model.results import SessionResult
+from netprobe.model.records import HopBatch
+from netprobe.model.results import Json, SessionResult
 from netprobe.plan.plans import RunPlan
-from netprobe.service.injecting import Sent
+from netprobe.service.collection import Collection
 from netprobe.service.prepare import Prepared, type_p_json
-from netprobe.service.watching import Watch
 
 VANTAGE_NOTES = {
     Vantage.GUEST: (),
@@ -43,114 +45,199 @@ class RunFacts:
     """What the sessions of a run have in common.
 
     Attributes:
-        sent: by session number.
-        ended_ns: CLOCK_REALTIME when looking ended.
-        agent_shed: frames that guests' agents shed.
-        port_dropped: frames that the switches' ports on the way dropped meanwhile, tenants' among them.
+        ended_ns: when looking ended, by the collector's clock.
+        counters: what the parts shed or dropped, by name.
     """
 
     plan: RunPlan
-    watch: Watch
-    sent: dict[int, Sent]
+    collection: Collection
     ended_ns: int
-    agent_shed: int
-    port_dropped: int
+    counters: dict[str, int]
 
 
-def settle_run(prepared: Sequence[Prepared], facts: RunFacts) -> list[SessionOutcome]:
-    """Settle every session of a run."""
-    hops, watch = facts.watch.hops(), facts.watch
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One session, or one epoch of it, and its outcome.
+
+    Attributes:
+        number: of the epoch, from 0.
+        first, end: the probes that belong to it.
+        hops: its records.
+    """
+
+    prepared: Prepared
+    epoch: Epoch
+    number: int
+    epochs: int
+    first: int
+    end: int
+    hops: HopBatch
+    outcome: SessionOutcome
+
+
+def settle_run(prepared: Sequence[Prepared], epochs: Mapping[int, Sequence[Epoch]], facts: RunFacts) -> list[Settled]:
+    """Settle every session of a run, and of a session whose path changed every epoch by itself."""
+    hops = facts.collection.hops_by_session()
     return [
-        settle_session(
-            SessionInput(
-                session=one.probe.session,
-                path=one.path,
-                point_index=watch.point_index,
-                sent_ns=facts.sent[one.probe.session].times_ns,
-                sender_ns=facts.sent[one.probe.session].stamps_ns,
-                tmax_ns=facts.plan.tmax_ns,
-                now_ns=facts.ended_ns,
-                hops=hops.where(hops.session == np.uint32(one.probe.session)),
-                answers=watch.answers(one.probe.session),
-                windows=watch.windows,
-                unwatched=frozenset(watch.unwatched),
-                is_numbered=one.probe.type_p.flow is Flow.SAME,
-            )
-        )
+        settled
         for one in prepared
+        for settled in _settle(one, epochs[one.probe.session], facts, hops.get(one.probe.session, HopBatch.empty()))
     ]
 
 
+def _settle(one: Prepared, epochs: Sequence[Epoch], facts: RunFacts, hops: HopBatch) -> list[Settled]:
+    collection, number = facts.collection, one.probe.session
+    sending = collection.sendings[number]
+    given = SessionInput(
+        session=number,
+        path=one.path,
+        point_index={},
+        sent_ns=sending.times_ns,
+        sender_ns=sending.stamps_ns,
+        tmax_ns=facts.plan.tmax_ns,
+        now_ns=facts.ended_ns,
+        hops=hops,
+        answers=collection.answers(number),
+        windows=collection.windows(),
+        is_numbered=one.probe.type_p.flow is Flow.SAME,
+        untold=None if sending.told.all() else ~sending.told,
+    )
+    left_ns = np.where(sending.times_ns > 0, sending.times_ns, _due_ns(one, sending.times_ns))
+    found = []
+    for i, (epoch, bounds) in enumerate(zip(epochs, epoch_bounds(epochs, left_ns), strict=True)):
+        points = {s.point for s in (*epoch.path.forward, *epoch.path.returned)}
+        index = {point.id: collection.index[point.place] for point in points}
+        blind = frozenset(name for name, at in index.items() if at in collection.unwatched)
+        mine = replace(epoch_input(given, epoch.path, bounds), point_index=index, unwatched=blind)
+        found.append(Settled(one, epoch, i, len(epochs), *bounds, mine.hops, settle_session(mine)))
+    return found
+
+
+def _due_ns(one: Prepared, times_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """When each probe was due, as far as the sending of the others tells when the session began."""
+    sent = np.flatnonzero(times_ns > 0)
+    if not len(sent):
+        return np.zeros(len(times_ns), np.int64)
+    begin = int(np.median(times_ns[sent] - one.due_ns[sent]))
+    return one.due_ns + begin
+
+
 def _counters(facts: RunFacts) -> dict[str, int]:
-    tallies = [d.tally for _, d in facts.watch.decodings]
+    tallies = list(facts.collection.tallies.values())
+    refused = sum(sum(p.refused.values()) for p in facts.collection.parts.values())
     return {
         "ring_dropped": sum(t.dropped for t in tallies),
-        "agent_shed": facts.agent_shed,
-        "port_dropped": facts.port_dropped,
+        "agent_shed": facts.counters.get("agent_shed", 0),
+        "port_dropped": facts.counters.get("port_dropped", 0),
         "unknown_session": sum(t.unknown_session for t in tallies),
         "foreign": sum(t.foreign for t in tallies),
         "merged": sum(t.merged for t in tallies),
         "without_tag": sum(t.weak for t in tallies),
         "unstamped": sum(t.unstamped for t in tallies),
         "icmp_errors": sum(t.icmp_errors for t in tallies),
-        "clock_steps": facts.watch.steps.steps,
+        "contexts_shed": sum(t.contexts_shed for t in tallies),
+        "clock_steps": facts.collection.steps,
+        "refused_reports": refused,
     }
 
 
-def _notes(one: Prepared, outcome: SessionOutcome, facts: RunFacts) -> tuple[str, ...]:
-    sent = facts.sent[one.probe.session]
-    on_path = {s.point.id for s in (*one.path.forward, *one.path.returned)}
-    notes = [*VANTAGE_NOTES[one.plan.vantage], *PROTOCOL_NOTES[one.plan.protocol]]
-    unseen = {**facts.watch.unwatched, **facts.watch.unwatched_since}
-    notes += [f"{point} is unobserved: {why}" for point, why in unseen.items() if point in on_path]
+def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
+    plan, outcome, collection = one.prepared.plan, one.outcome, facts.collection
+    sending = collection.sendings[one.prepared.probe.session]
+    on_path = {s.point.place for s in (*one.epoch.path.forward, *one.epoch.path.returned)}
+    notes = [*VANTAGE_NOTES[plan.vantage], *PROTOCOL_NOTES[plan.protocol]]
+    for index, why in {**collection.unwatched, **collection.unwatched_since}.items():
+        if collection.points[index].place in on_path:
+            notes.append(f"{collection.points[index].id} is unobserved: {why}")
     if outcome.clock_doubts:
         notes.append(f"{outcome.clock_doubts} answers carry times of a clock that is not ours: not used")
-    if facts.port_dropped:
-        notes.append(f"the switch's ports on the way dropped {facts.port_dropped} frames meanwhile, ours or others'")
+    dropped = facts.counters.get("port_dropped", 0)
+    if dropped:
+        notes.append(f"the switch's ports on the way dropped {dropped} frames meanwhile, ours or others'")
     unanswered = outcome.forward.ledger.count(Fate.UNOBSERVED)
-    if unanswered and one.plan.protocol is Protocol.UDP:
+    if unanswered and plan.protocol is Protocol.UDP:
         notes.append(
             f"{unanswered} were not answered: lost in the last stretch, or their answers in the first one back"
         )
-    if sent.failure:
-        notes.append(f"sending ended early: {sent.failure}")
-    if sent.doubtful:
-        notes.append(f"{sent.doubtful} send times of the source's clock do not fit ours: not used")
-    if facts.watch.steps.steps:
+    if sending.failure:
+        notes.append(f"sending ended early: {sending.failure}")
+    if sending.doubtful:
+        notes.append(f"{sending.doubtful} send times of the source's clock do not fit ours: not used")
+    if not sending.told.all():
+        untold = len(sending.told) - int(np.count_nonzero(sending.told))
+        notes.append(f"of {untold} probes nobody knows whether they were sent: the program that sends was lost")
+    if collection.steps:
         notes.append("the wall clock was stepped during the run: delays, lost and late across the step are doubtful")
     return tuple(notes)
 
 
-def _remarked_at(one: Prepared, facts: RunFacts) -> str | None:
+def _remarked_at(one: Settled, facts: RunFacts) -> str | None:
     """The first point in travel order where probes did not carry the class mark that was sent."""
-    changed = {point for point, d in facts.watch.decodings if d.tally.remarked.get(one.probe.session)}
-    return next((s.point.id for s in one.path.forward if s.point.id in changed), None)
+    collection, number = facts.collection, one.prepared.probe.session
+    changed = {i for i, tally in collection.tallies.items() if tally.remarked.get(number)}
+    stops = one.epoch.path.forward
+    return next((s.point.id for s in stops if collection.index[s.point.place] in changed), None)
 
 
-def session_result(
-    one: Prepared, outcome: SessionOutcome, facts: RunFacts, reason: Reason | None, undone: dict[str, int]
-) -> SessionResult:
-    """Everything that a run says of one session; `undone` are counters of what was tidied up."""
+def _contexts(one: Settled, facts: RunFacts) -> tuple[Json, ...]:
+    """What was around the probes at each stop, in travel order; the most frequent first."""
+    order = {
+        (s.point.place, int(s.direction)): i for i, s in enumerate((*one.epoch.path.forward, *one.epoch.path.returned))
+    }
+    found = facts.collection.contexts_of(one.hops)
+    found.sort(key=lambda row: (row[2], order.get((row[0].place, row[1]), len(order)), -row[4]))
+    return tuple(
+        {
+            "point": point.id,
+            "leg": Leg(leg).name.lower(),
+            "direction": Direction(direction).name.lower(),
+            **context.to_json(),
+            "records": count,
+        }
+        for point, direction, leg, context, count in found
+    )
+
+
+def _epoch_json(one: Settled) -> Json | None:
+    """None for a session that had one path."""
+    if one.epochs == 1:
+        return None
+    epoch = one.epoch
+    followed = (epoch.from_ns - epoch.noticed_ns) / 1e6 if epoch.because else None
+    return {
+        "number": one.number,
+        "of": one.epochs,
+        "first_seq": one.first,
+        "end_seq": one.end,
+        "because": epoch.because or None,
+        "followed_after_ms": followed,
+    }
+
+
+def session_result(one: Settled, facts: RunFacts, reason: Reason | None, undone: dict[str, int]) -> SessionResult:
+    """Everything that a run says of one session, or of an epoch of it; `undone` are counters of what was tidied up."""
+    prepared, outcome, collection = one.prepared, one.outcome, facts.collection
     counters = {**_counters(facts), "clock_doubts": outcome.clock_doubts, **undone}
-    sent = facts.sent[one.probe.session]
-    plan = one.plan
+    plan = prepared.plan
     return SessionResult(
         name=plan.name,
-        src=one.source.name,
-        dst=one.target.name,
+        src=prepared.source.name,
+        dst=prepared.target.name,
         vantage=plan.vantage.value,
-        type_p=type_p_json(one.probe),
+        type_p=type_p_json(prepared.probe),
         seed=facts.plan.seed,
         tmax_ms=facts.plan.tmax_ns / 1e6,
         schedule=plan.schedule.value,
         rate_pps=plan.rate_pps,
-        pacing=sent.pacing,
+        pacing=collection.sendings[prepared.probe.session].pacing,
         forward=leg_result(outcome.forward),
         returned=leg_result(outcome.returned, is_return=True) if outcome.returned else None,
-        forged=outcome.forged + sum(d.tally.forged for _, d in facts.watch.decodings),
+        forged=outcome.forged + sum(t.forged for t in collection.tallies.values()),
         remarked_at=_remarked_at(one, facts),
         reason=None if reason is None else reason.to_json(),
         overflow=bool(counters["ring_dropped"] or counters["agent_shed"]),
         counters=counters,
-        notes=_notes(one, outcome, facts),
+        notes=_notes(one, facts),
+        contexts=_contexts(one, facts),
+        epoch=_epoch_json(one),
     )

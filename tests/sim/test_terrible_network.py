@@ -15,6 +15,7 @@ from support.clouds import topology
 from netprobe.collect.answers import Answers, concat, timed
 from netprobe.collect.ledger import Fate
 from netprobe.collect.session import BlindWindow, SessionInput, settle_session
+from netprobe.model.observations import Hops, Sightings
 from netprobe.model.records import HopBatch
 from netprobe.observe.observer import Decoding
 from netprobe.plan.plans import RunPlan, SessionPlan
@@ -109,16 +110,16 @@ def observe(prepared, world):
         for start in range(0, len(rows), 37):
             block = rows[start : start + 37]
             lengths = np.array([len(f) for _, f, _ in block], np.int64)
-            decoding.feed(
+            reports = decoding.feed(
                 np.frombuffer(b"".join(bytes(f) for _, f, _ in block), np.uint8),
                 np.cumsum(lengths) - lengths,
                 lengths,
                 np.array([t for t, _, _ in block], np.int64),
                 np.array([d for _, _, d in block], np.uint8),
             )
+            batches += [r.hops for r in reports if isinstance(r, Hops)]
+            answers += [r for r in reports if isinstance(r, Sightings)]
         assert decoding.tally.forged == 0
-        batches += decoding.batches
-        answers += decoding.sightings
     parts = [Answers(a.seq, timed(a.t2_ns), timed(a.t3_ns), a.reflector_seq, a.seen_ns) for a in answers]
     return index, HopBatch.concat(batches), concat(parts).unique()
 

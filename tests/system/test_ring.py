@@ -10,9 +10,10 @@ from support.waiting import until
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute
 from netprobe.host.netns import in_netns
+from netprobe.model.observations import FOR_EVER_NS, Blind, Unwatched
 from netprobe.model.points import Direction, Point, PointKind
 from netprobe.observe import ring as ring_module
-from netprobe.observe.observer import FOR_EVER_NS, Decoding, Observer
+from netprobe.observe.observer import Decoding, Observer
 from netprobe.observe.ring import RxRing
 from netprobe.wire.decode import Decoder
 
@@ -111,12 +112,10 @@ def test_a_ring_that_overflows_counts_it_and_was_blind_until_it_was_read(pair, s
         frame = HEAD + bytes(1486)
         for _ in range(1_000):
             sender.send(frame)
-        watcher.drain()
+        (window,) = [r for r in watcher.drain() if isinstance(r, Blind)]
         assert watcher.decoding.tally.dropped > 0
-        (window,) = watcher.windows
         assert window.start_ns < window.end_ns < FOR_EVER_NS
-        watcher.drain()
-        assert len(watcher.windows) == 1  # nothing more was dropped
+        assert not [r for r in watcher.drain() if isinstance(r, Blind)]  # nothing more was dropped
     finally:
         watcher.close()
 
@@ -127,8 +126,10 @@ def test_a_device_that_goes_down_makes_its_point_blind_for_good(pair, sender):
     try:
         watcher.drain()
         iproute.batch(["link set rg1 down"], netns=pair)
-        until(lambda: (watcher.drain(), watcher.failure)[1])
-        assert watcher.windows[-1].end_ns == FOR_EVER_NS
+        reports = []
+        until(lambda: (reports.extend(watcher.drain()), watcher.failure)[1])
+        assert [r.end_ns for r in reports if isinstance(r, Blind)] == [FOR_EVER_NS]
+        assert [r.point for r in reports if isinstance(r, Unwatched)] == [0]
     finally:
         watcher.close()
 

@@ -1,0 +1,137 @@
+"""The looking part of a run, on the host or hosts that this process can reach: rings, and what guests' agents see.
+
+Owned by service.part: it opens rings, reads them in its nursery, and hands every report on. What they mean is decided
+where the collection is, here or on another machine.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import trio
+
+from netprobe.errors import HostNotReadyError
+from netprobe.host.clock import StepDetector, realtime_ns
+from netprobe.host.guest_agent import GuestFrames
+from netprobe.model.observations import Blind, Contexts, Report, Tallies, Tally, Unwatched, Watermark
+from netprobe.model.points import Point, PointKind
+from netprobe.model.probes import ProbeSession
+from netprobe.observe.observer import Decoding, Observer
+from netprobe.observe.ring import RETIRE_MS
+from netprobe.wire.bpf import probe_filter
+from netprobe.wire.decode import Decoder
+
+Emit = Callable[[Report], None]
+UNDERLAY = frozenset({PointKind.NIC, PointKind.FABRIC})
+"""Where frames are in the cloud's own tunnels. Elsewhere a tunnel is a guest's, which could wrap what it likes."""
+
+HANDED_OVER_NS = int(2.5 * RETIRE_MS * 1e6)
+"""A frame that was stamped longer ago has been handed over by its ring, and a drain has seen it."""
+
+
+class Looker:
+    """Everything that looks in one part.
+
+    Args:
+        probes: the sessions to look for.
+        emit: takes each report, in order.
+    """
+
+    def __init__(self, probes: Sequence[ProbeSession], emit: Emit) -> None:
+        self.program = probe_filter(probes, tunnels=False)
+        self._underlay_program = probe_filter(probes, tunnels=True)
+        self.steps = StepDetector()
+        self._emit = emit
+        self._decoder = Decoder(probes)
+        self._dscp = {p.session: p.type_p.dscp for p in probes if p.type_p.dscp is not None}
+        self._observers: list[Observer] = []
+        self._reading: set[int] = set()
+        self._decodings: dict[int, Decoding] = {}
+        self._told: dict[int, int] = {}
+        self._tallied: dict[int, str] = {}
+
+    def open_rings(self, places: Mapping[int, Point], stack: ExitStack) -> None:
+        """Open a ring on each point that has a device; of one that has none it is said that nobody looks.
+
+        Args:
+            places: points by their index in the run.
+            stack: closes them.
+        """
+        for index, point in places.items():
+            is_underlay = point.kind in UNDERLAY
+            decoding = self._decodings[index] = Decoding(index, self._decoder, self._dscp, tunnels=is_underlay)
+            program = self._underlay_program if is_underlay else self.program
+            try:
+                observer = Observer(point, program, decoding)
+            except HostNotReadyError as error:
+                self._emit(Unwatched(index, str(error)))
+                continue
+            stack.callback(observer.close)
+            self._observers.append(observer)
+
+    def decoding(self, point: int, only_answers_of: frozenset[int] | None = None) -> Decoding:
+        """Where frames of a point go."""
+        if point not in self._decodings:
+            self._decodings[point] = Decoding(point, self._decoder, self._dscp, only_answers_of)
+        return self._decodings[point]
+
+    def read_rings(self, nursery: trio.Nursery) -> None:
+        """Start a reader for each ring that has none yet; they run until `nursery` is cancelled."""
+        for number, observer in enumerate(self._observers):
+            if number not in self._reading:
+                self._reading.add(number)
+                nursery.start_soon(self._read, observer)
+
+    async def _read(self, observer: Observer) -> None:
+        while not observer.failure:  # a ring whose device is down would be readable for ever
+            await trio.lowlevel.wait_readable(observer)
+            self._tell(observer.drain())
+
+    def _tell(self, reports: Iterable[Report]) -> None:
+        for report in reports:
+            self._emit(report)
+
+    def take_agent_frames(self, point: int, batches: Sequence[GuestFrames]) -> None:
+        """Decode what a guest's agent saw at its own NIC."""
+        starts = np.cumsum([0, *(len(b.buf) for b in batches[:-1])])
+        self._tell(
+            self.decoding(point).feed(
+                np.concatenate([b.buf for b in batches]),
+                np.concatenate([b.offsets + start for b, start in zip(batches, starts, strict=True)]),
+                np.concatenate([b.lengths for b in batches]),
+                np.concatenate([b.t_ns for b in batches]),
+                np.concatenate([b.direction for b in batches]),
+            )
+        )
+
+    def lost_sight(self, point: int, since_ns: int, why: str) -> None:
+        """Frames were shed at a guest's own point, or its agent died: its silence proves nothing from then on."""
+        self._emit(Blind(point, since_ns, realtime_ns(), why))
+
+    def unwatched(self, point: int, why: str, since_ns: int = 0) -> None:
+        """Nobody looks at a point."""
+        self._emit(Unwatched(point, why, since_ns))
+
+    def flush(self) -> None:
+        """Read what the rings hold, and say what has been counted until now and how far the reports go."""
+        self.steps.check()
+        until_ns = realtime_ns() - HANDED_OVER_NS
+        for observer in self._observers:
+            if not observer.failure:
+                self._tell(observer.drain())
+        self._tell(self._news())
+        self._emit(Watermark(until_ns, self.steps.steps))
+
+    def _news(self) -> Iterable[Report]:
+        changed: dict[int, Tally] = {}
+        for point, decoding in self._decodings.items():
+            told = self._told.get(point, 0)
+            if len(decoding.contexts) > told:
+                yield Contexts(point, told, tuple(decoding.contexts[told:]))
+                self._told[point] = len(decoding.contexts)
+            now = repr(decoding.tally)
+            if self._tallied.get(point) != now:
+                self._tallied[point] = now
+                changed[point] = decoding.tally
+        if changed:
+            yield Tallies(changed)

@@ -1,0 +1,187 @@
+"""One part of a run: what this process does on the host or hosts that it can reach.
+
+Permit, write down, look, send, mind the tables that tenants share, tidy up. A run in one process has one part; a run
+spread over hosts has one an agent. Everything that a part finds out goes out as reports (model.observations).
+Resources are opened outermost first and closed in the opposite order, also after an error or Ctrl-C.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from netprobe.errors import HostNotReadyError
+from netprobe.host.clock import realtime_ns
+from netprobe.host.conntrack import Conntrack
+from netprobe.host.signals import StopRequest
+from netprobe.host.unixctl import UnixctlClient
+from netprobe.model.points import Point
+from netprobe.model.probes import ProbeSession
+from netprobe.model.topology import Topology
+from netprobe.observe.ring import RETIRE_MS
+from netprobe.plan.allowlist import Allowlist
+from netprobe.plan.budget import is_too_full
+from netprobe.service.injecting import Injector, OwnPoint, open_injector
+from netprobe.service.looking import Emit, Looker
+from netprobe.service.permits import SwitchDrops
+from netprobe.service.prepare import Prepared
+
+SETTLE_S = 2.5 * RETIRE_MS / 1e3
+"""After the last frame that matters: every ring's open block is handed over within its retire time."""
+
+CHECK_S = 0.1
+"""How often a stop request, the clock and a shared table are looked at."""
+
+CHECKS_A_TABLE = 5  # the table is asked every fifth time
+
+
+@dataclass(frozen=True, slots=True)
+class PartOrder:
+    """What one part shall do.
+
+    Attributes:
+        prepared: the sessions that are sent from here.
+        probes: the sessions that pass here, those among them.
+        places: points to look at with a ring, by their index in the run.
+        own: senders' own points that their agents look at, by the sender's name.
+    """
+
+    prepared: tuple[Prepared, ...]
+    probes: tuple[ProbeSession, ...]
+    places: Mapping[int, Point]
+    own: Mapping[str, OwnPoint]
+
+
+class Part:
+    """A part under way, looking; from `open_part`."""
+
+    def __init__(
+        self, order: PartOrder, topology: Topology, injector: Injector, looker: Looker, readers: trio.Nursery
+    ) -> None:
+        self._order = order
+        self._topology = topology
+        self._injector = injector
+        self._looker = looker
+        self._readers = readers
+        self._drops = SwitchDrops(order.prepared, topology)
+        self._since_ns = realtime_ns()
+        self._rings = ExitStack()
+
+    def look_at(self, places: Mapping[int, Point]) -> None:
+        """Open rings on more points: a guest came to this host."""
+        self._looker.open_rings(places, self._rings)
+        self._looker.read_rings(self._readers)
+
+    async def send(self, emit: Emit, stop: StopRequest) -> None:
+        """Send all sessions; returns when every sender is done, or was stopped. Reports what was sent of each.
+
+        Args:
+            emit: takes the reports.
+            stop: once it is asked, nothing more is sent. This asks it too, when a table that tenants share gets full.
+        """
+        async with trio.open_nursery() as guards:
+            guards.start_soon(self._mind, stop)
+            async with trio.open_nursery() as senders:
+                for one in self._order.prepared:
+                    senders.start_soon(self._send, one, emit)
+            guards.cancel_scope.cancel()
+
+    async def _send(self, one: Prepared, emit: Emit) -> None:
+        sent = await self._injector.send(one)
+        emit(sent.report(one.probe.session))
+
+    async def _mind(self, stop: StopRequest) -> None:
+        """While sending: stop when asked, and never fill a conntrack table (design §6a)."""
+        hosts = {one.sender.host for one in self._order.prepared}
+        checks = 0
+        try:
+            while not stop.asked():
+                await trio.sleep(CHECK_S)
+                self._looker.steps.check()
+                checks += 1
+                if checks % CHECKS_A_TABLE == 0:
+                    for name in hosts:
+                        if await trio.to_thread.run_sync(_is_full, self._topology.host(name).ovs_rundir):
+                            stop.ask(f"the conntrack table of {name} is nearly full")
+            while True:  # a sender may not have begun when it is first told
+                await self._injector.stop()
+                await trio.sleep(CHECK_S)
+        finally:
+            self._injector.halt()  # at once, also on the way out of an error: a sending thread is waited for
+
+    def flush(self) -> None:
+        """Report what the rings hold now, and how far the reports go."""
+        self._looker.flush()
+
+    async def finish(self) -> dict[str, int]:
+        """Report the rest, when the last frame that matters has been seen.
+
+        Returns:
+            Counters of what was shed or dropped.
+        """
+        await trio.sleep(SETTLE_S)  # what the rings still gather
+        shed = await self._injector.finish(self._looker, self._order.own, self._since_ns)
+        self._looker.flush()
+        dropped = await trio.to_thread.run_sync(self._drops.since_then)
+        return {"agent_shed": shed, "port_dropped": dropped}
+
+    def close(self) -> None:
+        """Take rings down that were opened meanwhile."""
+        self._rings.close()
+
+
+def _is_full(rundir: str) -> bool:
+    try:
+        with UnixctlClient(rundir) as unixctl:
+            use = Conntrack(unixctl).use()
+    except HostNotReadyError:
+        return False  # a dead switch shows in the result
+    return is_too_full(use.used, use.limit)
+
+
+@asynccontextmanager
+async def open_part(
+    order: PartOrder, topology: Topology, allowlists: dict[str, Allowlist], emit: Emit
+) -> AsyncIterator[Part]:
+    """Open a part's rings and agents, and look. Permitted it was before (service.permits), and written down.
+
+    Args:
+        order: what it shall do.
+        topology: its hosts.
+        allowlists: of each of them that sends.
+        emit: takes its reports, in order.
+
+    Raises:
+        HostNotReadyError: an agent or a namespace that is needed is not there.
+    """
+    looker = Looker(order.probes, emit)
+    with ExitStack() as stack:
+        looker.open_rings(order.places, stack)
+        async with open_injector(order.prepared, topology, allowlists) as injector, trio.open_nursery() as readers:
+            part = Part(order, topology, injector, looker, readers)
+            try:
+                looker.read_rings(readers)
+                await injector.observe(looker, order.own, readers)
+                for one in order.prepared:
+                    await injector.absorb(one)
+                yield part
+            finally:
+                readers.cancel_scope.cancel()
+                part.close()
+
+
+def own_points(prepared: Sequence[Prepared], index: Mapping[str, int]) -> dict[str, OwnPoint]:
+    """The own points of senders that have an agent (a guest that the vswitch plays is no observer).
+
+    Args:
+        prepared: their sessions.
+        index: of each point's place in the run.
+    """
+    found: dict[str, OwnPoint] = {}
+    for one in prepared:
+        place = index.get(one.sender.chain[0].place)
+        if one.is_sent_by_agent and place is not None:
+            before = found.get(one.sender.name, OwnPoint(place, frozenset()))
+            found[one.sender.name] = OwnPoint(place, before.sessions | {one.probe.session})
+    return found
