@@ -21,7 +21,7 @@ _SYN_OR_RST = 0x06
 def probe_filter(sessions: Sequence[ProbeSession], *, snap_bytes: int = 0x40000, tunnels: bool = True) -> bytes:
     """The filter for these sessions.
 
-    Where so many tuples do not fit into 4096 instructions (some 150 IPv4 or 80 IPv6 pairs of hosts), addresses are no
+    Where so many tuples do not fit into 4096 instructions (some 140 IPv4 or 70 IPv6 pairs of hosts), addresses are no
     longer looked at, only ports; where not even those fit, one range of ports for each protocol, and all ICMP errors
     pass. More of the tenants' frames then reach the decoder, which still tells them apart.
 

@@ -9,7 +9,9 @@ import os
 import socket
 import struct
 import subprocess
+from ipaddress import ip_address
 
+import numpy as np
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
@@ -23,6 +25,7 @@ from support.wire_frames import (
     in_vxlan,
     make_session,
     probe,
+    rows,
     stamp_reply,
     translated,
     with_tags,
@@ -30,13 +33,16 @@ from support.wire_frames import (
 )
 
 from netprobe.host.netns import in_netns
+from netprobe.model.contexts import HopContext, Tunnel
 from netprobe.model.probes import Protocol
 from netprobe.wire.bpf import probe_filter
+from netprobe.wire.decode import Decoder
 
 pytestmark = pytest.mark.system
 
 ETH_P_ALL = 3
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+SOL_PACKET, PACKET_AUXDATA, TP_STATUS_VLAN_VALID = 263, 8, 1 << 4  # linux/if_packet.h
 SENTINEL = b"\x02\x00\x00\x00\x00\x99" + b"\x02\x00\x00\x00\x00\x98" + b"\x88\xb5" + bytes(46)
 SENTINEL_TYPE = 0x88B5  # IEEE 802 local experimental
 HELLO = SENTINEL[:12] + b"\x88\xb6" + bytes(46)  # the other experimental type; no filter here passes it
@@ -248,3 +254,59 @@ def test_frames_cut_at_every_length_get_the_interpreters_verdict(looker):
     for frame in [probe(session, 5) for session in UNMARKED[::2]] + [in_geneve(probe(SYN4, 5))]:
         for size in range(14, len(frame)):
             assert looker(program, frame[:size]) == bool(run(program, frame[:size])), size
+
+
+def received_with_tag(sock):
+    """A frame, and the VLAN tag that the kernel took off it (-1: none); struct tpacket_auxdata, linux/if_packet.h."""
+    frame, ancillary, _, _ = sock.recvmsg(65536, 256)
+    (data,) = [data for level, kind, data in ancillary if (level, kind) == (SOL_PACKET, PACKET_AUXDATA)]
+    status, tci = struct.unpack("I12xH2x", data)
+    return frame, tci if status & TP_STATUS_VLAN_VALID else -1
+
+
+def decoded_at(netns, program, sender, *frames):
+    """What the decoder makes of the first frame that passes the filter on `v`, of those that are sent."""
+    with in_netns(netns, lambda: open_ring_like_socket("v", program)) as receiver, sender:
+        receiver.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        for frame in frames:
+            sender.send(frame)
+        frame, tag = received_with_tag(receiver)
+    buf = np.frombuffer(frame, np.uint8)
+    decoded = Decoder(UNMARKED).decode(buf, np.array([0]), np.array([len(frame)]), np.array([tag]))
+    return rows(decoded), decoded.contexts, tag
+
+
+TENANT4 = bytes(E4 / UDP(sport=5000, dport=53) / Raw(bytes(100)))
+
+
+def sender_on(netns, device):
+    sock = in_netns(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+    sock.bind((device, 0))
+    return sock
+
+
+def test_the_kernels_own_vxlan_is_seen_through(pair):
+    """Linux wraps, not a helper of ours: the tenant's frame stays in the kernel, the probe's context is told."""
+    ends = "192.168.0.1", "192.168.0.2"
+    for netns, end in zip(pair, ends, strict=True):
+        ip("-n", netns, "addr", "add", f"{end}/24", "dev", "v")
+    words = ("type", "vxlan", "id", "42", "local", ends[0], "remote", ends[1], "dstport", "4789", "dev", "v")
+    ip("-n", pair[0], "link", "add", "vx", *words)
+    try:
+        ip("-n", pair[0], "link", "set", "vx", "up")
+        found = decoded_at(pair[1], probe_filter(UNMARKED), sender_on(pair[0], "vx"), TENANT4, probe(SYN4, 5))
+        outer = (ip_address(end) for end in ends)
+        wanted = HopContext(SYN4.src_ip, SYN4.dst_ip, (), Tunnel.VXLAN, 42, *outer)
+        assert found == ([(0, SYN4.session, 5, 0, 0)], (wanted,), -1)
+    finally:
+        ip("-n", pair[0], "link", "del", "vx")
+
+
+@pytest.mark.parametrize("tags", [((0x8100, 7),), ((0x88A8, 8), (0x8100, 9))])
+def test_a_tag_that_the_kernel_takes_off_is_told(pair, tags):
+    """On the way in the outermost tag is in the metadata: filter and decoder see the frame without it."""
+    frames = [with_tags(in_geneve(frame), *tags) for frame in (TENANT4, probe(SYN4, 5))]
+    found, (context,), tag = decoded_at(pair[1], probe_filter(UNMARKED), sender_on(pair[0], "v"), *frames)
+    assert found == [(0, SYN4.session, 5, 0, 0)]
+    assert tag == tags[0][1]
+    assert context.vlans == tuple(vid for _, vid in tags)
