@@ -25,8 +25,9 @@ from netprobe.model.topology import Topology
 from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.plans import RunPlan
 from netprobe.service.collection import Collection
+from netprobe.service.following import Follower, open_follower
 from netprobe.service.journal import Journal, open_journal
-from netprobe.service.part import PartOrder, open_part, own_points
+from netprobe.service.part import Part, PartOrder, open_part, own_points
 from netprobe.service.permits import permit_run, port_source
 from netprobe.service.prepare import PortSource, Prepared, path_of, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
@@ -92,20 +93,22 @@ async def run_plan(plan: RunPlan, topology: Topology, progress: Progress = lambd
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         with stop_on_signals() as stop:
-            return await _run(plan, topology, stop, progress)
+            async with open_follower(topology) as follower:
+                return await _run(plan, follower, stop, progress)
     finally:
         sys.setswitchinterval(before)
 
 
-async def _run(plan: RunPlan, topology: Topology, stop: StopRequest, progress: Progress) -> RunOutcome:
+async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: Progress) -> RunOutcome:
     started_ns = realtime_ns()
+    topology = follower.topology
     ports = port_source(topology)
     prepared = prepare_run(plan, topology, ports)
     allowlists = permit_run(prepared, topology, started_ns)
     collection = Collection(one.probe for one in prepared)
     state = RunState(plan, prepared, topology, collection, stop, started_ns)
     with open_journal(prepared, topology) as journal:
-        counters = await _look_and_send(state, allowlists, progress)
+        counters = await _look_and_send(state, follower, allowlists, progress)
         facts = RunFacts(plan, collection, realtime_ns(), counters)
         settled = settle_run(prepared, state.epochs, facts)
         reasons = await _explain(state, settled, allowlists, ports, journal)
@@ -165,7 +168,9 @@ def ring_places(state: RunState, prepared: Sequence[Prepared]) -> dict[int, Poin
     return {i: point for i, point in places.items() if i not in by_agent}
 
 
-async def _look_and_send(state: RunState, allowlists: dict[str, Allowlist], progress: Progress) -> dict[str, int]:
+async def _look_and_send(
+    state: RunState, follower: Follower, allowlists: dict[str, Allowlist], progress: Progress
+) -> dict[str, int]:
     first_epochs(state)
     collection = state.collection
     order = PartOrder(
@@ -181,8 +186,11 @@ async def _look_and_send(state: RunState, allowlists: dict[str, Allowlist], prog
 
     async with open_part(order, state.topology, allowlists, emit) as part:
         progress(f"sending {sum(one.probe.count for one in state.prepared)} probes")
-        await part.send(emit, state.stop)
-        await _wait_for_the_last(state)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_follow, state, part, follower)
+            await part.send(emit, state.stop)
+            await _wait_for_the_last(state)
+            nursery.cancel_scope.cancel()
         counters = await part.finish()
         emit(PartDone(counters))
     return counters
@@ -199,6 +207,23 @@ async def _wait_for_the_last(state: RunState) -> None:
         while not state.collection.is_complete and not state.stop.asked():
             with trio.move_on_after(CHECK_S):
                 await state.collection.changed.wait()
+
+
+async def _follow(state: RunState, part: Part, follower: Follower) -> None:
+    """Follow guests that move: from when their new points are looked at, their sessions have a new path."""
+    version = 0
+    while True:
+        version, topology = await follower.wait_changed(version)
+        noticed_ns = realtime_ns()
+        moved = moved_sessions(state, topology)
+        state.topology = topology
+        for one, path, because in moved:
+            known = set(state.collection.index)
+            _begin_epoch(state, one, Epoch(path, noticed_ns, because, noticed_ns))
+            state.collection.add_part(HERE, range(len(state.collection.points)), ())
+            part.look_at({i: p for i, p in ring_places(state, [one]).items() if p.place not in known})
+            # From now on, not from when it was noticed: what was sent meanwhile was not looked for.
+            state.epochs[one.probe.session][-1] = Epoch(path, realtime_ns(), because, noticed_ns)
 
 
 def moved_sessions(state: RunState, topology: Topology) -> list[tuple[Prepared, Path, str]]:
