@@ -135,7 +135,7 @@ class HostClock:
 
     def shown_one(self, real_ns: int) -> int:
         """What it showed at one time of CLOCK_REALTIME."""
-        return int(self.shown(np.array([real_ns], np.int64))[0])
+        return real_ns if self.is_true else int(self.shown(np.array([real_ns], np.int64))[0])
 
     def real(self, shown_ns: Times) -> Times:
         """When it showed these times first, by CLOCK_REALTIME; for times that it jumped over, when it jumped."""
