@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netprobe.lab.relay_core import BACKLOG_MAX, HOLD_NS, RelayCore, RelaySpec
-from netprobe.lab.relay_frames import Mark, parse
+from netprobe.lab.relay_frames import Mark, destination, parse
 from netprobe.lab.relay_rows import FATE_DROPPED, FATE_DUPLICATE, FATE_FORWARDED, FROM_GUEST, ROW, Row, pack
 
 FEW = settings(deadline=None, derandomize=True, max_examples=300)
@@ -49,6 +49,26 @@ def test_a_mutated_frame_gives_a_mark_or_none(at, noise):
     frame = bytearray(raw_udp(3) + bytes(100))
     frame[at : at + len(noise)] = noise
     assert isinstance(parse(bytes(frame)), Mark | None)
+
+
+def tunnelled(inner: bytes, first: int = 1) -> bytes:
+    geneve = struct.pack("!BBHI", first, 0, 0x6558, 1 << 8) + bytes(4)
+    ip = struct.pack("!BBHHHBBH8x", 0x45, 0, 36 + len(inner), 0, 0, 64, 17, 0)
+    return bytes(12) + b"\x08\x00" + ip + struct.pack("!HHHH", 1, 6081, 0, 0) + geneve + inner
+
+
+@FEW
+@given(st.integers(0, 63), st.binary(max_size=120), st.integers(0, 220))
+def test_any_octets_in_a_tunnel_give_a_mark_or_none_and_a_destination(first, inner, cut):
+    octets = tunnelled(inner, first)[:cut]
+    assert isinstance(parse(octets), Mark | None)
+    assert [len(part) for part in destination(octets)] in ([min(6, cut), 0], [6, 4])
+
+
+@FEW
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_a_tunnel_changes_no_mark(session, seq):
+    assert parse(tunnelled(raw_udp(seq, session))) == parse(raw_udp(seq, session)) != None  # noqa: E711
 
 
 SPECS = st.builds(

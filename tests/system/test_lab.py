@@ -22,6 +22,7 @@ from support.lab_traffic import (
     send_frames,
     udp_frame,
 )
+from support.waiting import until
 
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host import iproute, netns, ovs, process
@@ -272,6 +273,7 @@ def test_a_process_of_another_lab_with_the_same_paths_is_not_found(tmp_path):
         own = process.spawn(argv, log=tmp_path / "log")
         try:
             assert other.stdout.readline() == b"ready\n"
+            until(lambda: process.command_line(other.pid) == argv == process.command_line(own.pid))
             assert [record.pid for record in process.find({argv}, tmp_path)[1]] == [own.pid]
         finally:
             process.end([own])

@@ -84,6 +84,60 @@ def test_a_wrong_document_is_refused(rest, says):
         tiny(rest=rest)
 
 
+PAIR_TINY = """
+[[guest]]
+name = "vm1"
+host = "hv1"
+network = "net1"
+{rest}
+"""
+
+
+def test_the_pair_that_ships_has_guests_on_both_hypervisors_and_a_bypass_nic_on_each():
+    lab = config.load("pair")
+    assert {guest.name: (guest.host, guest.network) for guest in lab.guests} == {
+        "vm1": ("hv1", "net1"),
+        "vm2": ("hv2", "net1"),
+        "vm3": ("hv1", "net1"),
+        "vm4": ("hv2", "net2"),
+        "ext1": ("hv2", "ext"),
+    }
+    assert [guest.name for guest in lab.guests if guest.floating] == ["vm1"]
+    assert lab.bypasses == (config.Bypass("hv1", "vm1"), config.Bypass("hv2", "vm2"))
+
+
+def test_a_bypass_nic_copies_the_first_guest_of_its_hypervisor_or_the_first_of_all():
+    two = '[[guest]]\nname = "vm2"\nhost = "hv2"\nnetwork = "net2"\n'
+    alone = config.parse(PAIR_TINY.format(rest=""), where="x.toml", lab="pair")
+    both = config.parse(PAIR_TINY.format(rest=two), where="x.toml", lab="pair")
+    assert [bypass.copy_of for bypass in alone.bypasses] == ["vm1", "vm1"]
+    assert [bypass.copy_of for bypass in both.bypasses] == ["vm1", "vm2"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ("[[guest]]\nname = 'vm2'\nnetwork = 'net1'", "has no 'host'"),
+        ("[[guest]]\nname = 'vm2'\nhost = 'hv3'\nnetwork = 'net1'", "unknown value 'hv3'.*'hv2'"),
+        ("[[guest]]\nname = 'vm2'\nhost = 'hv2'\nnetwork = 'net3'", "unknown value 'net3'"),
+        ("[[guest]]\nname = 'vm2'\nhost = 'hv2'\nnetwork = 'ext'\nfloating = true", "vm2 is on ext itself"),
+        ("floating = 1", "floating: is 1 .*true or false"),
+        ("[[guest]]\nname = 'fabric'\nhost = 'hv2'\nnetwork = 'net1'", "is 'fabric'"),
+        ("[bypass]\ncopy_of = 'vm1'", r"is not an array of tables.*\[\[bypass\]\]"),
+        ("[[bypass]]\nhost = 'hv1'\n[[bypass]]\nhost = 'hv1'", "two bypass NICs named 'hv1'"),
+        ("[[bypass]]\nhost = 'hv2'\ncopy_of = 'vm2'", "unknown guest 'vm2'"),
+    ],
+)
+def test_a_wrong_document_for_the_pair_is_refused(rest, says):
+    with pytest.raises(UsageError, match=says):
+        config.parse(PAIR_TINY.format(rest=rest), where="x.toml", lab="pair")
+
+
+def test_where_there_is_one_hypervisor_there_is_no_key_to_choose_it_with():
+    with pytest.raises(UsageError, match="unknown key 'host'"):
+        tiny(rest="[[guest]]\nname = 'vm2'\nhost = 'hv1'")
+
+
 @pytest.mark.parametrize("text", ["", "guest = 3", "guest = [3]", "group = {}", "[[guest]", "\x00"])
 def test_what_is_no_lab_at_all_is_refused(text):
     with pytest.raises(UsageError, match=r"x\.toml"):

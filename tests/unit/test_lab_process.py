@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from support.waiting import until
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import process
@@ -23,6 +24,7 @@ def test_a_started_process_is_alive_until_it_is_ended(tmp_path):
 def test_another_start_time_or_command_line_is_another_process(tmp_path):
     record = process.spawn(["sleep", "77"], log=tmp_path / "log")
     try:
+        until(lambda: process.command_line(record.pid) == record.argv)  # in the middle of its exec it shows none
         for other in (
             replace(record, start_ticks=record.start_ticks + 1),
             replace(record, argv=("sleep", "78")),

@@ -8,7 +8,7 @@ import pytest
 from netprobe.errors import NoAnswerError
 from netprobe.lab import truth
 from netprobe.lab.relay_core import RelayCore, RelaySpec
-from netprobe.lab.relay_frames import Mark, parse
+from netprobe.lab.relay_frames import Mark, carried, parse
 from netprobe.lab.relay_rows import FATE_FORWARDED, FROM_GUEST, ROW, TO_GUEST, Row, pack
 
 IDENTITY = b"nprb" + struct.pack("!II", 0xA1B2C3D4, 5) + b"tag-tag-"
@@ -66,6 +66,42 @@ def test_options_shift_the_transport_header():
     assert parse(frame(ipv4(17, udp(IDENTITY), options=b"\x01" * 8))) == KNOWN
 
 
+def geneve(inner: bytes, *, options: bytes = b"", port: int = 6081, first: int | None = None) -> bytes:
+    header = struct.pack("!BBHI", len(options) // 4 if first is None else first, 0, 0x6558, 1 << 8) + options
+    return struct.pack("!HHHH", 40000, port, 16 + len(options) + len(inner), 0) + header + inner
+
+
+OVN_OPTION = struct.pack("!HBBI", 0x0102, 0x80, 1, 0x20003)
+
+
+@pytest.mark.parametrize("outer", [ipv4, ipv6])
+@pytest.mark.parametrize("vlan", [b"", b"\x81\x00\x00\x07"])
+@pytest.mark.parametrize("options", [b"", OVN_OPTION, OVN_OPTION * 3])
+def test_marks_are_found_inside_geneve_with_and_without_options(outer, vlan, options):
+    inner = frame(ipv6(17, udp(IDENTITY)), dst=MAC_1)
+    octets = frame(outer(17, geneve(inner, options=options)), vlan=vlan)
+    assert parse(octets) == KNOWN
+    assert carried(octets) == inner
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        frame(ipv4(17, geneve(frame(ipv4(17, udp(IDENTITY))), port=6082))),
+        frame(ipv4(17, geneve(frame(ipv4(17, udp(IDENTITY))), first=0x40))),  # a version that is not known
+        frame(ipv4(17, geneve(frame(ipv4(17, udp(IDENTITY))), first=0x3F))),  # options that reach past the end
+        frame(ipv4(17, geneve(b""))),
+        frame(ipv4(17, geneve(frame(ipv4(17, geneve(frame(ipv4(17, udp(IDENTITY))))))))),  # one tunnel, not two
+    ],
+)
+def test_what_is_no_geneve_or_carries_no_probe_has_no_mark(octets):
+    assert parse(octets) is None
+
+
+def test_a_probe_to_the_tunnels_port_is_a_probe():
+    assert parse(frame(ipv4(17, struct.pack("!HHHH", 5000, 6081, 28, 0) + IDENTITY))) == KNOWN
+
+
 @pytest.mark.parametrize(
     "octets",
     [
@@ -105,6 +141,41 @@ def test_only_frames_to_the_matched_address_are_hit():
     passed = relay_one(spec, frame(ipv4(17, udp(IDENTITY)), dst=MAC_1), FROM_GUEST)
     assert (hit.faulted, hit.delay_ns) == (1, 9999)
     assert (passed.faulted, passed.delay_ns) == (0, 0)
+
+
+ADDRESS = bytes([10, 1, 0, 2])
+TO_ADDRESS = frame(ipv4(17, udp(IDENTITY))[:18] + ADDRESS + ipv4(17, udp(IDENTITY))[22:], dst=MAC_1)
+TO_ADDRESS_6 = frame(ipv6(17, udp(IDENTITY))[:26] + bytes(15) + b"\x02" + ipv6(17, udp(IDENTITY))[42:], dst=MAC_1)
+
+
+@pytest.mark.parametrize(
+    ("octets", "is_hit"),
+    [
+        (TO_ADDRESS, True),  # routed: the router's MAC
+        (TO_ADDRESS_6, True),
+        (frame(ipv4(17, udp(IDENTITY)), dst=MAC_2), True),
+        (frame(ipv4(17, udp(IDENTITY)), dst=MAC_1), False),
+        (TO_ADDRESS[:12] + b"\x81\x00\x00\x18" + TO_ADDRESS[12:], True),
+        (frame(ipv4(17, geneve(TO_ADDRESS)), dst=MAC_1), False),  # as it is, not what it carries
+    ],
+)
+def test_frames_to_a_matched_address_or_mac_are_hit(octets, is_hit):
+    addresses = frozenset({ADDRESS, bytes(15) + b"\x02"})
+    spec = RelaySpec(FROM_GUEST, macs=frozenset({MAC_2}), addresses=addresses, delay_ns=9999)
+    assert relay_one(spec, octets, FROM_GUEST).faulted == is_hit
+
+
+@pytest.mark.parametrize(
+    ("octets", "is_hit"),
+    [
+        (frame(ipv4(17, geneve(frame(ipv4(17, udp(IDENTITY)), dst=MAC_2))), dst=MAC_1), True),
+        (frame(ipv4(17, geneve(frame(ipv4(17, udp(IDENTITY)), dst=MAC_1))), dst=MAC_2), False),
+        (frame(ipv4(17, udp(IDENTITY)), vlan=b"\x81\x00\x00\x18", dst=MAC_2), True),  # not in a tunnel
+    ],
+)
+def test_the_frame_inside_a_tunnel_decides_where_that_is_asked_for(octets, is_hit):
+    spec = RelaySpec(FROM_GUEST, macs=frozenset({MAC_2}), inside=True, delay_ns=9999)
+    assert relay_one(spec, octets, FROM_GUEST).faulted == is_hit
 
 
 def test_share_delays_about_that_fraction_and_the_rest_not_at_all():

@@ -60,6 +60,54 @@ def test_the_document_has_the_keys_of_the_contract(places):
     assert {"id": "hv1.vswitch", "kind": "vswitch", "host": "hv1", "netns": "", "device": ""} in document["points"]
 
 
+def pair(places) -> state.State:
+    lab = config.load("pair")
+    ends = topology.endpoints(lab)
+    splice = layout.locate("hv2.nic..vm2.backend", lab.shape, ends, expose=True)
+    record = state.FaultRecord(splice, layout.FaultSpec(loss=0.5, expose=True), "/x/t.bin", "/x/t.json", active=True)
+    return state.State("pair", places.lab, endpoints=ends, faults=(record,))
+
+
+def test_the_pair_is_read_again_with_its_relays_and_moves(places):
+    lab = pair(places)
+    lab.moving = "vm1"
+    journal.Journal(lab, places.state).write()
+    assert state.load(places.state) == lab
+
+
+def test_the_document_of_the_pair_says_how_hypervisors_are_joined_and_guests_are_translated(places):
+    document = pair(places).to_json()
+    assert document["hosts"][1] == {
+        "name": "hv2",
+        "netns": "hv2",
+        "bridge": "br-int",
+        "zone": None,
+        "chassis": "hv2",
+        "ovs_rundir": f"{places.lab}/hv2",
+        "allowlist": f"{places.lab}/hv2.allow.toml",
+        "uplink": ["hv2.relay", "hv2.nic", "fabric.hv2"],
+        "encap_ips": ["172.30.0.2"],
+        "management_ip": "172.31.0.12",
+    }
+    guests = {guest["name"]: guest for guest in document["guests"]}
+    keys = ("network", "prefixes", "gateway_mac", "floating", "behind_nat")
+    assert [guests["vm1"][key] for key in keys] == [
+        "net1",
+        ["10.1.0.0/24", "fd00:1::/64"],
+        "fa:16:3e:00:01:01",
+        "172.24.0.101",
+        {"ext": "172.24.0.101"},
+    ]
+    assert (guests["vm4"]["floating"], guests["vm4"]["behind_nat"]) == (None, {"ext": "172.24.0.1"})
+    assert guests["ext1"]["behind_nat"] == {}
+    assert [bypass["name"] for bypass in document["bypasses"]] == ["bypass1", "bypass2"]
+    assert document["management"] == {"netns": "central", "ip": "172.31.0.1"}
+    assert document["ovn"] == {
+        "northbound": f"unix:{places.lab}/central/ovnnb_db.sock",
+        "southbound": f"unix:{places.lab}/central/ovnsb_db.sock",
+    }
+
+
 def test_a_segment_shows_the_fault_that_it_carries_and_no_other_does(places):
     document = full(places).to_json()
     faulty = [segment for segment in document["segments"] if segment["fault"]]
