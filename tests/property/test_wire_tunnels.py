@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scapy.contrib.geneve import GeneveOptions
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -31,7 +32,7 @@ from support.wire_frames import (
 
 from netprobe.model.contexts import Tunnel
 from netprobe.model.probes import Protocol
-from netprobe.wire.bpf import probe_filter
+from netprobe.wire.bpf import MAX_INSTRUCTIONS, probe_filter
 from netprobe.wire.decode import Decoder
 
 # Addresses are given, or scapy would resolve them, on the wire.
@@ -129,24 +130,65 @@ def test_the_filter_gives_a_plain_frame_the_same_verdict_with_and_without_tunnel
                 assert bool(run(program, frame)) == bool(run(shallow, frame)) == bool(tos)
 
 
+def odd_frames(session):
+    """Probes and answers of a session on a tunnel's port whose first octets may make a sound tunnel header."""
+    sides = [session, *(replace(session, src_ip=t.src_ip, dst_ip=t.dst_ip) for t in session.translations)]
+    for seq in ODD_SEQS:
+        for side in sides:
+            frame = probe(side, seq)
+            yield frame
+            yield from answers(side, seq).values()
+            if session.type_p.protocol is not Protocol.UDP:
+                continue
+            replies = [
+                stamp_reply(frame, t2=1, t3=1, reflector_seq=seq, keep_tlvs=keep_tlvs) for keep_tlvs in (True, False)
+            ]
+            yield from replies
+            if side is not session:
+                for port in (6081, 4789, 8472):  # NAT gave the probe a tunnel's port
+                    yield replies[0][:56] + port.to_bytes(2, "big") + replies[0][58:]
+
+
+@pytest.mark.parametrize("session", ODD, ids=["to 6081", "from 4789", "raw to 8472", "nat"])
+def test_a_filter_for_one_session_on_a_tunnels_port_passes_all_that_is_its(session):
+    frames = list(odd_frames(session))
+    program = probe_filter([session])
+    decoded = Decoder([session]).decode(*block(frames))
+    assert decoded.index.tolist() == list(range(len(frames)))
+    assert {context.tunnel for context in decoded.contexts} == {Tunnel.NONE}
+    assert all(run(program, frame) for frame in frames)
+
+
+def test_any_number_of_sessions_on_a_tunnels_port_fits():
+    """Of replies without magic, one tunnel port is left where their source ports no longer fit."""
+    sessions = [make_session(session=i, dscp=None, src_port=6081, dst_port=1000 + i) for i in range(3000)]
+    program = probe_filter(sessions)
+    assert len(program) // 8 <= MAX_INSTRUCTIONS
+    for session in sessions[::500]:
+        reply = stamp_reply(probe(session, 1), t2=1, t3=1, reflector_seq=0x6558, keep_tlvs=False)
+        assert len(Decoder([session]).decode(*block([reply]))) == 1
+        assert run(program, reply)
+
+
+@pytest.mark.parametrize("odd", [[], ODD], ids=["", "beside sessions on a tunnel's port"])
+def test_ip_packets_in_geneve_without_an_ethernet_header_pass_however_short(odd):
+    """A SYN that way is too short to be asked for magic as if it were a plain probe."""
+    program, decoder = probe_filter([*SESSIONS, *odd]), Decoder([*SESSIONS, *odd])
+    for session, frame in FRAMES:
+        proto = 0x0800 if session.type_p.family == 4 else 0x86DD
+        for count in (0, 1, 3):
+            options = [GeneveOptions(classid=1, type=1, data=bytes(4))] * count
+            bare = in_geneve(frame[14:], proto=proto, options=options)
+            assert run(program, bare)
+            assert len(decoder.decode(*block([bare]))) == 1
+
+
 def test_whatever_the_decoder_recognises_the_filter_passes():
     """Mutated plain, tagged and tunnelled frames, of ordinary sessions and of those on a tunnel's own port."""
     rng = random.Random(4)
     sessions = [*SESSIONS, *ODD]
     decoder, program = Decoder(sessions), probe_filter(sessions)
-    seeds = [frame for _, frame in FRAMES]
-    for session in ODD:
-        for seq in ODD_SEQS:
-            frame = probe(session, seq)
-            seeds += [frame, *answers(session, seq).values()]
-            if session.type_p.protocol is Protocol.UDP:
-                for keep_tlvs in (True, False):
-                    seeds.append(stamp_reply(frame, t2=1, t3=1, reflector_seq=seq, keep_tlvs=keep_tlvs))
-    _, far = translated(ODD[3], src="2001:db8::1")
-    for port in (6081, 4789, 8472):
-        reply = bytearray(stamp_reply(probe(far, 0x0800_6558), t2=1, t3=1, reflector_seq=0x0800_6558))
-        reply[56:58] = port.to_bytes(2, "big")  # NAT gave the probe a tunnel's port
-        seeds.append(bytes(reply))
+    seeds = [frame for _, frame in FRAMES] + [frame for session in ODD for frame in odd_frames(session)]
     everything = [with_tags(f, *tags) for f in seeds for tags in TAGS] + [w(f) for f in seeds for w in WRAPS.values()]
     everything += [mutated(frame, rng) for frame in everything]
     decoded = decoder.decode(*block(everything))

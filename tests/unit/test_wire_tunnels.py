@@ -205,16 +205,16 @@ def test_a_probe_to_a_tunnels_port_is_a_plain_probe_and_only_once(port, family):
 
 def test_a_plain_probe_whose_padding_is_another_probe_in_a_tunnel_is_one_probe():
     """Two readings hold; the frame as it stands wins. Its number says: Geneve, 16 words of options, then a frame."""
-    session = make_session(dst_port=6081, count=1 << 31, extra=200)
+    session = make_session(session=1, dst_port=6081, count=1 << 31, extra=200)
     seq = 0x1000_6558
-    frame = bytearray(probe(session, seq))
-    other = replace(SYN, session=9)
-    inner = probe(other, 9)
-    frame[42 + 72 : 42 + 72 + len(inner)] = inner
-    assert rows(decode([other], [bytes(frame)])) == [(0, 9, 9, Leg.FORWARD, Kind.PROBE)]
-    decoded = decode([session, other], [bytes(frame)])
-    assert rows(decoded) == [(0, session.session, seq, Leg.FORWARD, Kind.PROBE)]
-    assert counts(decoded) == (1, 0, 0)
+    for inner, inside in ((probe(replace(SYN, session=2), 9), [9]), (merged_frame(), [1, 2])):
+        frame = bytearray(probe(session, seq))
+        frame[42 + 72 : 42 + 72 + len(inner)] = inner
+        others = [replace(SYN, session=2), RAW]
+        assert decode(others, [bytes(frame)]).seq.tolist() == inside
+        decoded = decode([session, *others], [bytes(frame)])
+        assert rows(decoded) == [(0, 1, seq, Leg.FORWARD, Kind.PROBE)]
+        assert (*counts(decoded), decoded.merged) == (1, 0, 0, 0)
 
 
 def test_a_forged_plain_probe_to_a_tunnels_port_is_forged():
@@ -315,10 +315,13 @@ def test_each_distinct_context_stands_once_and_every_probe_has_its_own():
     assert len(decoded.contexts) == len(set(decoded.contexts)) == len(set(wanted))
 
 
+def merged_frame():
+    payload = b"".join(bytes(Ether(probe(RAW, seq))[UDP].payload) for seq in (1, 2))
+    return bytes(ETHER / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=61000, dport=9000) / Raw(payload))
+
+
 def test_the_parts_of_a_merged_frame_share_a_context_and_it_counts_once():
-    first, second = (Ether(probe(RAW, seq)) for seq in (1, 2))
-    payload = bytes(first[UDP].payload) + bytes(second[UDP].payload)
-    merged = bytes(ETHER / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=61000, dport=9000) / Raw(payload))
+    merged = merged_frame()
     decoded = decode([RAW], [in_geneve(merged), in_vxlan(merged), in_geneve(probe(RAW, 3))])
     assert decoded.index.tolist() == [0, 0, 1, 1, 2]
     assert decoded.seq.tolist() == [1, 2, 1, 2, 3]
