@@ -1,11 +1,11 @@
 """`ofproto/trace`: the flow to ask about, and the answer as steps, verdict and deciding rule.
 
-Pure and total: lines that say nothing known are counted, never an exception. The states per conntrack pass come from
-judge.conntrack; host.tracing, above, asks the switch; judge.reason says what the answer means for people.
+Pure and total: lines that say nothing known are counted, never an exception. What the switch makes of the packet on
+its way is judge.rewriting's; host.tracing, above, asks the switch; judge.reason says what the answer means for people.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -16,10 +16,7 @@ from netprobe.judge.conntrack import (
     ICMPV6,
     TCP,
     UDP,
-    ConntrackEntry,
-    CtState,
     FiveTuple,
-    state_for,
 )
 from netprobe.model.probes import Flow, ProbeSession, Protocol
 
@@ -120,12 +117,14 @@ class TracePass:
         ct_state: the state that conntrack was said to give before this pass ("new|trk"); empty in the first.
         zone: conntrack zone of that state, None in the first pass.
         datapath: the datapath actions at its end.
+        flow: the packet at its beginning, as OVS prints it; what NAT does before it is in it.
     """
 
     steps: tuple[TraceStep, ...]
     ct_state: str = ""
     zone: int | None = None
     datapath: str = ""
+    flow: str = ""
 
 
 class Verdict(Enum):
@@ -170,6 +169,12 @@ class Trace:
         return Verdict.CONTROLLER if is_punted else Verdict.DROPPED
 
     @property
+    def missing_neighbour(self) -> str:
+        """What OVS says when a tunnel's next hop is not in its ARP cache; empty when that was not the trouble."""
+        remarks = (action for step in self.steps for action in step.actions if "neighbor cache miss" in action)
+        return next((remark.lstrip("-> ") for remark in remarks), "")
+
+    @property
     def ends_in_drop(self) -> bool:
         """Whether the last pass sends the packet nowhere; a mirror's copy counts as nowhere."""
         if not self.passes:
@@ -208,7 +213,12 @@ _BRIDGE = re.compile(r'bridge\("([^"]*)"\)')
 _RESUME = re.compile(r"recirc\(0x[0-9a-f]+\) - resume conntrack with (?:default )?ct_state=([\w|]*).*")
 _OTHER_RESUME = re.compile(r"recirc\(0x[0-9a-f]+\) - .*")
 _ZONE = re.compile(r"(?:^|,)ct_zone=(\d{1,5})(?:,|$)")
-_SILENT = re.compile(r"\s*|=+|-+|\s*thaw|\s*Resuming from table .*|(?:Final flow|Megaflow): .*")
+_FORKED = re.compile(r".*The forked pipeline will be resumed at table (\d{1,3})\.")
+_THAWED = re.compile(r"\s*Resuming from table (\d{1,3})")
+_SILENT = re.compile(
+    r"\s*|\s*=+|\s*-+|\s*thaw|\s*Resuming from table .*|(?:Final flow|Megaflow): .*"
+    r"|Replacing src/dst .*|\s*(?:Initial|Modified) flow:.*"  # a NAT that is simulated: the next Flow has its result
+)
 
 
 @dataclass(slots=True)
@@ -216,46 +226,71 @@ class _Pass:
     ct_state: str = ""
     zone: int | None = None
     datapath: str = ""
+    flow: str = ""
     steps: list[TraceStep] = field(default_factory=list)
     actions: list[list[str]] = field(default_factory=list)
+    indents: list[int] = field(default_factory=list)
+    bridges: list[tuple[int, str]] = field(default_factory=list)
 
     def freeze(self) -> TracePass:
         steps = tuple(
             TraceStep(s.bridge, s.table, s.match, s.priority, s.cookie, tuple(a))
             for s, a in zip(self.steps, self.actions, strict=True)
         )
-        return TracePass(steps, self.ct_state, self.zone, self.datapath)
+        return TracePass(steps, self.ct_state, self.zone, self.datapath, self.flow)
+
+    def bridge_at(self, indent: int) -> str:
+        """The bridge whose tables are printed at this depth: a bridge behind a tunnel or a patch port stands deeper."""
+        while len(self.bridges) > 1 and indent < self.bridges[-1][0]:
+            self.bridges.pop()
+        return self.bridges[-1][1] if self.bridges else ""
+
+    def step_at(self, indent: int) -> int:
+        """Number of the step that a line of this depth belongs to: the nearest one that stands left of it."""
+        return next((i for i in reversed(range(len(self.indents))) if self.indents[i] < indent), 0)
 
 
 def parse_trace(text: str) -> Trace:
     """An answer of `ofproto/trace` as values. Never raises; an empty answer is a trace without passes."""
     passes: list[_Pass] = []
-    bridge = ""
+    forks: dict[str, str] = {}
     unread = 0
     for line in text.splitlines():
-        if (found := _BRIDGE.fullmatch(line.strip())) is not None:
-            bridge = found[1]
+        if passes and (found := _BRIDGE.fullmatch(line.strip())) is not None:
+            passes[-1].bridges.append((_indent(line), found[1]))
         elif line.startswith("Flow: "):
             if not passes or passes[-1].datapath or passes[-1].steps:
                 passes.append(_Pass())
             zone = _ZONE.search(line.removeprefix("Flow: "))
             passes[-1].zone = int(zone[1]) if zone else None
+            passes[-1].flow = line.removeprefix("Flow: ").strip()
         elif (found := _RESUME.fullmatch(line)) is not None:
             passes.append(_Pass(ct_state=found[1]))
         elif _OTHER_RESUME.fullmatch(line):
             passes.append(_Pass())
-        elif not _SILENT.fullmatch(line) and not (passes and _take(passes[-1], line, bridge)):
+        elif passes and (found := _THAWED.fullmatch(line)) is not None:
+            # What is printed above is the bridge that the packet came in by; it goes on in the one that it was in.
+            passes[-1].bridges = [(0, forks[found[1]])] if found[1] in forks else passes[-1].bridges
+        elif not _SILENT.fullmatch(line) and not (passes and _take(passes[-1], line)):
             unread += 1
+        if passes and passes[-1].steps and (found := _FORKED.fullmatch(line)) is not None:
+            forks[found[1]] = passes[-1].steps[passes[-1].step_at(_indent(line))].bridge
     return Trace(tuple(one.freeze() for one in passes), unread)
 
 
-def _take(one: _Pass, line: str, bridge: str) -> bool:
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _take(one: _Pass, line: str) -> bool:
     """Add a line to a pass; False when it is none of a pass's lines."""
     if line.startswith("Datapath actions: "):
         one.datapath = line.removeprefix("Datapath actions: ").strip()
         return True
     if (found := _STEP.fullmatch(line)) is not None:
         rule = _RULE.fullmatch(found[2])
+        indent = _indent(line) - (len(found[1]) == 1)  # tables are printed two digits wide
+        bridge = one.bridge_at(indent)
         if rule is not None:
             cookie = int(rule["cookie"] or "0", 16)
             step = TraceStep(bridge, int(found[1]), rule["match"] or "", int(rule["priority"]), cookie, ())
@@ -263,14 +298,15 @@ def _take(one: _Pass, line: str, bridge: str) -> bool:
             step = TraceStep(bridge, int(found[1]), found[2].strip(), None, 0, ())
         one.steps.append(step)
         one.actions.append([])
+        one.indents.append(indent)
         return True
     if line[:1].isspace() and one.actions:
-        one.actions[-1].append(line.strip())
+        one.actions[one.step_at(_indent(line))].append(line.strip())
         return True
     return False
 
 
-def _split(actions: str) -> Iterator[str]:
+def split_actions(actions: str) -> Iterator[str]:
     """Datapath actions at the commas that stand in no parentheses."""
     depth = start = 0
     for i, char in enumerate(actions):
@@ -285,40 +321,20 @@ _SENDING = ("output", "NORMAL", "FLOOD", "ALL", "LOCAL", "IN_PORT", "group", "en
 """Beginnings of OpenFlow actions that may send a packet somewhere."""
 
 _OUT_PORT = re.compile(r"out_port\(([^()]+)\)")
-_NO_PORT = frozenset({"drop", "pop_vlan", "pop_eth", "ct_clear", "pop_nsh"})
+NO_PORT = frozenset({"drop", "pop_vlan", "pop_eth", "ct_clear", "pop_nsh"})
 
 
-_MAX_NESTING = 16  # OVS itself stops at 64 resubmits; clones in clones are rare
+MAX_NESTING = 16  # OVS itself stops at 64 resubmits; clones in clones are rare
 
 
 def _ports_of(actions: str, depth: int = 0) -> Iterator[str]:
-    for raw in _split(actions):
+    for raw in split_actions(actions):
         action = raw.strip()
-        if not action or action in _NO_PORT:
+        if not action or action in NO_PORT:
             continue
         if "(" not in action:
             yield action
-        elif action.startswith("clone(") and depth < _MAX_NESTING:
+        elif action.startswith("clone(") and depth < MAX_NESTING:
             yield from _ports_of(action[len("clone(") : -1], depth + 1)
         elif action.startswith("tnl_push("):
             yield from _OUT_PORT.findall(action)
-
-
-def next_states(
-    trace: Trace,
-    tuple_: FiveTuple,
-    entries: Sequence[ConntrackEntry],
-    *,
-    is_answered: bool = False,
-) -> tuple[CtState, ...]:
-    """The `--ct-next` states that a trace of one probe needs, one for each of its passes through conntrack.
-
-    Ask without states first, then with these, until they don't change: another state may lead another way.
-
-    Args:
-        trace: the last answer.
-        tuple_: the probe's tuple.
-        entries: conntrack entries of all zones before the probe was sent.
-        is_answered: whether probes of this tuple had been answered before.
-    """
-    return tuple(state_for(tuple_, entries, is_answered=is_answered, zone=zone) for zone in trace.zones)

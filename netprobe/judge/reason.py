@@ -4,12 +4,14 @@ Pure: from a trace of the model, the map of the user's own rules, and what measu
 people, with what to do about each, is docs/reasons.md.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from netprobe.judge.counter_pattern import PatternResult, PatternVerdict
 from netprobe.judge.ofproto_trace import Trace, TraceStep, Verdict
+from netprobe.judge.ovn_flows import OvnDecision, OvnKind
 
 Json = dict[str, object]
 Rules = Mapping[str, Mapping[str, str]]
@@ -20,6 +22,9 @@ class ReasonCode(Enum):
     """Why a probe was lost; a closed list (docs/reasons.md)."""
 
     SECURITY_GROUP = "security-group"
+    ACL = "acl"
+    PORT_SECURITY = "port-security"
+    ROUTER = "router"
     ANTI_SPOOFING = "anti-spoofing"
     CONNTRACK_INVALID = "conntrack-invalid"
     TABLE_MISS = "table-miss"
@@ -63,9 +68,23 @@ NEUTRON_TABLES = {
 """What Neutron's Open vSwitch firewall drops in which table, for switches whose cookies name no rule."""
 
 
+OVN_CODES = {
+    OvnKind.ACL: ReasonCode.ACL,
+    OvnKind.PORT_SECURITY: ReasonCode.PORT_SECURITY,
+    OvnKind.ROUTER: ReasonCode.ROUTER,
+    OvnKind.CONNTRACK_INVALID: ReasonCode.CONNTRACK_INVALID,
+    OvnKind.NO_DESTINATION: ReasonCode.NO_DESTINATION,
+    OvnKind.QOS: ReasonCode.RATE_LIMIT,
+}
+"""What OVN's stages stand for; others drop for reasons of their own, with the stage's name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why, by which rule, and how we know. `table`, `cookie` and `priority` are None where no rule is to blame."""
+    """Why, by which rule, and how we know.
+
+    `table`, `cookie` and `priority` are None where no rule is to blame, `chassis` (a host) where none decided.
+    """
 
     code: ReasonCode
     evidence: Evidence
@@ -75,6 +94,7 @@ class Reason:
     priority: int | None = None
     match: str = ""
     rule: str = ""
+    chassis: str | None = None
 
     def to_json(self) -> Json:
         """As in docs/json.md."""
@@ -85,6 +105,7 @@ class Reason:
             "priority": self.priority,
             "match": self.match,
             "rule": self.rule,
+            "chassis": self.chassis,
             "evidence": self.evidence.value,
             "detail": self.detail,
         }
@@ -99,9 +120,13 @@ def _rule_of(step: TraceStep, rules: Rules) -> Mapping[str, str]:
     return rules.get(f"{step.cookie:#x}", {})
 
 
+_COOKIE = re.compile(r"0x[0-9a-fA-F]{1,16}")
+
+
 def deciding_step(trace: Trace, rules: Rules) -> TraceStep | None:
     """The step whose rule decided, knowing which cookies belong to rules that decide even without a match."""
-    decisive = {int(cookie, 16) for cookie, rule in rules.items() if rule.get("kind") in KINDS}
+    kinds = {cookie: rule.get("kind") for cookie, rule in rules.items()}
+    decisive = {int(c, 16) for c, kind in kinds.items() if kind in KINDS and _COOKIE.fullmatch(c)}  # or an ACL's name
     return trace.deciding(decisive)
 
 
@@ -113,6 +138,8 @@ def explain(
     expected_port: str = "",
     tables: Mapping[int, ReasonCode] | None = None,
     evidence: Evidence | None = None,
+    ovn: OvnDecision | None = None,
+    chassis: str = "",
 ) -> Reason:
     """Say why a probe that was seen to enter this switch, and not to leave it, was lost.
 
@@ -123,66 +150,83 @@ def explain(
         expected_port: name of the port that the probe should have left by; empty when unknown.
         tables: what a drop in a table means where cookies name no rule: NEUTRON_TABLES, or None.
         evidence: stronger evidence that the caller has (a packet-in or a sample from the deciding rule).
+        ovn: what OVN's databases say about the deciding rule, None without OVN.
+        chassis: name of the host that the switch is on.
 
     Returns:
         One reason. Its evidence is `counter-pattern` only when the pattern was confirmed, and a pattern that proves
         that the probes did not hit the predicted rule takes the prediction back: then the code is `unknown`.
     """
-    reason = _predict(trace, rules, expected_port, tables or {})
+    reason = _predict(trace, rules, expected_port, tables or {}, ovn)
+    if reason.table is not None:
+        place = f", on {chassis}" if ovn is not None and chassis and reason.rule else ""
+        reason = replace(reason, chassis=chassis or None, rule=reason.rule + place)
     if evidence is not None:
-        return _known(reason, evidence, reason.detail)
-    step = deciding_step(trace, rules)
+        return replace(reason, evidence=evidence)
+    step = ovn.step if ovn is not None else deciding_step(trace, rules)
     is_tested = step is not None and (step.table, step.cookie) == (reason.table, reason.cookie)
     if pattern is None or not is_tested or reason.code is ReasonCode.RATE_LIMIT:  # a meter's rule passes packets, too
         return reason
     if pattern.is_confirmed:
         text = f"{reason.detail}; its counter followed our bursts (p = {pattern.p_value:.2g})"
-        return _known(reason, Evidence.COUNTER_PATTERN, text)
+        return replace(reason, evidence=Evidence.COUNTER_PATTERN, detail=text)
     if pattern.verdict is PatternVerdict.NOT_HIT:
+        where = f" on {chassis}" if chassis else ""
         return unknown_reason(
-            f"the model says {reason.code.value} in table {reason.table}, but its counter missed our bursts"
+            f"the model says {reason.code.value} in table {reason.table}{where}, but its counter missed our bursts"
         )
-    return _known(reason, reason.evidence, f"{reason.detail}; its counter is drowned in other traffic")
+    return replace(reason, detail=f"{reason.detail}; its counter is drowned in other traffic")
 
 
-def _known(reason: Reason, evidence: Evidence, detail: str) -> Reason:
-    return Reason(
-        reason.code, evidence, detail, reason.table, reason.cookie, reason.priority, reason.match, reason.rule
-    )
-
-
-def _predict(trace: Trace, rules: Rules, expected_port: str, tables: Mapping[int, ReasonCode]) -> Reason:
+def _predict(
+    trace: Trace,
+    rules: Rules,
+    expected_port: str,
+    tables: Mapping[int, ReasonCode],
+    ovn: OvnDecision | None,
+) -> Reason:
     if trace.verdict is Verdict.UNKNOWN or not trace.steps:
         return unknown_reason("the switch's trace could not be read")
     ports = trace.ports
     if expected_port in ports or (ports and not expected_port):
-        return _forwarded(trace, rules, expected_port or ", ".join(ports))
-    if ports and not trace.ends_in_drop:
+        return _forwarded(trace, rules, expected_port or ", ".join(ports), ovn)
+    if ports and not trace.ends_in_drop and not (ovn is not None and ovn.is_end):
         step = deciding_step(trace, rules) or trace.steps[-1]
         detail = f"the switch sends it to {', '.join(ports)}, not to {expected_port}"
         return _blame(ReasonCode.FORWARDED_ELSEWHERE, step, rules, detail)
-    return _dropped(trace, rules, tables)
+    return _dropped(trace, rules, tables, ovn)
 
 
-def _forwarded(trace: Trace, rules: Rules, port: str) -> Reason:
+def _forwarded(trace: Trace, rules: Rules, port: str, ovn: OvnDecision | None) -> Reason:
     for step in trace.steps:
         meters = [action for action in step.actions if action.startswith("meter:")]
         if meters:
-            return _blame(ReasonCode.RATE_LIMIT, step, rules, f"it passes {meters[0]}, which drops above its rate")
+            reason = _blame(ReasonCode.RATE_LIMIT, step, rules, f"it passes {meters[0]}, which drops above its rate")
+            return replace(reason, rule=ovn.title) if ovn is not None and ovn.step == step else reason
     text = f"the switch's rules forward it to {port}: lost outside them (link, queue, driver or guest)"
     return Reason(ReasonCode.LINK_LOSS, Evidence.PREDICTED, text)
 
 
-def _dropped(trace: Trace, rules: Rules, tables: Mapping[int, ReasonCode]) -> Reason:
+def _dropped(trace: Trace, rules: Rules, tables: Mapping[int, ReasonCode], ovn: OvnDecision | None) -> Reason:
+    last = trace.steps[-1]
+    remarks = [action for action in last.actions if action.startswith(">>")]
+    if trace.missing_neighbour:
+        at = next(s for s in trace.steps if any("neighbor cache miss" in action for action in s.actions))
+        return _blame(ReasonCode.NO_DESTINATION, at, rules, f"the tunnel is down: {trace.missing_neighbour}")
+    if remarks:
+        return _blame(ReasonCode.PORT_DOWN, last, rules, remarks[0].lstrip("> "))
+    if ovn is not None and ovn.is_end:
+        return _dropped_by_ovn(trace, ovn)
+    return _dropped_by_rule(trace, rules, tables)
+
+
+def _dropped_by_rule(trace: Trace, rules: Rules, tables: Mapping[int, ReasonCode]) -> Reason:
     last = trace.steps[-1]
     step = deciding_step(trace, rules) or last
-    remarks = [action for action in last.actions if action.startswith(">>")]
     if last.is_miss:
         return _blame(ReasonCode.TABLE_MISS, last, rules, f"no rule of table {last.table} matches it")
     if trace.verdict is Verdict.CONTROLLER:
         return _blame(ReasonCode.CONTROLLER, last, rules, "it goes to the controller and to no port")
-    if remarks:
-        return _blame(ReasonCode.PORT_DOWN, last, rules, remarks[0].lstrip("> "))
     if "NORMAL" in last.actions:
         said = [action.lstrip("-> ") for action in last.actions if action.startswith("->")]
         return _blame(ReasonCode.NO_DESTINATION, last, rules, said[-1] if said else "no port for its destination")
@@ -190,6 +234,15 @@ def _dropped(trace: Trace, rules: Rules, tables: Mapping[int, ReasonCode]) -> Re
         return _blame(ReasonCode.TABLE_MISS, step, rules, f"only the catch-all of table {step.table} matches it")
     code = _code_of(step, rules, tables)
     return _blame(code, step, rules, _DETAILS[code].format(table=step.table))
+
+
+def _dropped_by_ovn(trace: Trace, ovn: OvnDecision) -> Reason:
+    code = OVN_CODES.get(ovn.kind, ReasonCode.RULE_DROP)
+    if ovn.kind is OvnKind.PHYSICAL and (ovn.step.is_miss or ovn.step.is_catch_all):
+        code = ReasonCode.TABLE_MISS
+    if ovn.kind is OvnKind.STAGE and trace.verdict is Verdict.CONTROLLER:
+        code = ReasonCode.CONTROLLER
+    return replace(_blame(code, ovn.step, {}, ovn.detail), rule=ovn.title)
 
 
 _DETAILS = {

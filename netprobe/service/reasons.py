@@ -1,42 +1,55 @@
-"""Why probes were lost: asks the switch, with the conntrack state that the first lost probe met, and tests the answer.
+"""Why probes were lost: asks the switches that stand where the loss happened, and tests the answer.
 
-The prediction is a trace of the model; where the deciding rule has a cookie of its own, a secret pattern of bursts
-shows whether our probes really hit it (design §5), although tenants may hit it too. Runs after the rings are closed.
+The prediction is a trace of the model, with the conntrack state that the first lost probe met, followed from switch to
+switch; under OVN its databases say which ACL, port security or router stage stands behind the deciding rule. Where that
+rule has a cookie of its own, service.rule_testing shows whether our probes hit it. Runs after the rings are closed.
 """
 
-import secrets
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from netprobe.collect.ledger import Fate
 from netprobe.collect.session import LegOutcome
-from netprobe.errors import HostNotReadyError, NetprobeError, NoAnswerError
-from netprobe.host.audit import InjectionOrder, record_order
-from netprobe.host.clock import realtime_ns
-from netprobe.host.conntrack import Conntrack
-from netprobe.host.openflow import OpenFlowClient
-from netprobe.host.rule_counters import probe_rule, read_noise
+from netprobe.errors import HostNotReadyError, NetprobeError
+from netprobe.host.ovn_flows import OvnRuleBook, OvnRules
 from netprobe.host.signals import StopRequest
-from netprobe.host.tracing import trace_probe
+from netprobe.host.tracing import OpenSwitch, Passage, Question, SwitchAnswers, follow_probe
 from netprobe.host.unixctl import CommandError, UnixctlClient
-from netprobe.inject.packet_out import paced_sender
-from netprobe.judge.counter_pattern import PatternResult, fit_pattern
-from netprobe.judge.ofproto_trace import Trace, TraceStep, five_tuple, probe_flow
+from netprobe.judge.counter_pattern import PatternResult
+from netprobe.judge.ofproto_trace import TraceStep, five_tuple, probe_flow
+from netprobe.judge.ovn_flows import OvnDecision
 from netprobe.judge.reason import NEUTRON_TABLES, Evidence, Reason, ReasonCode, deciding_step, explain, unknown_reason
-from netprobe.model.points import PointKind, Vantage
-from netprobe.model.probes import Flow, Protocol
+from netprobe.judge.where import Span, span_between, switches_on_the_way, to_blame
+from netprobe.model.probes import Flow
 from netprobe.model.topology import Host, Topology
-from netprobe.plan.allowlist import Allowlist, Order
+from netprobe.plan.allowlist import Allowlist
 from netprobe.service.journal import Journal
-from netprobe.service.permits import audit_path, check_tuples, own_tuples
-from netprobe.service.prepare import PortSource, Prepared, prepare_session, type_p_json
+from netprobe.service.permits import own_tuples
+from netprobe.service.prepare import PortSource, Prepared
+from netprobe.service.rule_testing import OpenBridge, RuleTest, keeps_tuples, open_bridge, run_rule_test
 
 TESTABLE = frozenset(
-    {ReasonCode.SECURITY_GROUP, ReasonCode.ANTI_SPOOFING, ReasonCode.CONNTRACK_INVALID, ReasonCode.RULE_DROP}
+    {
+        ReasonCode.SECURITY_GROUP,
+        ReasonCode.ANTI_SPOOFING,
+        ReasonCode.CONNTRACK_INVALID,
+        ReasonCode.RULE_DROP,
+        ReasonCode.ACL,
+        ReasonCode.PORT_SECURITY,
+        ReasonCode.ROUTER,
+        ReasonCode.NO_DESTINATION,
+    }
 )
-"""Reasons that a rule of its own stands behind, so that its counter can be tested."""
+"""Reasons that a rule of its own may stand behind, so that its counter can be tested."""
+
+
+def open_switch(host: Host) -> AbstractContextManager[SwitchAnswers]:
+    """The control socket of a switch on this machine."""
+    return UnixctlClient(host.ovs_rundir)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +57,12 @@ class Inquiry:
     """What the reason of one session is asked with.
 
     Attributes:
+        allowlist: of the sender's host, where a test is injected.
         journal: the run's; what a test sends is written down there too.
         stop: once it is asked, nothing more is sent.
+        switches: opens the control socket of a host's switch; a spread run gives one that asks the host's agent.
+        bridges: opens a bridge's OpenFlow management; None where that is out of reach, and then nothing is tested.
+        ovn: who knows what stands behind OVN's rules; None for OVN's databases, where the topology says that there are.
     """
 
     one: Prepared
@@ -54,26 +71,58 @@ class Inquiry:
     port_source: PortSource
     journal: Journal
     stop: StopRequest
+    switches: OpenSwitch = open_switch
+    bridges: OpenBridge | None = open_bridge
+    ovn: OvnRules | None = None
+
+    @property
+    def rule_book(self) -> OvnRules | None:
+        """Who says what stands behind OVN's rules; None without OVN."""
+        if self.ovn is not None or self.topology.ovn is None:
+            return self.ovn
+        return OvnRuleBook(self.topology.ovn)
 
 
-def _outside_the_switch(one: Prepared, outcome: LegOutcome, first: int, second: int) -> Reason | None:
-    """The reason where no switch stands between the two stops; None where one does."""
-    start, end = outcome.stops[first].point, outcome.stops[second].point
-    is_before = start.kind is PointKind.VSWITCH or start in one.sender.chain
-    if is_before and end in one.target.chain:
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The largest group of lost probes.
+
+    Attributes:
+        first, second: stops: last seen, first missing.
+        seqs: numbers of its probes.
+    """
+
+    first: int
+    second: int
+    seqs: npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one switch does with the probe, and why."""
+
+    passage: Passage
+    decision: OvnDecision | None
+    reason: Reason
+
+
+def _largest(outcome: LegOutcome) -> Loss | None:
+    ledger = outcome.ledger
+    spans = ledger.lost_spans()
+    if not spans:
         return None
-    detail = f"no rule stands between {start.id} and {end.id}: lost on the link, in a queue or in a driver"
-    return replace(unknown_reason(detail), code=ReasonCode.LINK_LOSS)
-
-
-def _late(outcome: LegOutcome, first: int, second: int, count: int) -> Reason | None:
-    """The reason where most of the group did arrive, after Tmax: slow, not lost."""
-    ledger, late = outcome.ledger, outcome.arrivals.late
+    first, second, _count = spans[0]
     group = (ledger.fate == Fate.LOST) & (ledger.last_stop == first) & (ledger.first_missing == second)
-    came = int(np.count_nonzero(group & late[second:].any(axis=0)))
-    if came * 2 <= count:
+    return Loss(first, second, np.flatnonzero(group))
+
+
+def _late(outcome: LegOutcome, loss: Loss) -> Reason | None:
+    """The reason where most of the group did arrive, after Tmax: slow, not lost."""
+    came = int(np.count_nonzero(outcome.arrivals.late[loss.second :, loss.seqs].any(axis=0)))
+    if came * 2 <= len(loss.seqs):
         return None
-    detail = f"{came} of {count} came to {outcome.stops[second].point.id} or further after Tmax: slow, not lost"
+    where = outcome.stops[loss.second].point.id
+    detail = f"{came} of {len(loss.seqs)} came to {where} or further after Tmax: slow, not lost"
     return Reason(ReasonCode.LATE, Evidence.OBSERVED, detail)
 
 
@@ -87,118 +136,126 @@ def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
     Returns:
         None where nothing was lost. A switch that does not answer makes the code `unknown`; it never raises for that.
     """
-    spans = outcome.ledger.lost_spans()
-    if not spans:
+    loss = _largest(outcome)
+    if loss is None:
         return None
-    first, second, count = spans[0]
-    plain = _late(outcome, first, second, count) or _outside_the_switch(inquiry.one, outcome, first, second)
-    if plain is not None:
-        return plain
-    ledger = outcome.ledger
-    group = (ledger.fate == Fate.LOST) & (ledger.last_stop == first) & (ledger.first_missing == second)
-    seq = int(np.flatnonzero(group)[0])
-    some_passed = ledger.count(Fate.DELIVERED) > 0
+    late = _late(outcome, loss)
+    if late is not None:
+        return late
+    one = inquiry.one
+    way, passed = switches_on_the_way(outcome.stops, one.sender, one.target, inquiry.topology.hosts)
+    span = span_between(loss.first, loss.second, passed)
+    if span is None:
+        start, end = outcome.stops[loss.first].point, outcome.stops[loss.second].point
+        detail = f"no rule stands between {start.id} and {end.id}: lost on the link, in a queue or in a driver"
+        return replace(unknown_reason(detail), code=ReasonCode.LINK_LOSS)
     try:
-        return _ask(inquiry, seq, some_passed=some_passed)
-    except CommandError as error:
-        return unknown_reason(f"the switch could not tell: {error}")
-    except HostNotReadyError as error:
-        detail = f"the switch does not answer, so it may not have forwarded either: {error}"
-        return Reason(ReasonCode.VSWITCH_DOWN, Evidence.OBSERVED, detail)
+        some_passed = outcome.ledger.count(Fate.DELIVERED) > 0
+        return _ask(inquiry, way, span, _question(one, int(loss.seqs[0]), some_passed=some_passed))
     except NetprobeError as error:
         return unknown_reason(f"the switch could not be asked: {error}")
 
 
-def _ask(inquiry: Inquiry, seq: int, *, some_passed: bool) -> Reason:
+def _question(one: Prepared, seq: int, *, some_passed: bool) -> Question:
+    return Question(
+        probe_flow(one.probe, seq, one.sender.ofport),
+        five_tuple(one.probe, seq),
+        frozenset(own_tuples(one.probe)),
+        is_answered=some_passed and one.probe.type_p.flow is Flow.SAME,
+    )
+
+
+def _ask(inquiry: Inquiry, way: Sequence[str], span: Span, question: Question) -> Reason:
     one, topology = inquiry.one, inquiry.topology
-    host, expected_port = topology.host(one.sender.host), one.target.port_device
-    with UnixctlClient(host.ovs_rundir) as unixctl:
-        own = set(own_tuples(one.probe))
-        entries = [e for e in Conntrack(unixctl).dump(host.zone).entries if e.original not in own]
-        trace = trace_probe(
-            unixctl,
-            host.bridge,
-            probe_flow(one.probe, seq, one.sender.ofport),
-            five_tuple(one.probe, seq),
-            entries,
-            is_answered=some_passed and one.probe.type_p.flow is Flow.SAME,
-        )
-        reason = explain(trace, topology.rules, expected_port=expected_port, tables=NEUTRON_TABLES)
-        step = _rule_to_test(trace, reason, topology)
-        if step is None:
-            return reason
-        pattern = _test(inquiry, host, unixctl, step)
-    return explain(trace, topology.rules, pattern, expected_port=expected_port, tables=NEUTRON_TABLES)
-
-
-def _rule_to_test(trace: Trace, reason: Reason, topology: Topology) -> TraceStep | None:
-    """The rule whose counter can be tested: one that drops, with a cookie that names it alone."""
-    if reason.code not in TESTABLE:
-        return None
-    step = deciding_step(trace, topology.rules)
-    return step if step is not None and step.cookie and f"{step.cookie:#x}" in topology.rules else None
-
-
-def _test(inquiry: Inquiry, host: Host, unixctl: UnixctlClient, step: TraceStep) -> PatternResult | None:
-    """Carry out a counter pattern by packet-out; None where the host does not allow it, or others would drown it."""
-    one, allowlist = inquiry.one, inquiry.allowlist
-    cap = allowlist.cap_pps(Vantage.VSWITCH)
-    order = Order(
-        names=(one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac),
-        protocol=one.plan.protocol,
-        family=one.plan.family,
-        vantage=Vantage.VSWITCH,
-        pps=cap,
+    trail = follow_probe(question, way, topology.hosts, inquiry.switches)
+    findings = [_find(inquiry, trail, number) for number in range(len(trail))]
+    blamed = to_blame([(f.passage.host.name, f.reason) for f in findings], span)
+    if isinstance(blamed, Reason):
+        return blamed
+    found = findings[blamed]
+    step = _rule_to_test(inquiry, found)
+    if step is None or inquiry.bridges is None:
+        return found.reason
+    test = RuleTest(
+        one,
+        topology.host(one.sender.host),
+        found.passage.host,
+        step,
+        topology,
+        inquiry.allowlist,
+        inquiry.port_source,
+        inquiry.journal,
+        inquiry.stop,
     )
-    if inquiry.stop.asked():
-        return None
+    pattern = run_rule_test(test, inquiry.bridges)
+    return found.reason if pattern is None else _find(inquiry, trail, blamed, pattern).reason
+
+
+def _find(inquiry: Inquiry, trail: Sequence[Passage], number: int, pattern: PatternResult | None = None) -> Finding:
+    """What a switch on the way does with the probe."""
+    passage, target = trail[number], inquiry.one.target
+    here, following = passage.host.name, trail[number + 1 : number + 2]
+    if passage.error is not None:
+        return Finding(passage, None, _silent(passage.error, here))
+    decision, notes = _decide(inquiry, passage)
+    expected = target.port_device if here == target.host else f"{target.port_device} on {target.host}"
+    reason = explain(
+        passage.trace,
+        inquiry.topology.rules,
+        pattern,
+        expected_port="" if following else expected,
+        tables=NEUTRON_TABLES if inquiry.rule_book is None else None,
+        ovn=decision,
+        chassis=here,
+    )
+    if following and reason.code is ReasonCode.LINK_LOSS:
+        reason = replace(reason, detail=f"{_sent_on(passage)} to {following[0].host.name}: lost outside its rules")
+    elif passage.output is not None and reason.code is ReasonCode.FORWARDED_ELSEWHERE:
+        reason = replace(reason, detail=f"{_sent_on(passage)}, where no host of its way is known")
+    before = trail[number - 1].output if number else None
+    if before is not None and before.doubts:
+        notes.append(f"not all that was done to it before could be followed: {'; '.join(before.doubts)}")
+    return Finding(passage, decision, replace(reason, detail="; ".join([reason.detail, *notes])))
+
+
+def _sent_on(passage: Passage) -> str:
+    """How a switch sends a probe to another host."""
+    output, host = passage.output, passage.host.name
+    assert output is not None  # it does
+    if output.tunnel is not None:
+        return f"{host}'s switch sends it in a tunnel to {output.tunnel.dst}"
+    tags = "".join(f", VLAN {vlan}" for vlan in output.vlans)
+    return f"{host}'s switch sends it out of {output.device}{tags}"
+
+
+def _silent(error: NetprobeError, host: str) -> Reason:
+    """The reason where a switch does not tell."""
+    if isinstance(error, CommandError) or not isinstance(error, HostNotReadyError):
+        return unknown_reason(f"the switch could not tell: {error}")
+    detail = f"the switch does not answer, so it may not have forwarded either: {error}"
+    return Reason(ReasonCode.VSWITCH_DOWN, Evidence.OBSERVED, detail, chassis=host)
+
+
+def _decide(inquiry: Inquiry, passage: Passage) -> tuple[OvnDecision | None, list[str]]:
+    """What stands behind OVN's deciding rule, and what to remark."""
+    if inquiry.rule_book is None:
+        return None, []
     try:
-        allowlist.check(order)
-        with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
-            noise = read_noise(client, unixctl, step.table, step.cookie)
-            pattern = fit_pattern(secrets.randbits(32), noise)
-            if pattern is None:
-                return None
-            extra = _extra_session(inquiry, pattern.total)
-            check_tuples([extra], inquiry.topology, ours=frozenset(own_tuples(one.probe)))
-            inquiry.journal.add(extra, inquiry.topology)
-            _audit(extra, host, pattern.total, cap)
-            send = paced_sender(client, extra.block.frames, extra.sender.ofport, cap_pps=cap)
-            stoppable = _until_stopped(send, inquiry.stop)
-            return probe_rule(client, unixctl, pattern, stoppable, table=step.table, cookie=step.cookie)
-    except NetprobeError:
-        return None  # without a test the evidence stays what it is: predicted
+        return inquiry.rule_book.decide(passage.trace, passage.host.bridge), []
+    except NetprobeError as error:
+        return None, [f"OVN's databases could not be asked: {error}"]
 
 
-def _until_stopped(send: Callable[[int], int], stop: StopRequest) -> Callable[[int], int]:
-    def send_unless_stopped(count: int) -> int:
-        if stop.asked():
-            raise NoAnswerError("rule counter", stop.why)
-        return send(count)
-
-    return send_unless_stopped
-
-
-def _extra_session(inquiry: Inquiry, count: int) -> Prepared:
-    """Probes of the same Type-P for the pattern: a session of their own, never counted in the result."""
-    one = inquiry.one
-    plan = replace(one.plan, count=count, name=f"{one.plan.name} (rule counter)")
-    if one.plan.protocol is not Protocol.TCP and one.probe.type_p.src_port:
-        # The same tuple as the probes that were lost: another one may meet another rule.
-        plan = replace(plan, src_port=one.probe.type_p.src_port, flow=Flow.SAME)
-    number = (one.probe.session + 0x80000000) % (1 << 32)
-    return prepare_session(plan, inquiry.topology, seed=0, session=number, port_source=inquiry.port_source)
-
-
-def _audit(extra: Prepared, host: Host, count: int, pps: float) -> None:
-    type_p = {**type_p_json(extra.probe), "src": str(extra.probe.src_ip), "dst": str(extra.probe.dst_ip)}
-    order = InjectionOrder(
-        host=host.name,
-        port=extra.sender.name,
-        vantage=Vantage.VSWITCH.value,
-        type_p=type_p,
-        count=count,
-        pps=pps,
-        session=extra.probe.session,
-    )
-    record_order(order, realtime_ns(), path=audit_path())
+def _rule_to_test(inquiry: Inquiry, found: Finding) -> TraceStep | None:
+    """The rule whose counter can be tested: one that drops, with a cookie that names it alone."""
+    reason = found.reason
+    if reason.code not in TESTABLE or not reason.cookie:
+        return None
+    if reason.code is ReasonCode.CONNTRACK_INVALID and not keeps_tuples(inquiry.one):
+        return None  # a new connection is not an invalid one: it would not hit the rule
+    if found.decision is not None:
+        step = found.decision.step if found.decision.has_counter else None
+    else:
+        step = deciding_step(found.passage.trace, inquiry.topology.rules)
+        step = step if step is not None and f"{step.cookie:#x}" in inquiry.topology.rules else None
+    return step if step is not None and (step.table, step.cookie) == (reason.table, reason.cookie) else None

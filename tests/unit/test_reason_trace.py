@@ -7,7 +7,7 @@ import pytest
 
 from netprobe.judge.conntrack import CtState, FiveTuple, parse_dump
 from netprobe.judge.counter_pattern import PatternResult, PatternVerdict
-from netprobe.judge.ofproto_trace import Verdict, five_tuple, next_states, parse_trace, probe_flow
+from netprobe.judge.ofproto_trace import Verdict, five_tuple, parse_trace, probe_flow
 from netprobe.judge.reason import (
     KINDS,
     NEUTRON_TABLES,
@@ -18,6 +18,7 @@ from netprobe.judge.reason import (
     explain,
     unknown_reason,
 )
+from netprobe.judge.rewriting import next_states
 from netprobe.model.probes import Flow, ProbeSession, Protocol, TypeP
 
 DATA = Path(__file__).parent / "data"
@@ -158,6 +159,7 @@ def test_the_reason_as_json_names_the_rule_as_the_user_wrote_it():
         "priority": 40,
         "match": "ct_state=-est,reg5=0x2",
         "rule": "vm2 [web]: no rule allows it",
+        "chassis": None,
         "evidence": "predicted",
         "detail": "a security group's rule or default deny in table 82 drops it",
     }
