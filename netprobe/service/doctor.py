@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from netprobe.errors import NetprobeError
-from netprobe.host import iproute
+from netprobe.host import iproute, ovn_databases
 from netprobe.host.netns import in_netns
+from netprobe.host.ovsdb_idl import Database, read_once
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.model.points import Direction
 from netprobe.model.results import Json
 from netprobe.model.topology import Host, Topology
 from netprobe.observe.ring import ETH_P_ALL, RxRing
 from netprobe.service.discovery import read_topology
+from netprobe.service.inventory import inventory
 from netprobe.service.journal import stale_journals
 from netprobe.service.permits import read_host_allowlist
 from netprobe.store.duckdb_file import DEFAULT_PATH, open_store
@@ -42,6 +45,10 @@ TOOLS = {
 PASS_ALL = b"\x06\x00\x00\x00\xff\xff\x00\x00"  # classic BPF: ret 65535
 FRAME = b"\x02\0\0\0\0\x02" + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + b"netprobe doctor" + bytes(31)  # 0x88b5: experiments
 RING_WAIT_S = 2.0
+SYSTEM_RUNDIR = Path("/run/openvswitch")
+"""Where a distribution's Open vSwitch has its sockets."""
+
+SHOWN_PORTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +196,52 @@ def _allowlist(host: Host) -> str:
     return host.allowlist
 
 
+def _ports(host: Host) -> str:
+    """Whether probes can be seen at all of a host's ports. What cannot be seen is unobserved, never lost."""
+    found = inventory(host)
+    guests = {row.name for row in found.interfaces if row.iface_id}
+    offload = "on" if found.is_offload_on else "off"
+    if not found.offloaded:
+        return f"{len(guests)} ports with an iface-id, hw-offload is {offload}"
+    shown = "; ".join(f"{name}: {why}" for name, why in sorted(found.offloaded.items())[:SHOWN_PORTS])
+    more = f"; and {len(found.offloaded) - SHOWN_PORTS} more" if len(found.offloaded) > SHOWN_PORTS else ""
+    raise ValueError(f"{len(found.offloaded)} devices cannot be looked at ({shown}{more})")
+
+
+def _ports_check(host: Host) -> Check:
+    advice = "results call these points unobserved; netprobe switches no offload off"
+    return _attempt(f"ports of {host.name}", partial(_ports, host), is_required=False, advice=advice)
+
+
+def _database(database: Database) -> str:
+    tables = read_once(database)
+    return ", ".join(f"{name} {len(rows)}" for name, rows in sorted(tables.items()))
+
+
+def _ovn(topology: Topology) -> list[Check]:
+    """OVN's databases, as far as the topology names them."""
+    if topology.ovn is None:
+        return []
+    both = (ovn_databases.northbound(topology.ovn.northbound), ovn_databases.southbound(topology.ovn.southbound))
+    return [
+        _attempt(database.label, partial(_database, database), advice="is ovsdb-server running?") for database in both
+    ]
+
+
+def _system_switch() -> list[Check]:
+    """The switch that this machine itself runs, if any."""
+    if not (SYSTEM_RUNDIR / "db.sock").exists():
+        return []
+    return [_ports_check(Host("this host", "", "br-int", str(SYSTEM_RUNDIR), "", None))]
+
+
 def _cloud(topology: Topology) -> list[Check]:
-    checks = []
+    checks = _ovn(topology)
     advice = "run `netprobe lab up`"
     for host in topology.hosts:
         checks.append(_attempt(f"vswitch of {host.name}", partial(_switch, host), advice=advice))
         checks.append(_attempt(f"allowlist of {host.name}", partial(_allowlist, host)))
+        checks.append(_ports_check(host))
     agents = [guest for guest in topology.attachments if guest.agent]
     return checks + [_attempt(f"agent of {a.name}", partial(_agent, a.agent), advice=advice) for a in agents]
 
@@ -209,6 +256,7 @@ def examine() -> list[Check]:
         _attempt("packet rings", _rings, advice="needs CAP_NET_RAW, CAP_NET_ADMIN and a kernel with TPACKET_V3"),
         _attempt("journals", _journals, is_required=False, advice="run `netprobe clean`"),
         _attempt("store", _store, is_required=False, advice="name another file with --store"),
+        *_system_switch(),
     ]
     try:
         topology = read_topology()

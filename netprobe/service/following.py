@@ -182,7 +182,7 @@ def _agent(host: str) -> str:
 
 async def _follow_state_file(path: Path, follower: Follower) -> None:
     """Read the state file again whenever it was replaced."""
-    seen: tuple[int, int, int] | None = None  # it may have changed since the caller read it
+    seen: tuple[int, int, int] | None = (0, 0, 0)  # of no file: it may have changed since the caller read it
     while True:
         await trio.sleep(STATE_LOOK_S)
         now = _version_of(path)
