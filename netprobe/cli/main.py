@@ -110,13 +110,26 @@ def _add_trace(commands: "argparse._SubParsersAction[Parser]") -> None:
     trace.add_argument("--size", type=int, help="frame size in bytes, without FCS (default: the smallest)")
     trace.add_argument("--class-mark", default="3", help="DSCP of the probes, or none")
     trace.add_argument("--ttl", type=int, default=64, help="TTL or hop limit")
-    trace.add_argument("--count", type=int, default=100, help="probes")
-    trace.add_argument("--rate", type=int, default=100, help="probes per second")
+    trace.add_argument("--count", type=int, help="probes (default: 100; 20 a flow, 4 a size and run with --mtu)")
+    trace.add_argument("--rate", type=int, default=100, help="probes per second, of all flows or sizes together")
+    trace.add_argument("--flows", type=int, metavar="N", help="N source ports, so that every ECMP or bond leg is tried")
+    trace.add_argument("--mtu", action="store_true", help="find the sizes that the path swallows, to the byte")
     trace.add_argument("--schedule", default="periodic", help="periodic or poisson")
     trace.add_argument("--seed", type=int, default=1, help="of the schedule")
     trace.add_argument("--tmax", default="1s", help="waiting time after which a probe counts as lost")
     _result(trace)
     trace.set_defaults(call=_run("trace"))
+
+
+def _add_watch(commands: "argparse._SubParsersAction[Parser]") -> None:
+    watch = commands.add_parser("watch", help="run a plan for good and tell when a path changes (docs/watch.md)")
+    watch.add_argument("plan", metavar="PLAN", help="TOML file")
+    watch.add_argument("--windows", type=int, metavar="N", help="end after N windows (default: never)")
+    watch.add_argument("--window", metavar="TIME", help="length of a window, such as 10s (default: the plan's)")
+    watch.add_argument("--json", action="store_true", help="JSON Lines on stdout: windows and changes (docs/watch.md)")
+    watch.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
+    watch.add_argument("--no-store", action="store_true", help="keep the windows' results nowhere")
+    watch.set_defaults(call=_run("watch"))
 
 
 def _add_agent(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -136,6 +149,7 @@ def build_parser() -> Parser:
     run.add_argument("plan", metavar="PLAN", help="TOML file")
     _result(run)
     run.set_defaults(call=_run("plan"))
+    _add_watch(commands)
     report = commands.add_parser("report", help="print a stored result again")
     report.add_argument("--last", action="store_true", help="the newest one (the default)")
     report.add_argument("--store", metavar="FILE", help="DuckDB file")

@@ -5,16 +5,25 @@ from pathlib import Path
 
 from netprobe.cli.running import execute
 from netprobe.errors import UsageError
-from netprobe.plan.plans import parse_plan
+from netprobe.plan.plans import RunPlan, parse_plan
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run a plan file."""
-    path = Path(args.plan)
+def read_plan(name: str) -> RunPlan:
+    """The plan in a file.
+
+    Raises:
+        UsageError: it cannot be read, or is no plan.
+    """
+    path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"plan {path}", f"cannot be read: {error.strerror}", advice="check the path") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"plan {path}", "is no UTF-8 text", advice="see docs/plans.md") from error
-    return execute(args, parse_plan(text, str(path)))
+    return parse_plan(text, str(path))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a plan file."""
+    return execute(args, read_plan(args.plan))

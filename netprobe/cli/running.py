@@ -1,9 +1,9 @@
-"""What `trace` and `run` share: run a plan, keep the result, compare, print, and turn it into an exit code."""
+"""What `trace`, `run` and `watch` share: run a plan, keep the result, compare, print, and turn it into an exit code."""
 
 import argparse
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +17,17 @@ from netprobe.host.signals import stop_on_signals
 from netprobe.judge.changes import changes_between
 from netprobe.model.results import Json, SegmentResult, SessionResult
 from netprobe.plan.fields import parse_ratio
+from netprobe.plan.mesh import CompiledPlan, compile_plan
 from netprobe.plan.plans import RunPlan
 from netprobe.service.discovery import read_topology
 from netprobe.service.run import RunOutcome, run_plan
-from netprobe.show.tables import console, print_document
+from netprobe.service.spreading import FlowVerdict, flow_verdicts
+from netprobe.show.many import print_result
+from netprobe.show.tables import console
 from netprobe.store.duckdb_file import DEFAULT_PATH, Store, StoredRun, StoredSession, open_store
 
 FINE, NO, NO_ANSWER, INTERRUPTED = 0, 1, 4, 130
+DocumentOf = Callable[[RunOutcome, str], Json]
 
 
 def _segments_of(session: Mapping[str, Any]) -> list[SegmentResult]:
@@ -49,27 +53,61 @@ def _compared(result: SessionResult, store: Store) -> SessionResult:
     return replace(result, changes=tuple(c.to_json() for c in changes_between(before, now)))
 
 
-def _document(args: argparse.Namespace, plan: RunPlan, outcome: RunOutcome, run_id: str) -> Json:
-    head: Json = {
+def head_of(run_id: str, started_ns: int, stopped: str) -> Json:
+    """What every result begins with (docs/json.md)."""
+    return {
         "run": run_id,
-        "started": datetime.fromtimestamp(outcome.started_ns / 1e9, UTC).isoformat(),
-        "stopped": outcome.stopped or None,
+        "started": datetime.fromtimestamp(started_ns / 1e9, UTC).isoformat(),
+        "stopped": stopped or None,
     }
-    if args.command == "trace":
-        return {**outcome.results[0].to_json(), **head}
-    return {**head, "plan": plan.name, "seed": plan.seed, "sessions": [r.to_json() for r in outcome.results]}
 
 
-def _keep(args: argparse.Namespace, plan: RunPlan, outcome: RunOutcome) -> Json:
-    """Compare and store as asked. A store that fails loses no result: it is printed, and says that it is not stored."""
+def _flows_json(verdicts: Sequence[FlowVerdict]) -> Json:
+    return {
+        "flows": [row.to_json() for verdict in verdicts for row in verdict.rows],
+        "flow_groups": [verdict.to_json() for verdict in verdicts],
+    }
+
+
+def _trace_document(outcome: RunOutcome, verdicts: Sequence[FlowVerdict], head: Json) -> Json:
+    """Of one session; of flows, and of a guest that moved meanwhile, with all `sessions`."""
+    results = outcome.results
+    sessions = [r.to_json() for r in results]
+    if verdicts:
+        ends: Json = {"src": results[0].src, "dst": results[0].dst, "vantage": results[0].vantage}
+        return {**ends, **_flows_json(verdicts), **head, "sessions": sessions}
+    return {**sessions[0], **head, **({"sessions": sessions} if len(sessions) > 1 else {})}
+
+
+def run_document(compiled: CompiledPlan, outcome: RunOutcome, verdicts: Sequence[FlowVerdict], head: Json) -> Json:
+    """Of a plan."""
+    return {
+        **head,
+        "plan": compiled.plan.name,
+        "seed": compiled.plan.seed,
+        "mesh": [report.to_json() for report in compiled.meshes],
+        **_flows_json(verdicts),
+        "sessions": [r.to_json() for r in outcome.results],
+    }
+
+
+def keep_outcome(args: argparse.Namespace, outcome: RunOutcome, document_of: DocumentOf) -> Json:
+    """Compare and store as asked. A store that fails loses no result: it is printed, and says that it is not stored.
+
+    Args:
+        args: with `command`, `store`, `no_store`, and `compare` where that can be asked for.
+        outcome: of the run.
+        document_of: the document of an outcome and the run's UUID.
+    """
     run_id = str(uuid.uuid4())
-    if args.no_store and not args.compare:
-        return {**_document(args, plan, outcome, run_id), "stored": False}
+    is_compared = getattr(args, "compare", False)
+    if args.no_store and not is_compared:
+        return {**document_of(outcome, run_id), "stored": False}
     try:
         with open_store(Path(args.store) if args.store else DEFAULT_PATH) as store:
-            if args.compare:
+            if is_compared:
                 outcome = replace(outcome, results=tuple(_compared(r, store) for r in outcome.results))
-            document = _document(args, plan, outcome, run_id)
+            document = document_of(outcome, run_id)
             if not args.no_store:
                 pairs = zip(outcome.sessions, outcome.results, strict=True)
                 store.save(
@@ -86,7 +124,7 @@ def _keep(args: argparse.Namespace, plan: RunPlan, outcome: RunOutcome) -> Json:
             return {**document, "stored": not args.no_store}
     except NetprobeError as error:
         say(f"netprobe: the result was not stored: {error}")
-        return {**_document(args, plan, outcome, run_id), "stored": False}
+        return {**document_of(outcome, run_id), "stored": False}
 
 
 def _code_of(result: SessionResult, max_loss: float) -> int:
@@ -102,12 +140,39 @@ def _code_of(result: SessionResult, max_loss: float) -> int:
     return FINE
 
 
-def exit_code(outcome: RunOutcome, max_loss: float) -> int:
-    """The worst of all sessions; 130 when the run was interrupted."""
+def worst(codes: Iterable[int]) -> int:
+    """Of several answers the one that counts: a "no" before "nobody can say"."""
+    found = set(codes)
+    return next((code for code in (NO, NO_ANSWER) if code in found), FINE)
+
+
+def _code_of_flows(verdict: FlowVerdict) -> int:
+    return NO if verdict.is_failing else NO_ANSWER if verdict.is_open else FINE
+
+
+def exit_code(outcome: RunOutcome, verdicts: Sequence[FlowVerdict], max_loss: float) -> int:
+    """The worst of all sessions; flows are judged together. 130 when the run was interrupted."""
     if outcome.stopped.startswith("stopped by"):
         return INTERRUPTED
-    codes = {_code_of(result, max_loss) for result in outcome.results}
-    return next(code for code in (NO, NO_ANSWER, FINE) if code in codes)
+    flows = {row.session for verdict in verdicts for row in verdict.rows}
+    return worst(
+        [_code_of_flows(verdict) for verdict in verdicts]
+        + [_code_of(result, max_loss) for result in outcome.results if result.name not in flows or max_loss < 1]
+    )
+
+
+def print_outcome(args: argparse.Namespace, document: Json) -> None:
+    """The result on stdout, as asked."""
+    with to_stdout():
+        if args.json:
+            print_json(document)
+        else:
+            print_result(console(), document)
+
+
+def telling() -> Callable[[str], None]:
+    """Where progress goes: to a terminal, or nowhere."""
+    return say if sys.stderr.isatty() else lambda _: None
 
 
 def execute(args: argparse.Namespace, plan: RunPlan) -> int:
@@ -122,15 +187,20 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     """
     max_loss = parse_ratio(args.max_loss, "--max-loss") if args.max_loss else 1.0
     topology = read_topology()
-    is_chatty = sys.stderr.isatty()
+    compiled = compile_plan(plan, topology)
+    for report in compiled.meshes:
+        say(report.line())
     with stop_on_signals():  # to the last line: a signal must not throw away what was measured
-        outcome = trio.run(run_plan, plan, topology, say if is_chatty else lambda _: None)
-        document = _keep(args, plan, outcome)
-        with to_stdout():
-            if args.json:
-                print_json(document)
-            else:
-                print_document(console(), document)
+        outcome = trio.run(run_plan, compiled.plan, topology, telling())
+        verdicts = flow_verdicts(compiled.flows, compiled.plan.sessions, outcome.results)
+
+        def document_of(result: RunOutcome, run_id: str) -> Json:
+            head = head_of(run_id, result.started_ns, result.stopped)
+            if args.command == "trace":
+                return _trace_document(result, verdicts, head)
+            return run_document(compiled, result, verdicts, head)
+
+        print_outcome(args, keep_outcome(args, outcome, document_of))
     if outcome.stopped:
         say(f"netprobe: {outcome.stopped}: the result is what was known by then.")
-    return exit_code(outcome, max_loss)
+    return exit_code(outcome, verdicts, max_loss)

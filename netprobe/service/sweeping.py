@@ -30,6 +30,9 @@ PROBES = 4
 """Of each size in a run, unless the user says otherwise."""
 
 MAX_PROBES = 64  # of one size in one run
+CALIBRATION = 32
+"""Of some sizes that pass, once, where many do not: knowing the path's loss is cheaper than asking all again."""
+
 MAX_RUNS = 200
 MAX_VOID = 2
 """Runs of which nothing arrived, one after the other: the path is down, whatever the size."""
@@ -46,6 +49,8 @@ class Sweep:
         void: what runs said of which nothing arrived.
         unsent: sizes that the sender did not send.
         ends: id of the last point of each leg, once a run told.
+        confirmed: limits that were asked once more.
+        is_calibrated: the path's loss was asked by itself.
         results: of all runs, with the number of the session behind each.
         stopped: why it ended early, "" when it did not.
     """
@@ -59,6 +64,8 @@ class Sweep:
     ends: dict[str, str] = field(default_factory=dict)
     results: list[SessionResult] = field(default_factory=list)
     sessions: list[int] = field(default_factory=list)
+    confirmed: set[tuple[int, ...]] = field(default_factory=set)
+    is_calibrated: bool = False
     runs: int = 0
     started_ns: int = 0
     stopped: str = ""
@@ -112,9 +119,8 @@ async def sweep_sizes(
     sweep = Sweep(min_frame_size(session.protocol, session.family), largest_size(session, topology))
     waiting = deque((chunk, session.count) for chunk in rounds(first_sizes(sweep.smallest, sweep.largest), PER_RUN - 1))
     voids = 0
-    confirmed: set[tuple[int, ...]] = set()
     while not sweep.stopped and voids < MAX_VOID and sweep.runs < MAX_RUNS:
-        if not waiting and not (waiting := _next(sweep, session.count, confirmed)):
+        if not waiting and not (waiting := _next(sweep, session.count)):
             break
         sizes, count = waiting[0]
         chunk = sorted({_control(sweep), *sizes})
@@ -190,17 +196,13 @@ def _add(records: dict[int, SizeRecord], record: SizeRecord) -> None:
 Waiting = deque[tuple[tuple[int, ...], int]]
 
 
-def _next(sweep: Sweep, count: int, confirmed: set[tuple[int, ...]]) -> Waiting:
+def _next(sweep: Sweep, count: int) -> Waiting:
     """The runs that are needed before the sweep can answer; none when it can, or when no run would help."""
     sizes = judge_sizes(list(sweep.forward.values()))
     if sizes.contradictions:
         return deque()
-    open_ = [size for size, state in sizes.states.items() if state is SizeState.OPEN]
-    if open_:
-        more = sizes.needed - min(sizes.records[size].sent for size in open_)
-        if not sizes.needed or sizes.needed > MAX_PROBES:
-            return deque()
-        return deque((chunk, max(count, more)) for chunk in rounds(sorted(open_), PER_RUN - 1))
+    if SizeState.OPEN in sizes.states.values():
+        return _about_open(sweep, sizes, count)
     back = judge_sizes(list(sweep.returned.values())).passes
     for passes in (sizes.passes, back):
         between = [size for size in sizes_between(passes, PER_RUN - 3) if size not in sweep.unsent]
@@ -208,10 +210,23 @@ def _next(sweep: Sweep, count: int, confirmed: set[tuple[int, ...]]) -> Waiting:
             low, high = gaps(passes)[0]
             return deque([((low, *between, high), count)])
     edge = _edge(sizes)
-    if edge and edge not in confirmed:  # once more, with new probes: neither a moment nor a source port made it
-        confirmed.add(edge)
+    if edge and edge not in sweep.confirmed:  # once more, with new probes: neither a moment nor a source port made it
+        sweep.confirmed.add(edge)
         return deque([(edge, max(count, min(2 * sizes.needed, MAX_PROBES)))])
     return deque()
+
+
+def _about_open(sweep: Sweep, sizes: Sizes, count: int) -> Waiting:
+    """Runs that tell chance from size, where none arrived of some; none where no number of probes would."""
+    open_ = sorted(size for size, state in sizes.states.items() if state is SizeState.OPEN)
+    if len(open_) > PER_RUN and not sweep.is_calibrated:
+        sweep.is_calibrated = True
+        passing = [size for size, state in sizes.states.items() if state is SizeState.PASSES]
+        return deque([(tuple(passing[:PER_RUN]), max(count, CALIBRATION))])
+    if not 0 < sizes.needed <= MAX_PROBES:
+        return deque()
+    more = sizes.needed - min(sizes.records[size].sent for size in open_)
+    return deque((chunk, max(count, more)) for chunk in rounds(open_, PER_RUN - 1))
 
 
 def _edge(sizes: Sizes) -> tuple[int, ...]:
