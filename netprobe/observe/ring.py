@@ -152,7 +152,8 @@ class RxRing:
         mac = self._buffer.view(np.uint16)[(start >> 1) + 12].astype(np.int64)
         is_tagged = status & TP_STATUS_VLAN_VALID != 0
         # tpacket3_hdr: hv1.tp_rxhash at 28, hv1.tp_vlan_tci at 32; the id is the low 12 bits (IEEE 802.1Q)
-        vlan = np.where(is_tagged, word[at + 8] & 0xFFF, -1).astype(np.int64) if is_tagged.any() else None
+        ids = (word[at + 8] & 0xFFF).astype(np.int64)
+        vlan = np.where(is_tagged, ids, -1) if is_tagged.any() else None
         outgoing = self._buffer[start + SLL_PKTTYPE] == PACKET_OUTGOING
         return FrameBlock(
             buffer=self._buffer,
