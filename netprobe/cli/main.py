@@ -132,6 +132,41 @@ def _add_watch(commands: "argparse._SubParsersAction[Parser]") -> None:
     watch.set_defaults(call=_run("watch"))
 
 
+def _add_pki(commands: "argparse._SubParsersAction[Parser]") -> None:
+    pki = commands.add_parser("pki", help="certificates of agents, operators and collectors (docs/trust.md)")
+    parts = pki.add_subparsers(dest="pki_command", metavar="COMMAND", required=True)
+    init = parts.add_parser("init", help="make an authority of netprobe's own")
+    init.add_argument("--days", type=int, default=3650, help="how long it is valid")
+    issue = parts.add_parser("issue", help="make a key and a certificate")
+    issue.add_argument("name", metavar="NAME", help="of the host, guest, bypass NIC, operator or collector")
+    issue.add_argument("--role", required=True, help="vswitch, bypass, guest, operator or collector")
+    issue.add_argument(
+        "--report",
+        metavar="GLOB",
+        action="append",
+        help="places that it may report, as <host>/<point>; may be repeated (default: its own)",
+    )
+    issue.add_argument(
+        "--inject",
+        metavar="GLOB[@PPS]",
+        action="append",
+        default=[],
+        help="ports on which it may inject, and packets/s of all that it sends there (default 1000); may be repeated",
+    )
+    issue.add_argument("--days", type=int, default=365, help="how long it is valid")
+    issue.add_argument(
+        "--address", metavar="IP|NAME", action="append", default=[], help="under which a collector is dialled"
+    )
+    issue.add_argument("--out", metavar="DIR", help="where to write key and certificate (default: --dir)")
+    listing = parts.add_parser("list", help="what was issued: serial, name, role, grants, expiry, revoked or not")
+    revoke = parts.add_parser("revoke", help="revoke a certificate")
+    revoke.add_argument("target", metavar="NAME|SERIAL", help="all valid ones of a name, or one")
+    for parser, function in ((init, "init"), (issue, "issue"), (listing, "everything"), (revoke, "revoke")):
+        parser.add_argument("--dir", default="/etc/netprobe/pki", help="the authority's folder")
+        _common(parser)
+        parser.set_defaults(call=_run("pki", function))
+
+
 def _add_agent(commands: "argparse._SubParsersAction[Parser]") -> None:
     agent = commands.add_parser("agent", help="the programs that are deployed", add_help=False)
     agent.add_argument("rest", nargs=argparse.REMAINDER, help="guest …: see `netprobe agent guest --help`")
@@ -164,6 +199,7 @@ def build_parser() -> Parser:
     demo = commands.add_parser("demo", help="the whole story on a lab of its own")
     _common(demo)
     demo.set_defaults(call=_run("demo"))
+    _add_pki(commands)
     _add_agent(commands)
     return parser
 
