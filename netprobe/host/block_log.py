@@ -86,10 +86,11 @@ _HEADS: Final[dict[int, type[_BlockHead | _ShedHead]]] = {_BLOCK: _BlockHead, _S
 
 
 class Commit:
-    """What had been appended when it was begun; `wait` may run in another thread."""
+    """What had been appended when it was begun; `wait` once, in any thread, even if the log is closed meanwhile."""
 
     def __init__(self, file: RecordFile, expected: dict[Source, int]) -> None:
-        self._file = file
+        self._path = file.path
+        self._sync = file.begin_sync()
         self.expected = expected
 
     def wait(self) -> None:
@@ -100,9 +101,9 @@ class Commit:
                 tells of a failed write only once).
         """
         try:
-            self._file.sync()
+            self._sync()
         except OSError as error:
-            raise _not_ready(self._file.path, error) from error
+            raise _not_ready(self._path, error) from error
 
 
 class BlockLog:

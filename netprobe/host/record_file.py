@@ -9,7 +9,7 @@ file. Writes go to the page cache, which outlives the process; `sync` makes them
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -145,16 +145,24 @@ class RecordFile:
         return decode_record_untrusted(octets)
 
     def sync(self) -> None:
-        """Wait until all that was appended is on the disk; may be called from another thread.
+        """Wait until all that was appended is on the disk.
 
         Raises:
             OSError: the disk failed.
         """
-        fd = os.dup(self._fd)  # so that closing the file meanwhile is no matter
-        try:
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
+        os.fdatasync(self._fd)
+
+    def begin_sync(self) -> Callable[[], None]:
+        """As `sync`, in two steps: what comes back is to be called once, in any thread; the file may be closed before."""
+        fd = os.dup(self._fd)
+
+        def wait() -> None:
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+
+        return wait
 
     def close(self) -> None:
         """Close the file; it stays."""

@@ -141,8 +141,10 @@ class AgentLink(_Dialler):
     def _on_welcome(self, message: Welcome, _body: bytes, now_ns: int) -> None:
         super()._on_welcome(message, _body, now_ns)
         self._bucket = Bucket(message.bytes_per_s, message.window_bytes, now_ns)
-        for resume in message.resume:
-            self._next[PartKey(resume.run, resume.boot)] = resume.next
+        for resume in message.resume:  # as good as an Ack: what an earlier link brought is done with
+            part = PartKey(resume.run, resume.boot)
+            self._next[part] = resume.next
+            self._events.append(Acked(part, resume.next))
 
     def _on_ack(self, message: Ack, _body: bytes, _now_ns: int) -> None:
         part = PartKey(message.run, message.boot)

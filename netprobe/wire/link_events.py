@@ -32,7 +32,7 @@ class Greeted:
 
 @dataclass(frozen=True, slots=True)
 class Welcomed:
-    """Event of an agent or operator: the link is open."""
+    """Event of an agent or operator: the link is open. For an agent, an `Acked` follows for each part to resume."""
 
     welcome: Welcome
 

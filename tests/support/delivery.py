@@ -46,12 +46,9 @@ class DeliveryWorld:
 
     def agent_takes(self, events):
         for event in events:
-            if isinstance(event, Welcomed):
-                for resume in event.welcome.resume:
-                    self.agent_acked(PartKey(resume.run, resume.boot), resume.next)
-            elif isinstance(event, Acked):
+            if isinstance(event, Acked):
                 self.agent_acked(event.part, event.next)
-            else:
+            elif not isinstance(event, Welcomed):
                 raise TypeError(event)
 
     def agent_acked(self, part, number):

@@ -71,9 +71,19 @@ def test_only_a_commit_tells_what_may_be_acknowledged(log):
     assert log.durable(HV1) == 1
     later = log.begin_commit()
     assert log.begin_commit() is None
+    later.wait()
     assert log.finish_commit(later) == {HV1: 2, HV2: 1}
     assert log.finish_commit(commit) == {HV1: 2}  # an older one that comes last takes nothing back
     assert log.commit() == {}
+
+
+def test_a_commit_outlives_its_log(log):
+    """The run may be over while another thread waits for the disk."""
+    log.append(HV1, 0, b"a")
+    commit = log.begin_commit()
+    log.close()
+    commit.wait()
+    assert log.finish_commit(commit) == {HV1: 1}
 
 
 def test_a_reopened_log_goes_on_where_it_was(log, path):

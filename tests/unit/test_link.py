@@ -61,7 +61,8 @@ def test_a_hello_is_answered_with_a_welcome_that_tells_where_to_resume():
     assert isinstance(greeted, Greeted)
     assert greeted.hello.parts[0].next_block == 9
     collector.let_in(COLLECTOR_BOOT, 77, {PART: 5})
-    (welcomed,) = agent.feed(collector.data_to_send(), 6 * MS)
+    welcomed, acked = agent.feed(collector.data_to_send(), 6 * MS)
+    assert acked == Acked(PART, 5)
     assert welcomed == Welcomed(
         Welcome(
             version=1,
