@@ -153,7 +153,7 @@ class RecordFile:
         os.fdatasync(self._fd)
 
     def begin_sync(self) -> Callable[[], None]:
-        """As `sync`, in two steps: what comes back is to be called once, in any thread; the file may be closed before."""
+        """`sync` in two steps: what comes back is to be called once, in any thread; the file may be closed before."""
         fd = os.dup(self._fd)
 
         def wait() -> None:

@@ -1,6 +1,8 @@
 """The agent's spool: what is appended survives, what is acknowledged goes, what finds no room is told as lost."""
 
 import resource
+import subprocess
+import sys
 
 import pytest
 from support.links import BOOT, S, exchange, open_links
@@ -252,6 +254,26 @@ def test_files_that_hold_something_else_are_survived(folder, octets):
         fill(spool, range(2))
         assert len(contents(spool)) == 2
         assert spool.counters().cut_bytes == len(octets)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from netprobe.host.spool import MIN_LIMIT_BYTES, Spool
+spool = Spool.open(Path(sys.argv[1]), 64 * MIN_LIMIT_BYTES, sys.argv[2])
+while True:
+    print(spool.append("run-1", bytes(20_000), (0, 1)), flush=True)
+"""
+
+
+def test_what_append_has_returned_from_survives_a_kill(folder):
+    with subprocess.Popen([sys.executable, "-c", WRITER, folder, BOOT], stdout=subprocess.PIPE) as child:
+        said = [int(child.stdout.readline()) for _ in range(200)]
+        child.kill()
+        said += [int(line) for line in child.stdout.read().splitlines()]
+    with Spool.open(folder, 64 * MIN_LIMIT_BYTES, LATER) as second:
+        items = contents(second)
+        assert [item.number for item in items if isinstance(item, SpooledBlock)][: len(said)] == said
 
 
 # --- to the collector ---
