@@ -19,18 +19,23 @@ def _describe(status: control.LabStatus) -> None:
     state: Mapping[str, Any] = status.state
     out = console()
     guests = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("guest", "host", "addresses", "groups", "points, from the guest to the vswitch"):
+    is_joined = len(state["hosts"]) > 1
+    where = ("host", "network") if is_joined else ("host",)
+    for name in ("guest", *where, "addresses", "groups", "points, from the guest to the vswitch"):
         guests.add_column(name)
     for guest in [*state["guests"], *state["bypasses"]]:
         copy = f" (groups of {guest['copy_of']})" if guest.get("copy_of") else ""
         guests.add_row(
             guest["name"],
-            guest["host"],
-            f"{guest['ipv4']}, {guest['ipv6']}",
+            *(guest[name] for name in where),
+            ", ".join(filter(None, (guest["ipv4"], guest["ipv6"], guest["floating"]))),
             ", ".join(guest["groups"]) + copy,
             " .. ".join(guest["chain"]),
         )
     out.print(guests)
+    for host in state["hosts"]:
+        if host["uplink"]:
+            out.print(f"{host['name']}: points from its NIC to the fabric: {' .. '.join(host['uplink'])}")
     faults = [s for s in state["segments"] if s["fault"]]
     for segment in faults:
         out.print(f"fault in {segment['id']}: {_fault_text(segment['fault'])}", style="yellow")

@@ -43,13 +43,14 @@ class Ping:
 
 
 def pings(config: LabConfig, ends: Sequence[Endpoint]) -> list[Ping]:
-    """What shall cross: from each endpoint to one of each hypervisor and network, and to each floating address.
+    """What shall cross: between hypervisors, from each endpoint to one of each hypervisor and network, and by NAT.
 
     Args:
         config: the groups, which say what may.
         ends: guests and bypass NICs.
     """
-    found = []
+    hosts = config.shape.hypervisors
+    found = [Ping(a.name, a.netns, b.encap_ip) for a in hosts for b in hosts if a is not b]
     for source in ends:
         seen = set()
         for target in ends:

@@ -1,12 +1,15 @@
 """The lab `pair` for real: traffic across hypervisors as groups and router say, and a fault in each of 7 segments."""
 
+import contextlib
 import json
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -125,7 +128,7 @@ def test_a_floating_address_leads_to_its_guest_which_sees_the_true_source(pair_l
     floating = guest(pair_lab, "vm1")["floating"]
     assert echo("ext1", floating)
     assert echo("vm2", floating)
-    seen = []
+    seen: list[str] = []
 
     def look() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
@@ -310,6 +313,38 @@ def test_a_moved_guest_is_bound_on_the_other_hypervisor_and_reached_there(pair_l
     log = control.fault_set("vm1.backend..vm2.backend", loss=1.0).faults[0]["log"]  # they are neighbours now
     assert not echo("vm1", guest(status, "vm2")["ipv4"], marked(1), wait_s=0.05)
     assert len(truth.wait_rows(log, 1)) == 1
+
+
+def test_a_move_interrupts_traffic_for_less_than_half_a_second(pair_lab):
+    """The guest's neighbours are still known afterwards: asking anew would take a second."""
+    arrived = []
+    with receiver("vm2", 5000) as sock:
+
+        def receive() -> None:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    sock.recv(100)
+                    arrived.append(time.monotonic())
+
+        sock.settimeout(2 * QUIET_S)
+        threads = [
+            threading.Thread(
+                target=send,
+                args=("vm1", guest(pair_lab, "vm2")["ipv4"], [marked(seq) for seq in range(700)]),
+                kwargs={"gap_s": 0.002},
+            ),
+            threading.Thread(target=receive),
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(arrived) > 50)
+        control.move("vm1", "hv2")
+        for thread in threads:
+            thread.join()
+    gap_s = max(later - earlier for earlier, later in pairwise(arrived))
+    print(f"nothing arrived for {gap_s:.3f} s")
+    assert len(arrived) > 350
+    assert gap_s < 0.5
 
 
 def test_a_guest_on_the_provider_network_can_be_moved(pair_lab):

@@ -50,6 +50,7 @@ def wanted(text: str) -> set[tuple[str, str]]:
 def test_the_shipped_pair_is_warmed_up_on_every_way():
     found = pings(PAIR, topology.endpoints(PAIR))
     for source, address in [
+        ("hv1", "172.30.0.2"),
         ("vm1", "10.1.0.2"),
         ("vm1", "10.2.0.4"),
         ("vm1", "172.24.0.15"),
