@@ -29,8 +29,9 @@ def follow(scenario, base=LAB, **kwargs):
     """Run a scenario with a follower, without any database and without waiting for the clock."""
 
     async def run():
-        async with open_follower(base, local_hosts=(), **kwargs) as follower:
-            await scenario(follower)
+        with trio.fail_after(60):
+            async with open_follower(base, local_hosts=(), **kwargs) as follower:
+                await scenario(follower)
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0.01))
 

@@ -8,9 +8,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netprobe.host import offload
 from netprobe.host.offload import (
     Link,
     OffloadFacts,
@@ -76,9 +78,15 @@ def test_flows_alone_are_evidence_enough():
     assert "1 of its flows are offloaded" in found(flows=FLOWS)[VF0]
 
 
-def test_with_offload_off_only_ports_without_a_device_are_unseen():
+def test_a_ports_name_alone_makes_no_representor():
+    """Only a device of a NIC that has a switch of its own is one."""
+    assert set(found(links={VF1: Link("pf0vf1", ""), VF0: Link("p0", "1000005e00a1420c")})) == {VHOST}
+
+
+def test_with_offload_off_only_ports_without_a_device_are_unseen(monkeypatch):
     """Representors then carry every packet. No tool is asked."""
     assert set(find_offloaded(HOST.interfaces, [NIC], None)) == {VHOST}
+    monkeypatch.setattr(offload, "read_facts", lambda *_: pytest.fail("asked"))
     off = replace(HOST, is_offload_on=False)
     assert set(look_for_offload(off, "no-such-namespace", "/nowhere", [NIC])) == {VHOST}
 

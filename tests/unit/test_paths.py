@@ -98,6 +98,12 @@ def test_a_floating_ip_that_its_own_host_translates_needs_no_gateway():
         "ext2.backend>",
         "ext2.guest<",
     ]
+    assert ways(path("ext2", "vm4", cloud=cloud).forward) == [
+        "ext2.guest>",
+        "ext2.backend<",
+        "vm4.backend>",
+        "vm4.guest<",
+    ]
     assert next_hop(GUESTS["ext2"], vm4, 4) == "fa:16:3e:ff:00:04"
 
 
