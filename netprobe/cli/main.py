@@ -169,8 +169,28 @@ def _add_pki(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 def _add_agent(commands: "argparse._SubParsersAction[Parser]") -> None:
     agent = commands.add_parser("agent", help="the programs that are deployed", add_help=False)
-    agent.add_argument("rest", nargs=argparse.REMAINDER, help="guest …: see `netprobe agent guest --help`")
+    agent.add_argument("rest", nargs=argparse.REMAINDER, help="guest, bypass or vswitch, and what they take (--help)")
     agent.set_defaults(call=_run("agent"))
+
+
+def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:
+    serve = commands.add_parser("serve", help="the collector: agents and operators dial in (docs/deployment.md)")
+    serve.add_argument("--listen", default="127.0.0.1:8620", metavar="ADDR:PORT", help="default: %(default)s")
+    serve.add_argument("--name", default="collector", help="as in its certificate (default: %(default)s)")
+    serve.add_argument("--pki", default="/etc/netprobe/pki", metavar="DIR", help="ca.crt, crl.pem, NAME.crt, NAME.key")
+    serve.add_argument("--config", metavar="TOML", help="hosts and OVN's databases (default: what a lab has left)")
+    serve.add_argument(
+        "--dir", default="/var/lib/netprobe/collector", help="where runs are kept (default: %(default)s)"
+    )
+    serve.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
+    serve.add_argument("--no-store", action="store_true", help="keep results in --dir only")
+    serve.set_defaults(call=_run("serve"))
+
+
+def _remote(run: argparse.ArgumentParser) -> None:
+    run.add_argument("--collector", metavar="ADDR:PORT", help="let a collector and its agents run it")
+    run.add_argument("--operator", default="operator", metavar="NAME", help="as in your certificate, with --collector")
+    run.add_argument("--pki", default="/etc/netprobe/pki", metavar="DIR", help="ca.crt, NAME.crt, NAME.key")
 
 
 def build_parser() -> Parser:
@@ -182,6 +202,7 @@ def build_parser() -> Parser:
     _add_trace(commands)
     run = commands.add_parser("run", help="run a plan (docs/plans.md)")
     run.add_argument("plan", metavar="PLAN", help="TOML file")
+    _remote(run)
     _result(run)
     run.set_defaults(call=_run("plan"))
     _add_watch(commands)
@@ -200,6 +221,7 @@ def build_parser() -> Parser:
     _common(demo)
     demo.set_defaults(call=_run("demo"))
     _add_pki(commands)
+    _add_serve(commands)
     _add_agent(commands)
     return parser
 

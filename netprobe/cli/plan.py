@@ -26,4 +26,8 @@ def read_plan(name: str) -> RunPlan:
 
 def run(args: argparse.Namespace) -> int:
     """Run a plan file."""
+    if args.collector:
+        from netprobe.cli.remote import execute_remotely  # noqa: PLC0415  TLS, which a local run needs not
+
+        return execute_remotely(args)
     return execute(args, read_plan(args.plan))

@@ -6,19 +6,17 @@ only when every observer truly looks. A run that is spread over hosts is service
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
 from netprobe.collect.epochs import Epoch
-from netprobe.errors import NetprobeError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest, stop_on_signals
 from netprobe.inject.pacer import SWITCH_INTERVAL_S
 from netprobe.judge.reason import Reason
 from netprobe.model.observations import PartDone, Report
-from netprobe.model.points import Path, Point
+from netprobe.model.points import Point
 from netprobe.model.records import HopBatch
 from netprobe.model.results import SessionResult
 from netprobe.model.topology import Topology
@@ -27,9 +25,10 @@ from netprobe.plan.plans import RunPlan
 from netprobe.service.collection import Collection
 from netprobe.service.following import Follower, open_follower
 from netprobe.service.journal import Journal, open_journal
+from netprobe.service.moves import moved_sessions
 from netprobe.service.part import Part, PartOrder, open_part, own_points
 from netprobe.service.permits import permit_run, port_source
-from netprobe.service.prepare import PortSource, Prepared, path_of, prepare_run
+from netprobe.service.prepare import PortSource, Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
 
@@ -215,7 +214,7 @@ async def _follow(state: RunState, part: Part, follower: Follower) -> None:
     while True:
         version, topology = await follower.wait_changed(version)
         noticed_ns = realtime_ns()
-        moved = moved_sessions(state, topology)
+        moved = moved_sessions(state.prepared, state.epochs, state.topology, topology)
         state.topology = topology
         for one, path, because in moved:
             known = set(state.collection.index)
@@ -224,29 +223,3 @@ async def _follow(state: RunState, part: Part, follower: Follower) -> None:
             part.look_at({i: p for i, p in ring_places(state, [one]).items() if p.place not in known})
             # From now on, not from when it was noticed: what was sent meanwhile was not looked for.
             state.epochs[one.probe.session][-1] = Epoch(path, realtime_ns(), because, noticed_ns)
-
-
-def moved_sessions(state: RunState, topology: Topology) -> list[tuple[Prepared, Path, str]]:
-    """The sessions whose path is another one in a new topology: with that path, and why."""
-    found = []
-    for one in state.prepared:
-        with suppress(UsageError):  # a guest that is gone has no path: its probes are lost, or nobody can say
-            path = path_of(one, topology)
-            before = state.epochs[one.probe.session][-1].path
-            if _places(path) != _places(before):
-                found.append((one, path, _what_moved(one, state.topology, topology)))
-    return found
-
-
-def _places(path: Path) -> list[str]:
-    return [s.point.place for s in (*path.forward, *path.returned)]
-
-
-def _what_moved(one: Prepared, before: Topology, now: Topology) -> str:
-    moves = []
-    for guest in (one.source, one.target):
-        with suppress(NetprobeError):
-            old, new = before.guest(guest.name, "run").host, now.guest(guest.name, "run").host
-            if old != new:
-                moves.append(f"{guest.name} moved from {old} to {new}")
-    return "; ".join(moves) or "the points on its way changed"

@@ -1,0 +1,402 @@
+"""The collector (`netprobe serve`): agents and operators dial in over TLS, runs are conducted, kept and taken up again.
+
+It believes an agent only what its certificate names, an operator only that it may ask. Blocks are acknowledged when
+they are on the disk. Below: service.spread_run for each run, service.link_io for each connection.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import trio
+
+from netprobe.errors import HostNotReadyError, NetprobeError, UsageError
+from netprobe.host.block_log import Commit
+from netprobe.host.certificates import Identity
+from netprobe.host.clock import realtime_ns
+from netprobe.host.tls import Credentials, ServerTls, accept
+from netprobe.model.results import Json
+from netprobe.model.topology import Topology
+from netprobe.plan.grants import Role
+from netprobe.plan.mesh import compile_plan
+from netprobe.plan.plans import parse_plan
+from netprobe.service.agents import AgentConn, Agents
+from netprobe.service.following import Follower, open_follower
+from netprobe.service.link_io import LinkIo, monotonic_ns
+from netprobe.service.run_files import RunFolder, unfinished_runs
+from netprobe.service.spread_run import SpreadRun, load_run
+from netprobe.wire.flow_control import Limits
+from netprobe.wire.link import CollectorLink
+from netprobe.wire.link_events import Asked, BlockArrived, Event, Greeted, ShedArrived
+from netprobe.wire.report import PartKey
+
+COMMIT_S = 0.05
+"""How often blocks are brought to the disk and acknowledged."""
+
+LEARN_S = 0.5
+"""How often an agent is asked what its host has: a guest that moves is followed within 2 s."""
+
+MAX_CONNECTIONS = 1_000
+MAX_RUNS = 64
+ROLES = frozenset({Role.VSWITCH, Role.BYPASS, Role.OPERATOR})
+Say = Callable[[str], None]
+
+
+class RunAsked(msgspec.Struct, frozen=True):
+    """An operator's plan: the text of a plan file, and its name for errors."""
+
+    plan: str
+    where: str = "plan"
+
+
+class RunWanted(msgspec.Struct, frozen=True):
+    """Which run an operator waits for."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorConfig:
+    """How a collector is set up.
+
+    Attributes:
+        listen: addresses and port.
+        folder: where runs are kept.
+        topology: what was written down: hosts, OVN's databases; agents and databases say the rest.
+        state_file: where it was read from, to be read again when it changes; None for nowhere.
+        keep: takes a run's outcome into the store.
+    """
+
+    listen: tuple[str, int]
+    credentials: Credentials
+    folder: Path
+    topology: Topology
+    state_file: Path | None
+    keep: Callable[[SpreadRun], None] = lambda _run: None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(slots=True)
+class RunEntry:
+    """A run that this collector conducts or has conducted."""
+
+    run: SpreadRun
+    over: trio.Event
+    document: Json | None = None
+    failure: NetprobeError | None = None
+
+
+class Collector:
+    """The program; `serve` is its life."""
+
+    def __init__(self, config: CollectorConfig, say: Say = lambda _: None) -> None:
+        self._config = config
+        self._say = say
+        self._tls = ServerTls(config.credentials)
+        self._boot = secrets.token_hex(16)
+        self._agents = Agents()
+        self._runs: dict[str, RunEntry] = {}
+        self._connections = 0
+        self._nursery: trio.Nursery | None = None
+        self._follower: Follower | None = None
+        self.counters: dict[str, int] = {}
+
+    async def serve(self, ready: Callable[[int], None] = lambda _port: None) -> None:
+        """Listen, conduct runs, take up those of an earlier life; until cancelled.
+
+        Args:
+            ready: is told the port when agents may dial.
+
+        Raises:
+            HostNotReadyError: the address cannot be listened at.
+        """
+        address, port = self._config.listen
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=address)
+        except OSError as error:
+            raise HostNotReadyError(
+                f"{address}:{port}",
+                f"cannot be listened at: {error.strerror or error}",
+                advice="is another one running?",
+            ) from error
+        base, state_file = self._config.topology, self._config.state_file
+        async with (
+            open_follower(base, state_file=state_file, local_hosts=()) as self._follower,
+            trio.open_nursery() as nursery,
+        ):
+            self._nursery = nursery
+            nursery.start_soon(self._commit_now_and_then)
+            nursery.start_soon(self._follow)
+            self._take_up_runs()
+            ready(listeners[0].socket.getsockname()[1])
+            await trio.serve_listeners(self._serve_connection, listeners, handler_nursery=nursery)
+
+    def _count(self, what: str) -> None:
+        self.counters[what] = self.counters.get(what, 0) + 1
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Connections
+    # -----------------------------------------------------------------------------------------------------------------
+
+    async def _serve_connection(self, stream: trio.SocketStream) -> None:
+        if self._connections >= MAX_CONNECTIONS:
+            self._count("connections_refused")
+            await trio.aclose_forcefully(stream)
+            return
+        self._connections += 1
+        try:
+            secure, identity = await accept(stream, self._tls)
+            await self._talk(secure, identity)
+        except NetprobeError as error:
+            self._count("handshakes_failed")
+            self._say(f"a connection was refused: {error}")
+        finally:
+            self._connections -= 1
+            await trio.aclose_forcefully(stream)
+
+    async def _talk(self, stream: trio.abc.Stream, identity: Identity) -> None:
+        link = CollectorLink(self._config.limits, monotonic_ns())
+        peer = _Peer(self, identity, link)
+        io = LinkIo(stream, link, peer.handle)
+        peer.io = io
+        await io.run()
+        self._say(f"{identity.name} is gone: {io.ended}")
+        peer.leave()
+
+    def greet(self, peer: "_Peer", event: Greeted) -> None:
+        """Let somebody in, or refuse: the name and role in the greeting must be those of the certificate."""
+        hello, identity, link = event.hello, peer.identity, peer.link
+        if (hello.name, hello.role) != (identity.name, identity.role.value):
+            self._count("hellos_refused")
+            said = f"{hello.name}'s ({hello.role})"
+            link.refuse(f"the certificate is {identity.name}'s ({identity.role.value}), not {said}")
+            return
+        if identity.role not in ROLES:
+            self._count("hellos_refused")
+            link.refuse(f"role {hello.role} has nothing to do here: guests' agents are asked by their host's agent")
+            return
+        resume = {PartKey(p.run, p.boot): self._resume_at(hello.name, p.run, p.boot, p.next_block) for p in hello.parts}
+        link.let_in(self._boot, realtime_ns(), resume)
+        self._say(f"{hello.name} ({hello.role}) dialled in, with {len(hello.parts)} parts")
+        if hello.role != "operator":
+            assert peer.io is not None
+            peer.agent = AgentConn(identity, hello, peer.io, realtime_ns())
+            self._agents.connected[hello.name] = peer.agent
+            assert self._nursery is not None
+            self._nursery.start_soon(self._learn, peer.agent)
+
+    def _resume_at(self, agent: str, run: str, boot: str, next_block: int) -> int:
+        entry = self._runs.get(run)
+        if entry is None or entry.run.log is None:
+            return next_block  # nobody wants these any more: the agent may forget them
+        part = entry.run.parts.get(agent)
+        if part is None or part.boot != boot:
+            return next_block
+        return entry.run.log.durable(part.key)
+
+    async def _learn(self, agent: AgentConn) -> None:
+        """Ask an agent what its host has, again and again, as long as it is connected."""
+        assert self._follower is not None
+        while self._agents.connected.get(agent.name) is agent:
+            try:
+                if await agent.learn():
+                    self._follower.take_inventory(agent.report.inventory)
+            except NetprobeError as error:
+                self._say(f"{agent.name} does not say what it has: {error}")
+            await trio.sleep(LEARN_S)
+
+    def forget(self, agent: AgentConn) -> None:
+        """An agent's connection has ended."""
+        if self._agents.connected.get(agent.name) is agent:
+            del self._agents.connected[agent.name]
+            if self._follower is not None and agent.host:
+                self._follower.lose_host(agent.host, f"the agent {agent.name} is not connected")
+
+    async def _follow(self) -> None:
+        """Tell every run what has changed."""
+        assert self._follower is not None
+        version = 0
+        while True:
+            version, topology = await self._follower.wait_changed(version)
+            for entry in list(self._runs.values()):
+                if not entry.over.is_set():
+                    await entry.run.follow(topology)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Blocks
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def take_block(self, peer: "_Peer", event: BlockArrived) -> None:
+        """A block: kept and acknowledged at the next commit; one that nobody wants is acknowledged at once."""
+        entry = self._runs.get(event.part.run)
+        wanted = entry is not None and not entry.over.is_set()
+        name = peer.identity.name
+        if not wanted or not entry.run.take_block(name, event.part.boot, event.number, event.octets):  # type: ignore[union-attr]
+            self._count("blocks_unwanted")
+            peer.link.acknowledge(event.part, event.number + 1)
+
+    def take_shed(self, peer: "_Peer", event: ShedArrived) -> None:
+        """Blocks that an agent lost."""
+        entry = self._runs.get(event.part.run)
+        span = (event.from_ns, event.to_ns)
+        name, part = peer.identity.name, event.part
+        if entry is None or not entry.run.take_shed(name, part.boot, event.first, event.next, span):
+            peer.link.acknowledge(part, event.next)
+
+    async def _commit_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(COMMIT_S)
+            for entry in list(self._runs.values()):
+                log = entry.run.log
+                commit = log.begin_commit() if log is not None else None
+                if commit is not None:
+                    await trio.to_thread.run_sync(commit.wait)
+                    self._acknowledge(entry.run, commit)
+
+    def _acknowledge(self, run: SpreadRun, commit: Commit) -> None:
+        assert run.log is not None
+        for source, number in run.log.finish_commit(commit).items():
+            agent = self._agents.connected.get(source.agent)
+            if agent is not None:
+                assert isinstance(agent.io.link, CollectorLink)
+                agent.io.link.acknowledge(PartKey(run.run, source.boot), number)
+                agent.io.wake()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Runs
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _take_up_runs(self) -> None:
+        assert self._nursery is not None
+        assert self._follower is not None
+        for folder in unfinished_runs(self._config.folder):
+            try:
+                run = load_run(folder, self._follower.topology, self._agents)
+            except NetprobeError as error:
+                self._say(f"run {folder.run} is given up: {error}")
+                folder.finish({"run": folder.run, "error": str(error)})
+                continue
+            if run is not None:
+                entry = self._runs[folder.run] = RunEntry(run, trio.Event())
+                self._say(f"run {folder.run} is taken up again")
+                self._nursery.start_soon(self._conduct, entry, run.resume)
+
+    async def _conduct(self, entry: RunEntry, how: Callable[[], object]) -> None:
+        run = entry.run
+        try:
+            entry.document = await how()  # type: ignore[misc]
+            assert entry.document is not None
+            self._config.keep(run)
+            run.folder.finish(entry.document)
+        except NetprobeError as error:
+            entry.failure = error
+        except Exception as error:  # noqa: BLE001  one run that fails must not end the collector
+            entry.failure = NetprobeError(f"run {run.run}", f"failed: {error!r}")
+        finally:
+            entry.over.set()
+            if run.log is not None:
+                run.log.close()
+                run.log = None
+        self._say(f"run {run.run} is over" + (f": {entry.failure}" if entry.failure else ""))
+
+    def begin_run(self, asked: RunAsked) -> Json:
+        """Begin a run of a plan; returns its id.
+
+        Raises:
+            UsageError: the plan is none.
+            HostNotReadyError: no topology, or too many runs.
+        """
+        under_way = sum(1 for e in self._runs.values() if not e.over.is_set())
+        if under_way >= MAX_RUNS:
+            raise HostNotReadyError("collector", f"{under_way} runs are under way", allowed=f"up to {MAX_RUNS}")
+        assert self._follower is not None
+        topology = self._follower.topology
+        compiled = compile_plan(parse_plan(asked.plan, asked.where), topology)
+        run_id = secrets.token_hex(8)
+        run = SpreadRun(RunFolder(self._config.folder / run_id), compiled.plan, topology, self._agents)
+        run.extras = {"mesh": [report.to_json() for report in compiled.meshes]}
+        entry = self._runs[run_id] = RunEntry(run, trio.Event())
+        assert self._nursery is not None
+        self._nursery.start_soon(self._conduct, entry, run.conduct)
+        return {"run": run_id}
+
+    async def wait_run(self, wanted: RunWanted) -> Json:
+        """The document of a run, when it is over.
+
+        Raises:
+            UsageError: no such run.
+            NetprobeError: why it has no document.
+        """
+        entry = self._runs.get(wanted.run)
+        if entry is None:
+            document = RunFolder(self._config.folder / wanted.run).result() if wanted.run.isalnum() else None
+            if document is None:
+                raise UsageError(f"run {wanted.run[:80]!r}", "is not known to this collector")
+            return document
+        await entry.over.wait()
+        if entry.failure is not None:
+            raise entry.failure
+        assert entry.document is not None
+        return entry.document
+
+    def status(self) -> Json:
+        """Who is connected, what runs."""
+        return {
+            "agents": [
+                {"name": a.name, "host": a.host, "since_ns": a.since_ns, "guests": list(a.report.guests)}
+                for a in self._agents.connected.values()
+            ],
+            "runs": [{"run": r, "over": e.over.is_set()} for r, e in self._runs.items()],
+            "counters": dict(self.counters),
+        }
+
+
+class _Peer:
+    """Somebody on a connection: an agent or an operator."""
+
+    def __init__(self, collector: Collector, identity: Identity, link: CollectorLink) -> None:
+        self.identity = identity
+        self.link = link
+        self.io: LinkIo | None = None
+        self.agent: AgentConn | None = None
+        self._collector = collector
+
+    async def handle(self, event: Event) -> None:
+        """One event of the link."""
+        match event:
+            case Greeted():
+                self._collector.greet(self, event)
+            case BlockArrived():
+                self._collector.take_block(self, event)
+            case ShedArrived():
+                self._collector.take_shed(self, event)
+            case Asked():
+                assert self._collector._nursery is not None  # noqa: SLF001  its own helper
+                self._collector._nursery.start_soon(self._answer, event)  # noqa: SLF001
+            case _:
+                pass
+
+    async def _answer(self, asked: Asked) -> None:
+        """Only operators ask."""
+        try:
+            match asked.op:
+                case "run":
+                    result = self._collector.begin_run(asked.arguments_untrusted(RunAsked))
+                case "wait":
+                    result = await self._collector.wait_run(asked.arguments_untrusted(RunWanted))
+                case "status":
+                    result = self._collector.status()
+                case _:
+                    raise UsageError(f"question {asked.op!r}", "is none", allowed="run, wait, status")
+            self.link.answer(asked.id, result)
+        except NetprobeError as error:
+            self.link.fail(asked.id, error)
+        if self.io is not None:
+            self.io.wake()
+
+    def leave(self) -> None:
+        """The connection has ended."""
+        if self.agent is not None:
+            self._collector.forget(self.agent)

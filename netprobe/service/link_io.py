@@ -1,0 +1,133 @@
+"""A link (wire.link) on a stream: octets in and out, timers, and questions that wait for their answers.
+
+Both ends use it: an agent, an operator, and the collector once for each connection. It owns its two tasks; who uses it
+gives a function for events.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from netprobe.errors import HostNotReadyError, NetprobeError
+from netprobe.wire.link import AgentLink, CollectorLink, OperatorLink
+from netprobe.wire.link_events import Answered, Closed, Event
+
+READ_BYTES = 1 << 18
+CLOSE_S = 1.0
+MAX_WAIT_S = 1.0
+Link = AgentLink | CollectorLink | OperatorLink
+Handle = Callable[[Event], Awaitable[None]]
+
+
+def monotonic_ns() -> int:
+    """The clock of links."""
+    return time.monotonic_ns()
+
+
+class LinkIo:
+    """One link on one stream; `run` lives as long as the connection.
+
+    Args:
+        stream: connected, encrypted.
+        link: fresh.
+        handle: takes each event, in order; what it takes long for it gives to a task.
+        pump: called before anything is sent; gives the link blocks.
+    """
+
+    def __init__(
+        self, stream: trio.abc.Stream, link: Link, handle: Handle, pump: Callable[[], None] = lambda: None
+    ) -> None:
+        self.link = link
+        self.ended = ""
+        self._stream = stream
+        self._handle = handle
+        self._pump = pump
+        self._wake = trio.Event()
+        self._waiting: dict[int, tuple[trio.Event, list[Answered | HostNotReadyError]]] = {}
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Read, write and let time pass until the link has ended. Never raises for what peer or network do."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.ended = self.ended or "the connection was closed"
+            for asked, answers in self._waiting.values():
+                answers.append(HostNotReadyError("link", self.ended))
+                asked.set()
+            with trio.move_on_after(CLOSE_S, shield=True):
+                await self._say_last()
+            await trio.aclose_forcefully(self._stream)
+
+    async def _say_last(self) -> None:
+        try:
+            await self._stream.send_all(self.link.data_to_send())
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError):
+            return
+
+    async def _read(self) -> None:
+        while not self.link.is_closed:
+            try:
+                data = bytes(await self._stream.receive_some(READ_BYTES))
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                data = b""
+            events = self.link.feed(data, monotonic_ns()) if data else self.link.receive_eof()
+            await self._take(events)
+            self.wake()
+
+    async def _write(self) -> None:
+        while not self.link.is_closed:
+            self._wake = trio.Event()
+            now_ns = monotonic_ns()
+            await self._take(self.link.tick(now_ns))
+            self._pump()
+            data = self.link.data_to_send()
+            if data:
+                try:
+                    await self._stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                    await self._take(self.link.receive_eof())
+                continue
+            deadline_ns = self.link.next_deadline_ns()
+            wait_s = MAX_WAIT_S if deadline_ns is None else max((deadline_ns - monotonic_ns()) / 1e9, 0.0)
+            with trio.move_on_after(min(wait_s, MAX_WAIT_S)):
+                await self._wake.wait()
+        await trio.aclose_forcefully(self._stream)  # the reader wakes up
+
+    async def _take(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Answered):
+                asked, answers = self._waiting.pop(event.id)
+                answers.append(event)
+                asked.set()
+            elif isinstance(event, Closed):
+                self.ended = event.why
+                await self._handle(event)
+            else:
+                await self._handle(event)
+
+    async def ask(self, op: str, args: object = None, body: bytes = b"") -> Answered:
+        """Ask the peer, and wait for its answer.
+
+        Raises:
+            NetprobeError: the peer's own error.
+            HostNotReadyError: the link ended before.
+        """
+        assert not isinstance(self.link, AgentLink), "agents are asked"
+        number = self.link.ask(op, args, body)
+        event, answers = self._waiting[number] = (trio.Event(), [])
+        self.wake()
+        await event.wait()
+        (answer,) = answers
+        if isinstance(answer, NetprobeError):
+            raise answer
+        if answer.error is not None:
+            raise answer.error
+        return answer

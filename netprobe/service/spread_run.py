@@ -1,0 +1,554 @@
+"""One run that is spread over hosts: the collector orders parts from agents, keeps what they report, and settles.
+
+The same steps as service.run, with agents between. A run outlives connections and the collector itself: what agents
+report is in the block log before it is acknowledged, and a collector that was killed goes on from there. An agent that
+is lost makes its points unobserved from its last word on; that is never called loss.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import trio
+
+from netprobe.collect.epochs import Epoch
+from netprobe.errors import HostNotReadyError, NetprobeError, WireError
+from netprobe.host.block_log import BlockLog, LoggedBlock, LoggedShed, Outcome, Source
+from netprobe.host.clock import realtime_ns
+from netprobe.judge.reason import Reason
+from netprobe.model.observations import FOR_EVER_NS, Blind, PartDone
+from netprobe.model.points import Path, Point
+from netprobe.model.results import Json, SessionResult
+from netprobe.model.topology import Topology
+from netprobe.plan.plans import RunPlan
+from netprobe.plan.schedule import session_due_ns
+from netprobe.service.agents import AgentConn, Agents
+from netprobe.service.collection import Collection
+from netprobe.service.moves import moved_sessions
+from netprobe.service.permits import ports_asked
+from netprobe.service.prepare import PortSource, Prepared, prepare_run
+from netprobe.service.run_files import (
+    SCHEMA,
+    RunFolder,
+    SavedPart,
+    SavedRun,
+    SavedSession,
+    load_path,
+    load_point,
+    run_plan_of,
+    save_point,
+    save_stops,
+)
+from netprobe.service.settling import RunFacts, session_result, settle_run
+from netprobe.wire.blocks import decode_reports_untrusted
+from netprobe.wire.frames import FrameBlock
+from netprobe.wire.orders import (
+    LookAsked,
+    PartSpec,
+    PeerSpec,
+    RunNamed,
+    SendSpec,
+    place_spec,
+    probe_of_untrusted,
+    probe_spec,
+)
+from netprobe.wire.report import PartKey, unpack_value_untrusted
+
+LOST_S = 30.0
+"""An agent that was away for so long does not come back in time: its points are unobserved from its last word on."""
+
+LEAD_S = 0.2
+CHECK_S = 0.1
+UNTIL_GRACE_S = 120.0
+"""A part that hears no more from the collector ends by itself, so long after its last probe could arrive."""
+
+REPORT_LAG_NS = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Part:
+    """An agent's part of the run.
+
+    Attributes:
+        is_lost: the program that had it is gone, and all that it left has come.
+        away_since_ns: when its agent was last seen, 0 while it is connected.
+    """
+
+    agent: str
+    boot: str
+    points: list[int]
+    sessions: list[int]
+    is_lost: str = ""
+    away_since_ns: int = 0
+
+    @property
+    def key(self) -> Source:
+        """As in the block log."""
+        return Source(self.agent, self.boot)
+
+
+@dataclass(slots=True)
+class SpreadRun:
+    """A run of a collector; `conduct` begins one, `resume` takes one up.
+
+    Attributes:
+        topology: as it is now.
+        results, numbers: what it found out, and the session behind each result.
+        document: its result, when it is over.
+        extras: what the document also says: of meshes.
+    """
+
+    folder: RunFolder
+    plan: RunPlan
+    topology: Topology
+    agents: Agents
+    prepared: tuple[Prepared, ...] = ()
+    collection: Collection = field(default_factory=lambda: Collection(()))
+    epochs: dict[int, list[Epoch]] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    unreported: dict[int, str] = field(default_factory=dict)
+    started_ns: int = 0
+    went_ns: int = 0
+    log: BlockLog | None = None
+    results: tuple[SessionResult, ...] = ()
+    numbers: tuple[int, ...] = ()
+    document: Json | None = None
+    extras: Json = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    stop: str = ""
+
+    @property
+    def run(self) -> str:
+        """Its id."""
+        return self.folder.run
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What agents deliver
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> bool:
+        """A block of an agent. Returns whether its number is to be acknowledged at the next commit (or was before)."""
+        part, source = self.parts.get(agent), Source(agent, boot)
+        if part is None or self.log is None or part.key != source:
+            self._refuse("blocks-of-no-part")
+            return False
+        outcome = self.log.append(source, number, octets).outcome
+        if outcome is Outcome.NEW:
+            self._apply(part, octets)
+        elif outcome is not Outcome.DUPLICATE:
+            self._refuse(f"blocks-{outcome.value}")
+        return True
+
+    def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> bool:
+        """Blocks that an agent lost: its points were blind in that time."""
+        part, source = self.parts.get(agent), Source(agent, boot)
+        if part is None or self.log is None or part.key != source:
+            self._refuse("blocks-of-no-part")
+            return False
+        if self.log.append_shed(source, first, end, span_ns).outcome is Outcome.NEW:
+            self._apply_shed(part, end - first, span_ns)
+        return True
+
+    def _refuse(self, what: str) -> None:
+        self.refused[what] = self.refused.get(what, 0) + 1
+
+    def _apply(self, part: Part, octets: bytes) -> None:
+        try:
+            reports = decode_reports_untrusted(octets)
+        except WireError:
+            self._refuse("garbage-blocks")
+            return
+        for report in reports:
+            self.collection.take(part.agent, report)
+
+    def _apply_shed(self, part: Part, blocks: int, span_ns: tuple[int, int]) -> None:
+        self._refuse("shed-blocks")
+        start, end = max(span_ns[0], 0), min(max(span_ns[1], 0), FOR_EVER_NS)
+        for point in part.points:
+            self.collection.take(part.agent, Blind(point, start, end, f"its agent had no room for {blocks} blocks"))
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The run
+    # -----------------------------------------------------------------------------------------------------------------
+
+    async def conduct(self) -> Json:
+        """Run the plan; returns its document.
+
+        Raises:
+            UsageError, RefusedError: the plan does not fit the cloud, or a host does not allow it; nothing was sent.
+            HostNotReadyError: an agent that is needed is not there.
+        """
+        self.started_ns = realtime_ns()
+        ports = self._port_source()
+        self.prepared = await trio.to_thread.run_sync(prepare_run, self.plan, self.topology, ports)
+        self.collection = Collection(one.probe for one in self.prepared)
+        for one in self.prepared:
+            self._begin_epoch(one, Epoch(one.path))
+        specs = self._order_parts()
+        self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log = BlockLog.open(self.folder.blocks)
+        try:
+            await self._open_parts(specs)
+            self.went_ns = realtime_ns()
+            self._save()
+            for name in self.parts:
+                await self._tell(name, "part.go")
+        except BaseException:
+            await self._abandon()
+            raise
+        return await self._see_through()
+
+    async def resume(self) -> Json:
+        """Take up a run of an earlier life of the collector: what it had is in the log already."""
+        self.log = BlockLog.open(self.folder.blocks)
+        by_source = {part.key: part for part in self.parts.values()}
+        for record in self.log.records():
+            part = by_source.get(record.source)
+            if part is None:
+                continue
+            match record:
+                case LoggedBlock():
+                    self._apply(part, record.octets)
+                case LoggedShed():
+                    self._apply_shed(part, record.end - record.first, record.span_ns)
+        now_ns = realtime_ns()
+        for part in self.parts.values():
+            part.away_since_ns = part.away_since_ns or now_ns
+        return await self._see_through()
+
+    def _port_source(self) -> PortSource:
+        def ports(sender: object, dst: object, plan: object, wanted: int) -> Sequence[int]:
+            asked = ports_asked(sender, dst, plan, wanted)  # type: ignore[arg-type]
+            agent = self.agents.on_host(sender.host)  # type: ignore[attr-defined]
+            answer = trio.from_thread.run(agent.ask, "ports", asked)
+            return unpack_value_untrusted(answer.result, list[int])
+
+        return ports
+
+    def _begin_epoch(self, one: Prepared, epoch: Epoch) -> None:
+        path, session = epoch.path, one.probe.session
+        self.collection.add_points(s.point for leg in (path.forward, path.returned) for s in leg)
+        self.collection.expect(session, path)
+        self.epochs.setdefault(session, []).append(epoch)
+
+    def _order_parts(self) -> dict[str, PartSpec]:
+        """Who looks where and who sends what. Raises HostNotReadyError where a sender's agent is not there."""
+        senders = {one.probe.session: self._sender_agent(one) for one in self.prepared}
+        reporters = {i: self.agents.reporter(p, self.topology) for i, p in enumerate(self.collection.points)}
+        for i, point in enumerate(self.collection.points):
+            if reporters[i] is None:
+                self.unreported[i] = f"no agent that is connected may report {point.place}"
+        names = {a.name for a in (*senders.values(), *reporters.values()) if a is not None}
+        until_s = max(one.plan.duration_ns for one in self.prepared) / 1e9 + self.plan.tmax_ns / 1e9 + UNTIL_GRACE_S
+        specs = {}
+        for name in sorted(names):
+            agent = self.agents.connected[name]
+            mine = [i for i, reporter in reporters.items() if reporter is agent]
+            sent = [one for one in self.prepared if senders[one.probe.session] is agent]
+            specs[name] = self._spec(agent, mine, sent, names, until_s)
+            self.parts[name] = Part(name, agent.hello.boot, mine, [one.probe.session for one in sent])
+            self.collection.add_part(name, mine, self.parts[name].sessions)
+        return specs
+
+    def _sender_agent(self, one: Prepared) -> AgentConn:
+        agent = self.agents.on_host(one.sender.host)
+        names = (one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac)
+        agent.identity.grants.check_inject(names, one.plan.mean_pps)
+        return agent
+
+    def _spec(
+        self, agent: AgentConn, points: Sequence[int], sent: Sequence[Prepared], names: set[str], until_s: float
+    ) -> PartSpec:
+        index = self.collection.index
+        own = {one.sender.chain[0].place for one in sent if one.is_sent_by_agent}
+        rings = {s.point.place for p in self._paths() for s in (*p.forward, *p.returned) if s.is_observed_by_ring}
+        places = [place_spec(i, self.collection.points[i]) for i in points]
+        passing = [one for one in self.prepared if set(points) & self._indices(one) or one in sent]
+        peers = [p for other in names - {agent.name} for p in _peer(self.agents.connected[other])]
+        sends = [
+            SendSpec(
+                session=one.probe.session,
+                name=one.plan.name,
+                sender=one.sender.name,
+                iface_id=one.sender.iface_id,
+                vantage=one.plan.vantage.value,
+                rate_pps=one.plan.rate_pps,
+                stretch=one.plan.stretch,
+                start_ns=one.plan.start_ns,
+                schedule=one.plan.schedule.value,
+                seed=self.plan.seed + self.prepared.index(one),
+                own=index[one.sender.chain[0].place] if one.is_sent_by_agent else -1,
+            )
+            for one in sent
+        ]
+        return PartSpec(
+            run=self.run,
+            places=[p for p in places if f"{self.collection.points[p.index].place}" in rings - own],
+            probes=[probe_spec(one.probe) for one in passing],
+            sends=sends,
+            peers=peers,
+            until_s=until_s,
+        )
+
+    def _paths(self) -> list[Path]:
+        return [epochs[-1].path for epochs in self.epochs.values()]
+
+    def _indices(self, one: Prepared) -> set[int]:
+        path = self.epochs[one.probe.session][-1].path
+        return {self.collection.index[s.point.place] for s in (*path.forward, *path.returned)}
+
+    async def _open_parts(self, specs: Mapping[str, PartSpec]) -> None:
+        """All agents look before anybody sends."""
+        errors: list[NetprobeError] = []
+
+        async def open_one(name: str, spec: PartSpec) -> None:
+            try:
+                await self.agents.connected[name].ask("part.open", spec)
+            except NetprobeError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for name, spec in specs.items():
+                nursery.start_soon(open_one, name, spec)
+        if errors:
+            raise errors[0]
+
+    async def _tell(self, name: str, op: str, why: str = "") -> bool:
+        """Tell an agent something about this run, if it is there. Returns whether it heard."""
+        agent = self.agents.connected.get(name)
+        if agent is None or agent.hello.boot != self.parts[name].boot:
+            return False
+        try:
+            await agent.ask(op, RunNamed(self.run, why))
+        except NetprobeError:
+            return False
+        return True
+
+    async def follow(self, topology: Topology) -> None:
+        """The cloud has changed: sessions whose guests moved have a new path from when its points are looked at."""
+        before, self.topology = self.topology, topology
+        if not self.went_ns:
+            return
+        noticed_ns = realtime_ns()
+        for one, path, because in moved_sessions(self.prepared, self.epochs, before, topology):
+            known = len(self.collection.points)
+            self._begin_epoch(one, Epoch(path, FOR_EVER_NS, because, noticed_ns))
+            await self._look_at(range(known, len(self.collection.points)))
+            # From now on, not from when it was noticed: what was sent meanwhile was not looked for.
+            self.epochs[one.probe.session][-1] = Epoch(path, realtime_ns(), because, noticed_ns)
+            self._save()
+
+    async def _look_at(self, points: Iterable[int]) -> None:
+        """Let agents look at points that came into the run."""
+        by_agent: dict[str, list[int]] = {}
+        for i in points:
+            agent = self.agents.reporter(self.collection.points[i], self.topology)
+            if agent is None or agent.name not in self.parts:
+                self.unreported[i] = f"no agent of this run may report {self.collection.points[i].place}"
+                continue
+            by_agent.setdefault(agent.name, []).append(i)
+        for name, mine in by_agent.items():
+            places = [place_spec(i, self.collection.points[i]) for i in mine if self.collection.points[i].device]
+            try:
+                await self.agents.connected[name].ask("part.look", LookAsked(self.run, places))
+            except NetprobeError as error:
+                self.unreported.update(dict.fromkeys(mine, str(error)))
+                continue
+            self.parts[name].points += mine
+            self.collection.add_part(name, mine, ())
+
+    async def _abandon(self) -> None:
+        with trio.move_on_after(2, shield=True):
+            for name in self.parts:
+                await self._tell(name, "part.finish", "the run was given up")
+
+    async def _see_through(self) -> Json:
+        """From the first probe to the result; the collector may be killed anywhere in here."""
+        ended_ns = 0  # by our own clock: agents' may be off
+        while not self.stop:
+            self._judge_parts()
+            if self._is_sent():
+                ended_ns = ended_ns or self._sent_by_ns()
+                if self.collection.is_complete or self._is_waited_for(ended_ns + self.plan.tmax_ns):
+                    break
+            with trio.move_on_after(CHECK_S):
+                await self.collection.changed.wait()
+        await self._finish_parts()
+        return self._settle()
+
+    def _judge_parts(self) -> None:
+        """Notice agents that come and go."""
+        now_ns = realtime_ns()
+        for name, part in self.parts.items():
+            if part.is_lost or self.collection.parts[name].done is not None:
+                continue
+            if self.agents.holds(name, PartKey(self.run, part.boot)):
+                part.away_since_ns = 0
+                agent = self.agents.connected[name]
+                if agent.hello.boot != part.boot and not self._is_missing_blocks(agent, part):
+                    part.is_lost = f"the agent {name} was restarted"
+                continue
+            part.away_since_ns = part.away_since_ns or now_ns
+            if name in self.agents.connected:
+                part.is_lost = f"the agent {name} was restarted"
+            elif now_ns - part.away_since_ns > LOST_S * 1e9:
+                part.is_lost = f"the agent {name} no longer reports"
+
+    def _is_missing_blocks(self, agent: AgentConn, part: Part) -> bool:
+        """Whether a restarted agent still has blocks of its earlier life for us."""
+        assert self.log is not None
+        for held in agent.hello.parts:
+            if (held.run, held.boot) == (self.run, part.boot):
+                return self.log.expected(part.key) < held.next_block
+        return False
+
+    def _is_live(self, part: Part) -> bool:
+        return not part.is_lost and self.collection.parts[part.agent].done is None
+
+    def _is_sent(self) -> bool:
+        """Whether every sender is done, or lost."""
+        over = {s for s, sending in self.collection.sendings.items() if sending.is_over}
+        return all(set(p.sessions) <= over or not self._is_live(p) for p in self.parts.values())
+
+    def _sent_by_ns(self) -> int:
+        """Until when probes may have been sent: now; or as planned, where the sender can no longer say."""
+        planned_ns = self.went_ns + max(one.plan.duration_ns for one in self.prepared) + int(LEAD_S * 1e9)
+        return realtime_ns() if self.collection.is_sent else max(realtime_ns(), planned_ns)
+
+    def _is_waited_for(self, deadline_ns: int) -> bool:
+        """Whether everybody who still reports has reported up to the deadline (agents' clocks may be off: by ours)."""
+        if realtime_ns() < deadline_ns + REPORT_LAG_NS:
+            return False
+        return all(not self._is_live(p) or not p.away_since_ns for p in self.parts.values())
+
+    async def _finish_parts(self) -> None:
+        """Tell every agent that it is over, and wait for what it still has; those that are away get their time."""
+        told: set[str] = set()
+        while any(self._is_live(p) for p in self.parts.values()):
+            self._judge_parts()
+            for name in [
+                n for n, p in self.parts.items() if self._is_live(p) and not p.away_since_ns and n not in told
+            ]:
+                if await self._tell(name, "part.finish", self.stop):
+                    told.add(name)
+            told -= {n for n, p in self.parts.items() if p.away_since_ns}
+            with trio.move_on_after(CHECK_S):
+                await self.collection.changed.wait()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The end
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> Json:
+        collection = self.collection
+        for index, why in self.unreported.items():
+            collection.unwatched.setdefault(index, why)
+        counters: dict[str, int] = {}
+        for name, part in self.parts.items():
+            done = collection.parts[name].done or PartDone()
+            for key, value in done.counters.items():
+                counters[key] = counters.get(key, 0) + value
+            if part.is_lost:
+                for point in part.points:
+                    collection.unwatched_since.setdefault(point, part.is_lost)
+        facts = RunFacts(self.plan, collection, realtime_ns(), counters)
+        settled = settle_run(self.prepared, self.epochs, facts)
+        reasons: list[Reason | None] = [None] * len(settled)
+        undone = {k: counters.get(k, 0) for k in ("conntrack_deleted", "conntrack_kept")}
+        undone |= {f"refused_{k.replace('-', '_')}": n for k, n in self.refused.items()}
+        self.results = tuple(
+            session_result(one, facts, reason, undone) for one, reason in zip(settled, reasons, strict=True)
+        )
+        self.numbers = tuple(one.prepared.probe.session for one in settled)
+        self.document = {
+            "run": self.run,
+            "started": datetime.fromtimestamp(self.started_ns / 1e9, UTC).isoformat(),
+            "stopped": self.stop or None,
+            "plan": self.plan.name,
+            "seed": self.plan.seed,
+            **self.extras,
+            "sessions": [r.to_json() for r in self.results],
+        }
+        return self.document
+
+    def _save(self) -> None:
+        sessions = []
+        for i, one in enumerate(self.prepared):
+            path = self.epochs[one.probe.session][0].path
+            sessions.append(
+                SavedSession(
+                    plan=one.plan,
+                    probe=probe_spec(one.probe),
+                    seed=self.plan.seed + i,
+                    source=one.source.name,
+                    target=one.target.name,
+                    sender=one.sender.name,
+                    forward=save_stops(path.forward),
+                    returned=save_stops(path.returned),
+                )
+            )
+        parts = [SavedPart(p.agent, p.boot, p.points, p.sessions) for p in self.parts.values()]
+        self.folder.save(
+            SavedRun(
+                schema=SCHEMA,
+                run=self.run,
+                name=self.plan.name,
+                seed=self.plan.seed,
+                tmax_ns=self.plan.tmax_ns,
+                started_ns=self.started_ns,
+                went_ns=self.went_ns,
+                sessions=sessions,
+                parts=parts,
+                points=[save_point(p) for p in self.collection.points],
+                unreported=self.unreported,
+            )
+        )
+
+
+def _peer(agent: AgentConn) -> list[PeerSpec]:
+    """Where an agent's clock can be compared, if anywhere."""
+    address, port = agent.report.exchange
+    return [PeerSpec(agent.host, address, port, b"")] if address else []
+
+
+def load_run(folder: RunFolder, topology: Topology, agents: Agents) -> SpreadRun | None:
+    """A run of an earlier life of the collector, ready to be resumed.
+
+    Raises:
+        HostNotReadyError: it cannot be taken up.
+    """
+    saved = folder.load()
+    if saved is None:
+        return None
+    run = SpreadRun(folder, run_plan_of(saved), topology, agents)
+    run.prepared = tuple(_prepared(s, topology) for s in saved.sessions)
+    run.collection = Collection(one.probe for one in run.prepared)
+    points: list[Point] = [load_point(p) for p in saved.points]
+    run.collection.add_points(points)
+    for one in run.prepared:
+        run._begin_epoch(one, Epoch(one.path))  # noqa: SLF001  a constructor of its own class
+    run.parts = {p.agent: Part(p.agent, p.boot, p.points, p.sessions) for p in saved.parts}
+    for part in run.parts.values():
+        run.collection.add_part(part.agent, part.points, part.sessions)
+    run.unreported = dict(saved.unreported)
+    run.started_ns, run.went_ns = saved.started_ns, saved.went_ns
+    return run
+
+
+def _prepared(saved: SavedSession, topology: Topology) -> Prepared:
+    """A session as it was prepared, without frames: they are sent already."""
+    found = {a.name: a for a in topology.attachments}
+    missing = [n for n in (saved.source, saved.target, saved.sender) if n not in found]
+    if missing:
+        raise HostNotReadyError(f"run of {saved.plan.name}", f"{missing[0]} is gone, so the run cannot be taken up")
+    return Prepared(
+        plan=saved.plan,
+        probe=probe_of_untrusted(saved.probe),
+        path=load_path(saved),
+        sender=found[saved.sender],
+        source=found[saved.source],
+        target=found[saved.target],
+        block=FrameBlock(np.empty((0, 0), np.uint8), 0, None, None),
+        due_ns=session_due_ns(saved.plan, saved.seed),
+    )
