@@ -54,10 +54,11 @@ class HostInventory:
     interfaces: tuple[InterfaceRow, ...] = ()
     offloaded: Mapping[str, str] = field(default_factory=dict)
 
-    def port(self, iface_id: str) -> InterfaceRow | None:
-        """The port of a guest; of several (a migration on one host) the one that the switch has opened."""
-        rows = [row for row in self.interfaces if row.iface_id == iface_id]
-        return max(rows, key=lambda row: (row.ofport > 0, row.name), default=None)
+    @property
+    def ports(self) -> dict[str, InterfaceRow]:
+        """Guests' ports by iface-id; of several of one (a migration on one host) the one that the switch has opened."""
+        rows = sorted(self.interfaces, key=lambda row: (row.ofport > 0, row.name))
+        return {row.iface_id: row for row in rows if row.iface_id}
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class _Merge:
     def __init__(self, base: Topology, sources: Sources) -> None:
         self._base = base
         self._inventories = sources.inventories
+        self._ports = {name: found.ports for name, found in sources.inventories.items()}
         self._stale = sources.stale
         self._is_ovn_known = sources.southbound is not None
         self._north = sources.northbound
@@ -138,8 +139,8 @@ class _Merge:
 
     def _hosts_with(self, iface_id: str) -> list[str]:
         """Hosts whose switch has a port with an iface-id; those that have opened it come first."""
-        ports = {name: found.port(iface_id) for name, found in self._inventories.items()}
-        return sorted((n for n, port in ports.items() if port), key=lambda n: (not _is_open(ports[n]), n))
+        ports = {name: ports[iface_id] for name, ports in self._ports.items() if iface_id in ports}
+        return sorted(ports, key=lambda name: (not _is_open(ports[name]), name))
 
     def _now(self, old: Attachment) -> Attachment:
         binding = self._bindings.get(old.iface_id)
@@ -154,8 +155,7 @@ class _Merge:
         return old.host if not hosts or (old.host in hosts and _is_open(self._port(old.host, old))) else hosts[0]
 
     def _port(self, host: str, one: Attachment) -> InterfaceRow | None:
-        found = self._inventories.get(host)
-        return found.port(one.iface_id) if found else None
+        return self._ports.get(host, {}).get(one.iface_id)
 
     def _placed(self, old: Attachment, host: str, *, is_claimed: bool) -> Attachment:
         """On this host, behind the port that its switch has."""

@@ -183,7 +183,7 @@ def test_a_hosts_inventory_is_read_from_its_rows(server, tmp_path):
     )
     found = ovsdb.inventory_of("hv1", read_once(ovsdb.database(str(tmp_path), "hv1")))
     assert (found.host, found.chassis, found.encap_ips, found.is_offload_on) == ("hv1", "c1", ("10.9.0.1",), False)
-    port = found.port("u1")
+    port = found.ports["u1"]
     assert (port.name, port.bridge, port.ofport, port.mac) == ("tap1", "br-int", 0, "fa:16:3e:00:00:01")
 
 

@@ -42,7 +42,7 @@ def test_a_hosts_ports_are_read():
     """Guests' ports have an iface-id and a bridge; tunnels know their other end."""
     hv1 = SOURCES.inventories["hv1"]
     assert (hv1.chassis, hv1.encap_ips, hv1.is_offload_on) == ("hv1", ("172.30.0.1",), False)
-    port = hv1.port("vm1")
+    port = hv1.ports["vm1"]
     assert (port.name, port.bridge, port.ofport, port.kind, port.driver, port.is_up) == (
         *("tapvm1", "br-int", 1, "", "veth", True),
     )

@@ -93,6 +93,12 @@ def test_a_port_that_the_switch_could_not_open_is_not_bound():
     assert (named(merge(CLOUD, given), "vm1").is_bound, named(merge(CLOUD, given), "vm1").ofport) == (False, 0)
 
 
+def test_of_two_ports_of_one_guest_on_one_host_the_open_one_counts():
+    """What a migration within a host looks like."""
+    closed = InterfaceRow("zzz", "br-int", "", -1, VM1.iface_id, error="gone")
+    assert merge(CLOUD, databases.with_ports(databases.sources(CLOUD), "hv1", closed)) == CLOUD
+
+
 def test_a_deleted_guest_is_gone():
     """Neither OVN nor a switch knows its port any more."""
     given = databases.with_ports(databases.sources(CLOUD), "hv2", gone={VM2.iface_id})
