@@ -6,12 +6,13 @@ hop records too. A missing reply does not prove forward loss; the stateful refle
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from netprobe.collect.arrivals import Flags, Times
+from netprobe.collect.domains import Carried
 from netprobe.model.points import Direction, Leg
 from netprobe.model.records import NO_TIME, HopBatch
 
@@ -27,6 +28,8 @@ class Answers:
         t3_ns: int64; departure of the answer by the reflector's clock, or NO_TIME.
         reflector_seq: int64; the reflector's own sequence number, or -1.
         seen_ns: int64; when a point of ours first saw the answer.
+        point: uint16; the points that saw it, where their clocks may differ: then these are sightings, and one answer
+            may be there several times. None where all points share a clock.
     """
 
     seq: npt.NDArray[np.uint32]
@@ -34,6 +37,7 @@ class Answers:
     t3_ns: Times
     reflector_seq: Times
     seen_ns: Times
+    point: npt.NDArray[np.uint16] | None = None
 
     @classmethod
     def none(cls) -> "Answers":
@@ -44,7 +48,7 @@ class Answers:
     def unique(self) -> "Answers":
         """The distinct answers among sightings of answers, each with the earliest time at which it was seen."""
         if not len(self.seq):
-            return self
+            return replace(self, point=None)
         table = np.stack([self.seq.astype(np.int64), self.t2_ns, self.t3_ns, self.reflector_seq], axis=1)
         by_time = np.argsort(self.seen_ns, kind="stable")
         rows, first = np.unique(table[by_time], axis=0, return_index=True)
@@ -62,11 +66,38 @@ def concat(parts: Sequence[Answers]) -> Answers:
         np.concatenate([p.t3_ns for p in parts]),
         np.concatenate([p.reflector_seq for p in parts]),
         np.concatenate([p.seen_ns for p in parts]),
+        None
+        if any(p.point is None for p in parts)
+        else np.concatenate([p.point for p in parts if p.point is not None]),
     )
 
 
+def by_one_clock(sightings: Answers, seen: Carried) -> tuple[Answers, Times]:
+    """The distinct answers among sightings whose times have been carried over to one clock.
+
+    Args:
+        sightings: as points saw them.
+        seen: when, by the one clock.
+
+    Returns:
+        The answers, and when each had been seen at the latest; NO_TIME where that is not known.
+    """
+    latest = np.where(seen.is_known, seen.t_ns + seen.error_ns, NO_TIME)
+    order = np.lexsort((latest, ~seen.is_known))  # what is known first, then the earliest
+    columns = (sightings.seq.astype(np.int64), sightings.t2_ns, sightings.t3_ns, sightings.reflector_seq)
+    rows, first = np.unique(np.stack(columns, axis=1)[order], axis=0, return_index=True)
+    seq, t2_ns, t3_ns, number = (np.ascontiguousarray(column) for column in rows.T)
+    return Answers(seq.astype(np.uint32), t2_ns, t3_ns, number, seen.t_ns[order][first]), latest[order][first]
+
+
 def guest_records(
-    answers: Answers, *, session: int, guest: int, earliest_ns: Times, was_late: Flags
+    answers: Answers,
+    *,
+    session: int,
+    guest: int,
+    earliest_ns: Times,
+    was_late: Flags,
+    latest_ns: Times | None = None,
 ) -> tuple[HopBatch, int]:
     """The hop records at the answering guest: the probe in, the answer out.
 
@@ -79,13 +110,16 @@ def guest_records(
         guest: index of the guest's point.
         earliest_ns: shape (count,); when each probe was last seen on its way to the guest, NO_TIME where unknown.
         was_late: shape (count,); the probe came late to a point before the guest, so it came late to the guest too.
+        latest_ns: shape (n,); when each answer had been seen at the latest, by the guest's clock, NO_TIME where that is
+            unknown; None: when it was seen.
 
     Returns:
         The records, and how many answers carried times that do not fit.
     """
     earliest = earliest_ns[answers.seq]
     has_times = (answers.t2_ns != NO_TIME) & (answers.t3_ns != NO_TIME)
-    is_ordered = (answers.t2_ns <= answers.t3_ns) & (answers.t3_ns <= answers.seen_ns)
+    latest = answers.seen_ns if latest_ns is None else latest_ns
+    is_ordered = (answers.t2_ns <= answers.t3_ns) & (answers.t3_ns <= latest)
     fits = has_times & (earliest != NO_TIME) & (earliest <= answers.t2_ns) & is_ordered
     otherwise = np.where(was_late[answers.seq], answers.seen_ns, NO_TIME)
     arrived = np.where(fits, answers.t2_ns, otherwise)

@@ -21,7 +21,8 @@ class Arrivals:
     """What was seen of one leg of one session.
 
     Attributes:
-        first_ns: shape (stops, count), int64; time of the first arrival, NO_TIME where none with a time was seen.
+        first_ns: shape (stops, count), int64; time of the first arrival by the stop's own clock, NO_TIME where none
+            with a time was seen.
         last_ns: shape (stops, count), int64; time of the last arrival that was not late, else NO_TIME.
         order: shape (stops, count), int64; arrival order at the stop (rank of the record), for equal times.
         copies: shape (stops, count), int64; in-time arrivals.
@@ -47,13 +48,16 @@ def _stop_of(hops: HopBatch, stops: Sequence[tuple[int, int]]) -> npt.NDArray[np
     return lookup[hops.point, np.minimum(hops.direction, 1)]
 
 
-def tabulate(hops: HopBatch, stops: Sequence[tuple[int, int]], deadline_ns: Times) -> Arrivals:
+def tabulate(
+    hops: HopBatch, stops: Sequence[tuple[int, int]], deadline_ns: Times, late: Flags | None = None
+) -> Arrivals:
     """Scatter the hop records of one session and leg.
 
     Args:
         hops: records of this session and leg only, those of one point in arrival order.
         stops: (index of the point, direction) in travel order.
         deadline_ns: shape (count,); an arrival after it is late and else ignored.
+        late: shape (n,); which records are late, where other clocks than that of `deadline_ns` stamped them.
 
     Returns:
         The tables. First arrival wins; the result does not depend on how records were batched.
@@ -63,9 +67,9 @@ def tabulate(hops: HopBatch, stops: Sequence[tuple[int, int]], deadline_ns: Time
     stop = _stop_of(hops, stops)
     is_ours = (stop >= 0) & (hops.seq < count)
     stop, seq, t_ns = stop[is_ours], hops.seq[is_ours].astype(np.int64), hops.t_ns[is_ours]
-    is_late = t_ns > deadline_ns[seq]
-    late = np.zeros(shape, np.bool_)
-    late[stop[is_late], seq[is_late]] = True
+    is_late = t_ns > deadline_ns[seq] if late is None else late[is_ours]
+    came_late = np.zeros(shape, np.bool_)
+    came_late[stop[is_late], seq[is_late]] = True
     stop, seq, t_ns = stop[~is_late], seq[~is_late], t_ns[~is_late]
     seen = np.zeros(shape, np.bool_)
     seen[stop, seq] = True
@@ -84,4 +88,4 @@ def tabulate(hops: HopBatch, stops: Sequence[tuple[int, int]], deadline_ns: Time
     last_ns[stop[earliest], seq[earliest]] = t_ns[earliest]
     copies = np.bincount(stop * count + seq, minlength=shape[0] * count).reshape(shape)
     forged = int(len(is_ours) - np.count_nonzero(is_ours))
-    return Arrivals(first_ns, last_ns, order, copies, seen, late, forged)
+    return Arrivals(first_ns, last_ns, order, copies, seen, came_late, forged)

@@ -221,8 +221,9 @@ class ClockEstimator:
     def _extend(self, rows: Times) -> tuple[Times, ClockStep | None]:
         """Take exchanges of one slot as far as no step comes in between; what is left then, and the step."""
         if not self._epochs:
-            floor = int(rows[0, _START]) - 1, int(rows[0, _OUR_START]) - 1
-            self._epochs.append(_Epoch(floor, floor[0] - self.assumptions.half_window_s * SLOT_NS))
+            reach = self.assumptions.half_window_s * SLOT_NS
+            floor = int(rows[0, _START]) - reach, int(rows[0, _OUR_START]) - reach
+            self._epochs.append(_Epoch(floor, floor[0]))
         epoch = self._epochs[-1]
         is_fresh = self._is_fresh(epoch, rows)
         self.refused["late"] += int(np.count_nonzero(~is_fresh))
@@ -327,13 +328,30 @@ class ClockEstimator:
         for epoch in self._epochs:
             chosen = np.flatnonzero(is_clear & (epoch.first_ns <= t_ns) & (t_ns <= epoch.last_ns))
             slots = t_ns[chosen] // SLOT_NS
-            for slot in np.unique(slots).tolist():
+            for slot in self._told(epoch, np.unique(slots)):
                 here = chosen[slots == slot]
                 both = [model.bounds(t_ns[here]) for model in self._around(epoch, slot)]
                 if both:
                     low[here] = np.min([lowest for lowest, _ in both], axis=0)
                     high[here] = np.max([highest for _, highest in both], axis=0)
         return low, high
+
+    def _told(self, epoch: _Epoch, slots: Times) -> list[int]:
+        """Those slots that have exchanges near; a peer may give its hop records any times."""
+        known = np.unique(np.array([b.slot for b in epoch.blocks], np.int64))
+        reach = self.assumptions.half_window_s
+        near = np.searchsorted(known, slots + reach, side="right") > np.searchsorted(known, slots - reach)
+        found: list[int] = slots[near].tolist()
+        return found
+
+    def pairs(self) -> tuple[Times, Times]:
+        """Our and the other clock's time of the same instants, to within a round trip: one pair a slot, ascending."""
+        firsts = [b.above[0] for epoch in self._epochs for b in epoch.blocks]
+        if not firsts:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        theirs, bound = np.stack(firsts, axis=1)
+        order = np.argsort(theirs - bound, kind="stable")
+        return (theirs - bound)[order], theirs[order]
 
     def _around(self, epoch: _Epoch, slot: int) -> list[_Model]:
         """What the time before a slot says of it, and the time after.

@@ -67,6 +67,7 @@ def epoch_input(given: SessionInput, path: Path, bounds: tuple[int, int]) -> Ses
         t3_ns=a.t3_ns[mine],
         reflector_seq=np.where(numbers >= first, numbers - first, -1),  # a stateless reflector copies our own number
         seen_ns=a.seen_ns[mine],
+        point=None if a.point is None else a.point[mine],
     )
     return replace(
         given,

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from netprobe.collect.across import Figures, figures_across
 from netprobe.collect.arrivals import Arrivals, Flags
+from netprobe.collect.domains import ClockMap
 from netprobe.collect.histogram import Histogram
 from netprobe.collect.intervals import loss_bounds, median_interval
 from netprobe.collect.ledger import Ledger
@@ -30,7 +32,8 @@ MAX_UNDECIDED = 0.05
 class Samples:
     """The single delays behind a segment: shape (n,) each.
 
-    `seq` are the probes with a time at both stops; `delay_ns` may be negative, which is a clock problem.
+    `seq` are the probes with a time at both stops; `delay_ns` may be negative, which is a clock problem. Between two
+    clocks it is only a difference of stamps (see collect.across).
     """
 
     seq: npt.NDArray[np.int64]
@@ -127,12 +130,28 @@ class LegTables:
 
     Attributes:
         copies: shape (stops, count); `known_copies`.
+        clocks: whose clock stamps where; None: one stamps all.
     """
 
     stops: Sequence[Stop]
     arrivals: Arrivals
     ledger: Ledger
     copies: npt.NDArray[np.int64]
+    clocks: ClockMap | None = None
+
+
+def _figures(leg: LegTables, first: int, second: int, lost: int) -> Figures:
+    """What is to be said of the delays between two stops."""
+    samples = samples_between(leg.arrivals, first, second)
+    clocks = leg.clocks
+    if clocks is not None:
+        domains = clocks.domain(leg.stops[first].point), clocks.domain(leg.stops[second].point)
+        if domains[0] != domains[1]:
+            start, end = leg.arrivals.first_ns[first][samples.seq], leg.arrivals.first_ns[second][samples.seq]
+            return figures_across(clocks.delay(start, domains[0], end, domains[1]), lost, domains)
+    usable = samples.delay_ns[samples.delay_ns >= 0]
+    delay, pdv = delay_of(usable, lost) or (None, None)
+    return Figures(delay, pdv, negative=len(samples.delay_ns) - len(usable))
 
 
 def _segment(leg: LegTables, first: int, second: int, lost: int) -> SegmentResult:
@@ -140,9 +159,7 @@ def _segment(leg: LegTables, first: int, second: int, lost: int) -> SegmentResul
     sent = int(np.count_nonzero(ledger.last_stop >= first))
     received = int(np.count_nonzero(ledger.last_stop >= second))
     undecided = sent - received - lost
-    samples = samples_between(arrivals, first, second)
-    usable = samples.delay_ns[samples.delay_ns >= 0]
-    figures = delay_of(usable, lost)
+    figures = _figures(leg, first, second, lost)
     a, b = leg.stops[first].point, leg.stops[second].point
     return SegmentResult(
         id=segment_id(a.id, b.id),
@@ -155,12 +172,15 @@ def _segment(leg: LegTables, first: int, second: int, lost: int) -> SegmentResul
         undecided=undecided,
         loss_ratio=_ratio(lost, received, undecided),
         loss_interval_95=loss_bounds(lost, undecided, sent),
-        delay=figures[0] if figures else None,
-        pdv=figures[1] if figures else None,
-        negative=len(samples.delay_ns) - len(usable),
+        delay=figures.delay,
+        pdv=figures.pdv,
+        negative=figures.negative,
         reordered=int(np.count_nonzero(reordered_between(arrivals, first, second))),
         duplicated=int(duplicated_between(arrivals, leg.copies, first, second).sum()),
         stamp=_stamp(leg.stops[first], leg.stops[second]),
+        clock_error_ns=figures.clock_error_ns,
+        clock_problem=figures.clock_problem,
+        delay_bounds=figures.delay_bounds,
     )
 
 

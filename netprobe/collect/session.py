@@ -4,22 +4,24 @@ The data flow of a leg: arrivals (scatter) -> blindness (what silence proves) ->
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from netprobe.collect.answers import Answers, guest_records, proved_unreflected
+from netprobe.collect.answers import Answers, by_one_clock, guest_records, proved_unreflected
 from netprobe.collect.arrivals import Arrivals, Flags, Times, tabulate
+from netprobe.collect.clocks import UNBOUNDED_NS
+from netprobe.collect.domains import Carried, ClockMap
 from netprobe.collect.ledger import Fate, Ledger, settle
 from netprobe.collect.segments import LegTables, end_to_end, known_copies, segment_results
-from netprobe.model.points import Leg, Path, Stop
+from netprobe.model.points import Leg, Path, Point, Stop
 from netprobe.model.records import NO_TIME, HopBatch
 from netprobe.model.results import SegmentResult
 
 
 @dataclass(frozen=True, slots=True)
 class BlindWindow:
-    """A time in which a point may have lost sight of probes (its ring overflowed), ns."""
+    """A time in which a point may have lost sight of probes (its ring overflowed), ns by the point's own clock."""
 
     point: int
     start_ns: int
@@ -61,16 +63,17 @@ class SessionInput:
         session: its number.
         path: its stops; stop 0 of the forward leg is where it is sent.
         point_index: index of each point id, as in the hop records.
-        sent_ns: shape (count,), int64; when each probe was sent by this host's clock, 0 for unsent.
+        sent_ns: shape (count,), int64; when each probe was sent by the sending host's clock, 0 for unsent.
         sender_ns: shape (count,), int64; the sender's own stamp, 0 where there is none that can be used.
         tmax_ns: waiting time of a probe and of its answer, from the sending of the probe.
-        now_ns: the present.
-        hops: verified records of this session, rings and guests alike.
-        answers: its answers.
+        now_ns: the present, by the clock that is the reference of `clocks`.
+        hops: verified records of this session, rings and guests alike, by their points' own clocks.
+        answers: its answers; with `clocks` sightings, each with its point.
         windows: when points may have lost sight.
         unwatched: ids of points where nobody looked.
         is_numbered: the session has one 5-tuple, so that a stateful reflector counts its probes in one row.
         untold: shape (count,), bool; nobody knows whether these left (their sender was lost); None for none.
+        clocks: whose clock stamps where, and how far they are apart; None: one clock stamps everywhere.
     """
 
     session: int
@@ -86,11 +89,29 @@ class SessionInput:
     unwatched: frozenset[str] = frozenset()
     is_numbered: bool = True
     untold: Flags | None = None
+    clocks: ClockMap | None = None
+
+    @property
+    def sender(self) -> Point:
+        """Where it is sent; its clock decides what is late."""
+        return self.path.forward[0].point
+
+    def carried(self, t_ns: Times, source: Point, target: Point) -> Carried:
+        """Times of one point's clock as another point's clock shows them."""
+        if self.clocks is None:
+            return Carried(t_ns, np.zeros_like(t_ns))
+        return self.clocks.convert(t_ns, self.clocks.domain(source), self.clocks.domain(target))
+
+    @property
+    def points(self) -> dict[int, Point]:
+        """The points of both legs by index."""
+        stops = (*self.path.forward, *self.path.returned)
+        return {self.point_index[s.point.id]: s.point for s in stops}
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """When each probe left, for certain, and when its waiting time is over: shape (count,) each."""
+    """When each probe left, for certain, and when its waiting time is over, by the sender's clock: shape (count,)."""
 
     started: Flags
     deadline_ns: Times
@@ -107,30 +128,79 @@ def _blindness(given: SessionInput, stops: Sequence[Stop], arrivals: Arrivals, d
         if not stop.is_observed_by_ring or stop.point.id in given.unwatched:
             blind[i] = True
             continue
-        earlier = arrivals.first_ns[:i].max(axis=0, initial=0)
-        for window in given.windows:
-            if window.point == point:
-                blind[i] |= (window.end_ns >= earlier) & (window.start_ns <= deadline_ns)
+        windows = [w for w in given.windows if w.point == point]
+        if not windows:
+            continue
+        earlier, until = _looked_for(given, stops, i, arrivals, deadline_ns)
+        for window in windows:
+            blind[i] |= (window.end_ns >= earlier) & (window.start_ns <= until)
     return blind
 
 
-def _tabulate(given: SessionInput, hops: HopBatch, leg: Leg, deadline_ns: Times) -> Arrivals:
+def _looked_for(
+    given: SessionInput, stops: Sequence[Stop], i: int, arrivals: Arrivals, deadline_ns: Times
+) -> tuple[Times, Times]:
+    """From when until when stop `i` had to look out for each probe, by its own clock: at least that."""
+    if given.clocks is None:
+        return arrivals.first_ns[:i].max(axis=0, initial=0), deadline_ns
+    here = stops[i].point
+    earlier = np.zeros_like(deadline_ns)
+    for j in range(i):
+        seen = given.carried(arrivals.first_ns[j], stops[j].point, here)
+        earlier = np.maximum(earlier, np.where(seen.is_known, seen.t_ns - seen.error_ns, 0))
+    until = given.carried(deadline_ns, given.sender, here)
+    return earlier, np.where(until.is_known, until.t_ns + until.error_ns, UNBOUNDED_NS)
+
+
+def _late(given: SessionInput, hops: HopBatch, deadline_ns: Times, was_late: Flags | None) -> Flags | None:
+    """Which records came after their probe's deadline; None: compare as they are, one clock stamped all.
+
+    A time that cannot be carried over to the sender's clock is no proof of lateness; at the guest it is one for probes
+    that were late before (`was_late`).
+    """
+    if given.clocks is None:
+        return None
+    late = np.zeros(len(hops), np.bool_)
+    seq = np.minimum(hops.seq, len(deadline_ns) - 1)
+    for index, point in given.points.items():
+        here = np.flatnonzero(hops.point == index)
+        came = given.carried(hops.t_ns[here], point, given.sender)
+        late[here] = (came.t_ns > deadline_ns[seq[here]]) & came.is_known
+        if was_late is not None and point == given.path.forward[-1].point:
+            late[here] |= (came.t_ns != NO_TIME) & ~came.is_known & was_late[seq[here]]
+    return late
+
+
+def _tabulate(
+    given: SessionInput, hops: HopBatch, leg: Leg, deadline_ns: Times, was_late: Flags | None = None
+) -> Arrivals:
     stops = [(given.point_index[s.point.id], int(s.direction)) for s in given.path.leg(leg)]
-    return tabulate(hops.where(hops.leg == leg), stops, deadline_ns)
+    mine = hops.where(hops.leg == leg)
+    return tabulate(mine, stops, deadline_ns, _late(given, mine, deadline_ns, was_late))
 
 
-def _outcome(stops: tuple[Stop, ...], arrivals: Arrivals, ledger: Ledger, base: Times) -> LegOutcome:
-    leg = LegTables(stops, arrivals, ledger, known_copies(stops, arrivals, base))
+def _outcome(given: SessionInput, leg_name: Leg, arrivals: Arrivals, ledger: Ledger, base: Times) -> LegOutcome:
+    stops = given.path.leg(leg_name)
+    leg = LegTables(stops, arrivals, ledger, known_copies(stops, arrivals, base), given.clocks)
     return LegOutcome(stops, arrivals, ledger, segment_results(leg), end_to_end(leg))
 
 
-def _reach_ns(forward: Arrivals, returned: Arrivals | None) -> int:
+def _now_ns(given: SessionInput) -> int:
+    """The present by the sender's clock."""
+    if given.clocks is None:
+        return given.now_ns
+    now = given.clocks.convert(np.array([given.now_ns]), given.clocks.reference, given.clocks.domain(given.sender))
+    return int(now.t_ns[0])
+
+
+def _reach_ns(given: SessionInput, forward: Arrivals, returned: Arrivals | None) -> int:
     """How long a probe may take from the last ring to the reflector: twice the slowest turnaround that was seen."""
     if returned is None or len(forward.first_ns) < 2:
         return 0
-    there, back = forward.first_ns[-2], returned.first_ns[1]
-    both = (there != NO_TIME) & (back != NO_TIME)
-    return 2 * int((back[both] - there[both]).max(initial=0))
+    there, first_back = forward.first_ns[-2], given.path.returned[1].point
+    back = given.carried(returned.first_ns[1], first_back, given.path.forward[-2].point)
+    both = (there != NO_TIME) & (back.t_ns != NO_TIME) & back.is_known
+    return 2 * int((back.t_ns[both] - there[both]).max(initial=0))
 
 
 def _stamp_sending(given: SessionInput, arrivals: Arrivals) -> None:
@@ -154,18 +224,18 @@ def _forward(given: SessionInput, arrivals: Arrivals, clock: Clock, reach_ns: in
         started=clock.started,
         blind=blind,
         deadline_ns=clock.deadline_ns,
-        now_ns=given.now_ns,
+        now_ns=_now_ns(given),
         untold=given.untold,
     )
-    return _outcome(stops, arrivals, ledger, np.ones(len(blind[0]), np.int64))
+    return _outcome(given, Leg.FORWARD, arrivals, ledger, np.ones(len(blind[0]), np.int64))
 
 
 def _returned(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, forward: LegOutcome) -> LegOutcome:
     stops = given.path.returned
     blind = _blindness(given, stops, arrivals, deadline_ns)
     delivered = forward.ledger.fate == Fate.DELIVERED
-    ledger = settle(arrivals, started=delivered, blind=blind, deadline_ns=deadline_ns, now_ns=given.now_ns)
-    return _outcome(stops, arrivals, ledger, forward.arrivals.copies[-2])
+    ledger = settle(arrivals, started=delivered, blind=blind, deadline_ns=deadline_ns, now_ns=_now_ns(given))
+    return _outcome(given, Leg.RETURN, arrivals, ledger, forward.arrivals.copies[-2])
 
 
 def _clock(given: SessionInput) -> Clock:
@@ -173,7 +243,11 @@ def _clock(given: SessionInput) -> Clock:
     count = len(given.sent_ns)
     earliest = np.full(count, np.iinfo(np.int64).max)
     ours = given.hops.where((given.hops.seq < count) & (given.hops.t_ns != NO_TIME))
-    np.minimum.at(earliest, ours.seq, ours.t_ns)
+    t_ns = ours.t_ns
+    for index, point in given.points.items() if given.clocks is not None else ():
+        here = np.flatnonzero(ours.point == index)
+        t_ns[here] = given.carried(t_ns[here], point, given.sender).t_ns
+    np.minimum.at(earliest, ours.seq, t_ns)
     reported = given.sent_ns > 0
     was_seen = earliest < np.iinfo(np.int64).max
     left = np.where(reported, given.sent_ns, np.where(was_seen, earliest, 0))
@@ -187,22 +261,53 @@ def settle_session(given: SessionInput) -> SessionOutcome:
     """
     clock = _clock(given)
     there = _tabulate(given, given.hops, Leg.FORWARD, clock.deadline_ns)
-    doubts = 0
+    doubts, was_late = 0, None
     hops = given.hops
     if given.path.returned and len(given.answers.seq):
+        answers, latest_ns = _answers(given)
+        given = replace(given, answers=answers)
+        was_late = np.asarray(there.late.any(axis=0))
         records, doubts = guest_records(
-            given.answers,
+            answers,
             session=given.session,
             guest=given.point_index[given.path.forward[-1].point.id],
-            earliest_ns=np.maximum(there.first_ns[-2], np.where(given.sender_ns > 0, given.sender_ns, NO_TIME)),
-            was_late=np.asarray(there.late.any(axis=0)),
+            earliest_ns=_before_guest(given, there),
+            was_late=was_late,
+            latest_ns=latest_ns,
         )
         hops = HopBatch.concat([hops, records])
-        there = _tabulate(given, hops, Leg.FORWARD, clock.deadline_ns)
-    back = _tabulate(given, hops, Leg.RETURN, clock.deadline_ns) if given.path.returned else None
+        there = _tabulate(given, hops, Leg.FORWARD, clock.deadline_ns, was_late)
+    back = _tabulate(given, hops, Leg.RETURN, clock.deadline_ns, was_late) if given.path.returned else None
     _stamp_sending(given, there)
-    forward = _forward(given, there, clock, _reach_ns(there, back))
+    forward = _forward(given, there, clock, _reach_ns(given, there, back))
     if back is None:
         return SessionOutcome(forward, None, there.forged, doubts)
     returned = _returned(given, back, clock.deadline_ns, forward)
     return SessionOutcome(forward, returned, there.forged + back.forged, doubts)
+
+
+def _answers(given: SessionInput) -> tuple[Answers, Times | None]:
+    """The distinct answers, and when each had been seen at the latest by the guest's clock, None: when it was seen."""
+    sightings = given.answers
+    if given.clocks is None or sightings.point is None:
+        return sightings if sightings.point is None else sightings.unique(), None
+    guest = given.path.forward[-1].point
+    seen, error = np.empty_like(sightings.seen_ns), np.empty_like(sightings.seen_ns)
+    for index in np.unique(sightings.point).tolist():
+        here = sightings.point == index
+        seen[here], error[here] = sightings.seen_ns[here], UNBOUNDED_NS  # off this path: by whatever clock
+        if index in given.points:
+            by_guest = given.carried(sightings.seen_ns[here], given.points[index], guest)
+            seen[here], error[here] = by_guest.t_ns, by_guest.error_ns
+    return by_one_clock(sightings, Carried(seen, error))
+
+
+def _before_guest(given: SessionInput, there: Arrivals) -> Times:
+    """When each probe was last seen on its way to the guest, by the guest's clock, at the earliest; else NO_TIME."""
+    sent_ns = np.where(given.sender_ns > 0, given.sender_ns, NO_TIME)
+    *_, before, guest = given.path.forward
+    times = []
+    for t_ns, point in ((there.first_ns[-2], before.point), (sent_ns, given.sender)):
+        seen = given.carried(t_ns, point, guest.point)
+        times.append(np.where((t_ns != NO_TIME) & seen.is_known, seen.t_ns - seen.error_ns, NO_TIME))
+    return np.maximum(*times)

@@ -48,6 +48,33 @@ class Delay:
         }
 
 
+Bounds = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class DelayBounds:
+    """Between what the figures of a delay across two clocks lie, ns: (low, high) each.
+
+    A low of None: nothing above zero is known. A high of None is infinite, as in Delay.
+    """
+
+    min: Bounds
+    p50: Bounds
+    p90: Bounds
+    p99: Bounds
+    max: Bounds
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> "DelayBounds":
+        """The inverse of `to_json`."""
+        return cls(**{name: (low, high) for name, (low, high) in table.items()})
+
+    def to_json(self) -> Json:
+        """As in docs/json.md."""
+        names = ("min", "p50", "p90", "p99", "max")
+        return {name: list(getattr(self, name)) for name in names}
+
+
 @dataclass(frozen=True, slots=True)
 class Pdv:
     """Packet delay variation, ns: quantiles of delay minus the smallest delay (RFC 5481 §4.2)."""
@@ -72,9 +99,13 @@ class SegmentResult:
             part of a wider span).
         loss_ratio: lost / (received + lost); None where no probe was decided, or too many were not.
         loss_interval_95: holds whatever became of the undecided probes.
-        negative: delays that came out below zero: a clock problem, left out of the figures.
+        negative: delays that came out below zero, beyond the clocks' error: a clock problem, left out of the figures.
         duplicated: extra copies that this segment made.
         reordered: probes that this segment reordered (RFC 4737).
+        clock_error_ns: by how much any delay here may be off either way, since two clocks stamped it; None where one
+            clock stamps both ends.
+        clock_problem: why delays, or some of them, are not stated, "" where all are.
+        delay_bounds: between what the figures lie; None where one clock stamps both ends, or nothing is known.
     """
 
     id: str
@@ -93,10 +124,14 @@ class SegmentResult:
     reordered: int
     duplicated: int
     stamp: str
+    clock_error_ns: int | None = None
+    clock_problem: str = ""
+    delay_bounds: DelayBounds | None = None
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "SegmentResult":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; results of before there were several clocks do not have their fields."""
+        bounds = table.get("delay_bounds_ns")
         names = ("id", "kind", "sent", "received", "lost", "undecided", "loss_ratio", "negative", "reordered")
         low, high = table["loss_interval_95"]
         return cls(
@@ -106,6 +141,9 @@ class SegmentResult:
             loss_interval_95=(low, high),
             delay=None if table["delay_ns"] is None else Delay.from_json(table["delay_ns"]),
             pdv=None if table["pdv_ns"] is None else Pdv(**table["pdv_ns"]),
+            clock_error_ns=table.get("clock_error_ns"),
+            clock_problem=table.get("clock_problem") or "",
+            delay_bounds=None if bounds is None else DelayBounds.from_json(bounds),
         )
 
     def to_json(self) -> Json:
@@ -122,6 +160,9 @@ class SegmentResult:
             "loss_ratio": self.loss_ratio,
             "loss_interval_95": list(self.loss_interval_95),
             "delay_ns": self.delay.to_json() if self.delay else None,
+            "delay_bounds_ns": self.delay_bounds.to_json() if self.delay_bounds else None,
+            "clock_error_ns": self.clock_error_ns,
+            "clock_problem": self.clock_problem or None,
             "pdv_ns": self.pdv.to_json() if self.pdv else None,
             "negative": self.negative,
             "reordered": self.reordered,
