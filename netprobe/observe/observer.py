@@ -12,7 +12,7 @@ from netprobe.model.contexts import HopContext
 from netprobe.model.observations import FOR_EVER_NS, Blind, Hops, Report, Sightings, Tally, Unwatched
 from netprobe.model.points import Leg, Point
 from netprobe.model.records import NO_CONTEXT, HopBatch
-from netprobe.observe.ring import RxRing
+from netprobe.observe.ring import FrameBlock, RxRing
 from netprobe.wire.decode import Decoded, Decoder, Kind
 
 MAX_CONTEXTS = 4_096
@@ -164,10 +164,9 @@ class Observer:
         blocks = self._ring.blocks()
         point, tally = self.decoding.point, self.decoding.tally
         found: list[Report] = []
-        for block in blocks:
-            tally.unstamped += block.unstamped
-            columns = (block.offsets, block.lengths, block.t_ns, block.direction)
-            found += self.decoding.feed(block.buffer, *columns, vlan=block.vlan)
+        if blocks:
+            tally.unstamped += sum(block.unstamped for block in blocks)
+            found += self._decode(blocks)
         self._ring.release(len(blocks))
         dropped = self._ring.drops()
         failure = self._ring.failure()
@@ -181,6 +180,20 @@ class Observer:
             found.append(Unwatched(point, f"its device failed meanwhile: {failure}", self._checked_ns))
         self._checked_ns = now_ns
         return found
+
+    def _decode(self, blocks: list[FrameBlock]) -> list[Report]:
+        """All blocks at once: a decode costs nearly the same for one frame as for hundreds."""
+        vlan = None
+        if any(block.vlan is not None for block in blocks):
+            vlan = np.concatenate([np.full(len(b.offsets), -1) if b.vlan is None else b.vlan for b in blocks])
+        return self.decoding.feed(
+            blocks[0].buffer,
+            np.concatenate([block.offsets for block in blocks]),
+            np.concatenate([block.lengths for block in blocks]),
+            np.concatenate([block.t_ns for block in blocks]),
+            np.concatenate([block.direction for block in blocks]),
+            vlan=vlan,
+        )
 
     def close(self) -> None:
         """Take the ring down."""

@@ -22,6 +22,9 @@ from netprobe.wire.bpf import probe_filter
 from netprobe.wire.decode import Decoder
 
 Emit = Callable[[Report], None]
+GATHER_S = 0.04
+"""Blocks are let gather for so long; a ring holds 640 ms of them."""
+
 UNDERLAY = frozenset({PointKind.NIC, PointKind.FABRIC})
 """Where frames are in the cloud's own tunnels. Elsewhere a tunnel is a guest's, which could wrap what it likes."""
 
@@ -85,6 +88,7 @@ class Looker:
     async def _read(self, observer: Observer) -> None:
         while not observer.failure:  # a ring whose device is down would be readable for ever
             await trio.lowlevel.wait_readable(observer)
+            await trio.sleep(GATHER_S)
             self._tell(observer.drain())
 
     def _tell(self, reports: Iterable[Report]) -> None:
