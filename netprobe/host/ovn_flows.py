@@ -17,6 +17,7 @@ from netprobe.judge.ovn_flows import (
     NorthRow,
     OvnDecision,
     OvnKind,
+    acl_of,
     datapath_key,
     earlier_steps,
     find_flow,
@@ -51,6 +52,13 @@ class OvnRules(Protocol):
         Args:
             trace: what a switch does with the packet.
             bridge: OVN's integration bridge on that host.
+
+        Raises:
+            HostNotReadyError: OVN's databases do not answer.
+        """
+
+    def admitted_by(self, label: int) -> NorthRow | None:
+        """The ACL that marks with a label the connections that it admits; None where there is none, or several.
 
         Raises:
             HostNotReadyError: OVN's databases do not answer.
@@ -92,6 +100,11 @@ class OvnRuleBook:
         datapath, name = self._datapath(step)
         found = OvnDecision(step, flow, self._north(flow), name)
         return replace(found, port=self._port(trace, found, datapath)) if found.kind is OvnKind.PORT_SECURITY else found
+
+    def admitted_by(self, label: int) -> NorthRow | None:
+        """See OvnRules."""
+        rows = self._ask(NORTHBOUND, [_select("ACL", [("label", "==", label)])])[0]
+        return acl_of(rows[0]) if len(rows) == 1 else None
 
     def _flow(self, step: TraceStep) -> LogicalFlow | None:
         """The logical flow behind a rule; asked by stage first, which a large cloud answers at once."""

@@ -127,12 +127,14 @@ class Passage:
         trace: its answer; without passes when it gave none.
         output: how the probe leaves for another host, None where it does not.
         error: why there is no answer, None where there is one.
+        acl_labels: those of the connections that the probe itself made there; empty where it made none.
     """
 
     host: Host
     trace: Trace
     output: Output | None = None
     error: NetprobeError | None = None
+    acl_labels: tuple[int, ...] = ()
 
 
 def follow_probe(
@@ -160,14 +162,16 @@ def follow_probe(
                 bridge = here.bridge
                 if passages:
                     bridge, question = _arrived(question, passages[-1], here, switch)
-                entries = [e for e in _dump(switch, here.zone) if e.original not in question.own]
+                dump = _dump(switch, here.zone)
+                entries = [e for e in dump if e.original not in question.own]
                 flow, tuple_ = question.flow, question.tuple_
                 trace = trace_probe(switch, bridge, flow, tuple_, entries, is_answered=question.is_answered)
         except (HostNotReadyError, NoAnswerError) as error:
             passages.append(Passage(here, Trace(), error=error))
             break
         output = output_of(trace, _nics(here))
-        passages.append(Passage(here, trace, output))
+        labels = {entry.acl_label for entry in dump if entry.original == tuple_} - {0}
+        passages.append(Passage(here, trace, output, acl_labels=tuple(sorted(labels))))
         here = _next_host(output, [by_name[name] for name in way[len(passages) :] if name in by_name], hosts)
     return passages
 

@@ -49,7 +49,12 @@ class FiveTuple:
 
 @dataclass(frozen=True, slots=True)
 class ConntrackEntry:
-    """One tracked connection. `state` is TCP's (`SYN_SENT`), of the originating end where both are given."""
+    """One tracked connection.
+
+    Attributes:
+        state: TCP's (`SYN_SENT`), of the originating end where both are given.
+        labels: 128 bits that the switch's rules have set.
+    """
 
     original: FiveTuple
     reply: FiveTuple
@@ -57,6 +62,12 @@ class ConntrackEntry:
     state: str = ""
     timeout_s: int | None = None
     mark: int = 0
+    labels: int = 0
+
+    @property
+    def acl_label(self) -> int:
+        """Label of the ACL of OVN's that admitted it, 0 without one: bits 96 to 127 (`ct_label.label`)."""
+        return self.labels >> 96 & 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,7 @@ _EXTRA = {
     "zone": re.compile(r",zone=(\d+)"),
     "timeout": re.compile(r",timeout=(\d+)"),
     "mark": re.compile(r",mark=(0x[0-9a-fA-F]+|\d+)"),
+    "labels": re.compile(r",labels=(0x[0-9a-fA-F]{1,32})"),
 }
 _STATE = re.compile(r"[(,]state(?:_orig)?=(\w+)")
 
@@ -107,6 +119,7 @@ def parse_line(line: str) -> ConntrackEntry | None:
             state=state[1] if state else "",
             timeout_s=_extra(rest, "timeout"),
             mark=_extra(rest, "mark") or 0,
+            labels=_extra(rest, "labels") or 0,
         )
     except ValueError:
         return None

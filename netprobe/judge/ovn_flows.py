@@ -366,6 +366,11 @@ def find_north(rows: Iterable[object], flow: LogicalFlow, owner: str = "") -> No
     return None
 
 
+def acl_of(row: object) -> NorthRow | None:
+    """A row of the northbound ACL table."""
+    return _north_row(row, "ACL", "") if isinstance(row, dict) else None
+
+
 def _north_row(row: dict[object, object], table: str, owner: str) -> NorthRow:
     ids = row_map(row, "external_ids")
     if table == "Logical_Router_Static_Route":

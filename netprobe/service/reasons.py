@@ -6,7 +6,7 @@ rule has a cookie of its own, service.rule_testing shows whether our probes hit 
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -212,10 +212,22 @@ def _find(inquiry: Inquiry, trail: Sequence[Passage], number: int, pattern: Patt
         reason = replace(reason, detail=f"{_sent_on(passage)} to {following[0].host.name}: lost outside its rules")
     elif passage.output is not None and reason.code is ReasonCode.FORWARDED_ELSEWHERE:
         reason = replace(reason, detail=f"{_sent_on(passage)}, where no host of its way is known")
+    if reason.code is ReasonCode.LINK_LOSS:
+        notes += [_admitted(inquiry, here, label) for label in passage.acl_labels]
     before = trail[number - 1].output if number else None
     if before is not None and before.doubts:
         notes.append(f"not all that was done to it before could be followed: {'; '.join(before.doubts)}")
     return Finding(passage, decision, replace(reason, detail="; ".join([reason.detail, *notes])))
+
+
+def _admitted(inquiry: Inquiry, host: str, label: int) -> str:
+    """That conntrack has the probe's connection, and which ACL admitted it: more than a prediction."""
+    row = None
+    if inquiry.rule_book is not None:
+        with suppress(NetprobeError):
+            row = inquiry.rule_book.admitted_by(label)
+    by = row.title if row is not None else f"the ACL with label {label}"
+    return f"conntrack of {host} has its connection, admitted by {by}"
 
 
 def _sent_on(passage: Passage) -> str:

@@ -173,6 +173,14 @@ def test_the_databases_are_asked_for_few_rows_and_only_to_read():
     assert set(remotes) == {"unix:/sb", "unix:/nb"}
 
 
+def test_a_connections_label_names_the_acl_that_admitted_it():
+    rows = {"ACL": [{**ROWS["ACL"][0], "label": 77, "name": "web"}]}
+    assert book(FakeDatabases(rows)).admitted_by(77).title.startswith('ACL "web" (uuid ')
+    assert book(FakeDatabases(rows)).admitted_by(78) is None
+    twice = {"ACL": rows["ACL"] * 2}
+    assert book(FakeDatabases(twice)).admitted_by(77) is None  # nobody says that labels are unique
+
+
 def test_of_a_stage_that_only_carries_out_the_acl_that_was_evaluated_before_is_named():
     """OVN 23.06 and newer: the verdict is formed in `…_acl_eval` and carried out in `…_acl_action`."""
     rows = {table: list(found) for table, found in ROWS.items()}

@@ -33,9 +33,10 @@ def text(name):
 class FakeSwitch:
     """One host's switch: the trace that it gives, and its tunnel to the other."""
 
-    def __init__(self, trace, other):
+    def __init__(self, trace, other, conntrack=""):
         self.answers = {
             "ofproto/trace": trace if isinstance(trace, Exception) else text(f"trace_ovn_{trace}"),
+            "dpctl/dump-conntrack": conntrack,
             "dpif/show": text("dpif_show_ovn").replace("172.30.0.1", f"172.30.0.{other}"),
         }
 
@@ -83,9 +84,9 @@ def outcome(one, first, second, *, lost=COUNT, late=0):
     return LegOutcome(stops, arrivals, ledger, (), None)
 
 
-def ask(first, second, near, far, *, client=databases, cloud=None, **lost):
+def ask(first, second, near, far, *, client=databases, cloud=None, conntrack="", **lost):
     one = prepared()
-    switches = {"hv1": FakeSwitch(near, 2), "hv2": FakeSwitch(far, 1)}
+    switches = {"hv1": FakeSwitch(near, 2), "hv2": FakeSwitch(far, 1, conntrack)}
     inquiry = Inquiry(
         one,
         cloud or pair(),
@@ -165,3 +166,20 @@ def test_a_tunnel_that_leads_to_no_known_host_is_told():
     reason = ask("vm1.backend", "hv1.nic", "into_tunnel", "far_acl", cloud=alone)
     assert (reason.code.value, reason.chassis) == ("forwarded-elsewhere", "hv1")
     assert "172.30.0.2" in reason.detail
+
+
+def test_what_a_switch_forwards_was_let_in_by_the_acl_that_conntrack_remembers():
+    """The probe's own connection on the target's host, with the label of the ACL that admitted it."""
+    there = "src=10.1.0.1,dst=10.1.0.2,sport=61000,dport=9999"
+    back = "src=10.1.0.2,dst=10.1.0.1,sport=9999,dport=61000"
+    entry = f"tcp,orig=({there}),reply=({back}),zone=6,labels=0x4d000000000000000000000000,protoinfo=(state=SYN_SENT)"
+
+    def one_acl(command):
+        assert '"label", "==", 77' in command[-1]
+        return json.dumps([{"rows": [{"_uuid": ["uuid", "1a2b3c4d-0"], "name": "web", "direction": "to-lport"}]}])
+
+    reason = ask("hv2.nic", "vm2.backend", "into_tunnel", "far_allow", conntrack=entry, client=one_acl)
+    assert reason.code.value == "link-loss"
+    assert 'conntrack of hv2 has its connection, admitted by ACL "web" (uuid 1a2b3c4d…)' in reason.detail
+    other = ask("hv2.nic", "vm2.backend", "into_tunnel", "far_allow", conntrack=entry.replace("61000", "50000"))
+    assert "conntrack" not in other.detail
