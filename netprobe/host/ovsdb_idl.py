@@ -190,10 +190,20 @@ def _value(value: object) -> Value:
 
 
 def check_remote(remote: str) -> None:
-    """Raises UsageError for what the library would not understand."""
+    """Refuse what the library would not understand.
+
+    Raises:
+        UsageError: a remote of another kind, or one that needs a certificate, and none was given.
+    """
     for one in remote.split(","):
         if not one.startswith(METHODS):
             raise UsageError(f"OVSDB remote {remote!r}", f"has {one!r}", allowed=", ".join(m + "…" for m in METHODS))
+        if one.startswith("ssl:") and ovs.stream.Stream._SSL_private_key_file is None:  # noqa: SLF001  no other way
+            raise UsageError(
+                f"OVSDB remote {remote!r}",
+                "needs a certificate of ours, and none was given",
+                advice="name key, certificate and CA for it",
+            )
 
 
 def _schema(database: Database, stopper: Stopper) -> SchemaHelper:

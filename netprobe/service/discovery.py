@@ -7,6 +7,7 @@ cloud among others: nothing here imports `netprobe.lab`. What OVSDB and OVN say 
 import json
 import os
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
@@ -67,6 +68,10 @@ def _attachment(table: Table, points: dict[str, Point]) -> Attachment:
     port, groups, chain = table["port"], table["groups"], table["chain"]
     if not isinstance(port, dict) or not isinstance(groups, list) or not isinstance(chain, list):
         raise TypeError("port, groups or chain")
+    own, *ports = (points[str(p)] for p in chain)
+    unobserved = _text(table, "unobserved")
+    if unobserved:  # no ring may be opened there: what it does not see would be called lost
+        ports = [replace(point, netns="", device="") for point in ports]
     return Attachment(
         name=str(table["name"]),
         host=str(table["host"]),
@@ -80,14 +85,14 @@ def _attachment(table: Table, points: dict[str, Point]) -> Attachment:
         iface_id=str(port["iface_id"]),
         ofport=int(port["ofport"]),
         port_device=str(port["device"]),
-        chain=tuple(points[str(p)] for p in chain),
+        chain=(own, *ports),
         copy_of=str(table.get("copy_of", "")),
         network=_text(table, "network"),
         prefixes=tuple(ip_network(str(p)) for p in _list(table, "prefixes")),
         gateway_mac=_text(table, "gateway_mac").lower(),
         floating=IPv4Address(_text(table, "floating")) if table.get("floating") else None,
         behind_nat={k: IPv4Address(str(v)) for k, v in _table(table, "behind_nat").items()},
-        unobserved=_text(table, "unobserved"),
+        unobserved=unobserved,
         floating_mac=_text(table, "floating_mac").lower(),
     )
 

@@ -3,6 +3,7 @@
 A private ovsdb-server with Open vSwitch's schema, in a folder of the test; nothing of a switch runs.
 """
 
+import datetime as dt
 import os
 import resource
 import signal
@@ -14,12 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from support.waiting import until
 
 from netprobe.errors import HostNotReadyError, UsageError
-from netprobe.host import ovsdb, ovsdb_idl
+from netprobe.host import iproute, ovsdb, ovsdb_idl
 from netprobe.host.ovs import SCHEMA
-from netprobe.host.ovsdb_idl import Database, Stopper, follow, read_once
+from netprobe.host.ovsdb_idl import Database, Stopper, TlsFiles, follow, read_once, use_tls
 
 pytestmark = pytest.mark.system
 TABLES = {"Bridge": ("name", "external_ids")}
@@ -36,9 +41,10 @@ class Server:
         self.start()
         self.vsctl("--no-wait", "init")
 
-    def start(self):
-        words = ["ovsdb-server", "-vconsole:off", "-vsyslog:off", str(self._file), f"--remote=punix:{self.socket}"]
-        words += [f"--pidfile={self._pid_file}", "--detach", "--no-chdir", f"--unixctl={self.socket}.ctl"]
+    def start(self, *more, netns=""):
+        words = ["ip", "netns", "exec", netns] if netns else []
+        words += ["ovsdb-server", "-vconsole:off", "-vsyslog:off", str(self._file), f"--remote=punix:{self.socket}"]
+        words += [*more, f"--pidfile={self._pid_file}", "--detach", "--no-chdir", f"--unixctl={self.socket}.ctl"]
         subprocess.run(words, check=True, timeout=10)
         self.pid = int(self._pid_file.read_text())
 
@@ -198,6 +204,63 @@ def test_remotes_of_another_kind_are_refused(remote):
     """Before any attempt."""
     with pytest.raises(UsageError, match=r"allowed: unix:…, tcp:…, ssl:…"):
         read_once(Database("t", remote, "Open_vSwitch", TABLES))
+
+
+@pytest.fixture
+def namespace():
+    """A network namespace of its own, with nothing but a loopback."""
+    name = f"np-idl-{os.getpid()}"
+    iproute.add_namespaces([name])
+    try:
+        iproute.batch(["link set lo up"], netns=name)
+        yield name
+    finally:
+        iproute.delete_namespaces([name])
+
+
+def _certificate(folder, name, issuer=None):
+    """A key and a certificate as PEM files, signed by `issuer` or by itself; (key, certificate) to sign others with."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signer, issued_by = issuer or (key, subject)
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issued_by)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .sign(signer, hashes.SHA256())
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / f"{name}.key").write_bytes(pem)
+    (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return key, subject
+
+
+def test_remotes_over_tcp_and_tls_are_reached_from_their_namespace(server, namespace, tmp_path, monkeypatch):
+    """As OVN's databases are in production: the reader shows a certificate, and looks at the server's."""
+    issuer = _certificate(tmp_path, "ca")
+    for name in ("server", "reader"):
+        _certificate(tmp_path, name, issuer)
+    server.signal(signal.SIGKILL)
+    remotes = ["--remote=ptcp:6641:127.0.0.1", "--remote=pssl:6642:127.0.0.1"]
+    files = [f"--private-key={tmp_path}/server.key", f"--certificate={tmp_path}/server.pem"]
+    server.start(*remotes, *files, f"--ca-cert={tmp_path}/ca.pem", netns=namespace)
+    assert read_once(Database("t", "tcp:127.0.0.1:6641", "Open_vSwitch", TABLES, namespace)) == {"Bridge": {}}
+    over_tls = Database("t", "ssl:127.0.0.1:6642", "Open_vSwitch", TABLES, namespace)
+    monkeypatch.setattr(ovsdb_idl.ovs.stream.Stream, "_SSL_private_key_file", None)
+    with pytest.raises(UsageError, match="needs a certificate of ours, and none was given"):
+        read_once(over_tls)
+    use_tls(TlsFiles(f"{tmp_path}/reader.key", f"{tmp_path}/reader.pem", f"{tmp_path}/ca.pem"))
+    assert read_once(over_tls) == {"Bridge": {}}
+    with followed(over_tls) as heard:
+        until(lambda: heard.last == [])
+        server.vsctl("--no-wait", *(word for i in range(40) for word in ("--", "add-br", f"bridge-{i:02}")))
+        until(lambda: heard.last == [f"bridge-{i:02}" for i in range(40)])
 
 
 NONSENSE = [

@@ -64,6 +64,15 @@ def test_null_is_as_good_as_leaving_out():
     assert (cloud.guests[0].floating, cloud.guests[0].gateway_mac, cloud.ovn) == (None, "", None)
 
 
+def test_a_port_that_cannot_be_seen_has_no_device_to_look_at():
+    """Whoever opened a ring there would call lost what it does not see."""
+    state = new()
+    state["guests"][0]["unobserved"] = "SR-IOV without a representor"
+    cloud = topology_of(state)
+    assert [(p.id, p.device) for p in cloud.guests[0].chain] == [("vm1.guest", "eth0"), ("vm1.backend", "")]
+    assert cloud.unobserved == {"vm1.backend": "SR-IOV without a representor"}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
