@@ -72,7 +72,25 @@ class Column:
 
 
 def _delay(key: str) -> Callable[[Document], str]:
-    return lambda segment: "-" if segment["delay_ns"] is None else duration(segment["delay_ns"][key])
+    def cell(segment: Document) -> str:
+        if segment["delay_ns"] is not None:
+            return duration(segment["delay_ns"][key])
+        bounds = segment.get("delay_bounds_ns")
+        return "-" if bounds is None else between(*bounds[key])
+
+    return cell
+
+
+def between(low: int | None, high: int | None) -> str:
+    """What a delay across two clocks lies between, where no single number can be stated."""
+    if low is None:
+        return INFINITE if high is None else f"< {duration(high)}"
+    return f"{duration(low)} to {duration(high)}"
+
+
+def _clock_error(segment: Document) -> str:
+    error_ns = segment.get("clock_error_ns")
+    return "" if error_ns is None else f"±{duration(error_ns)}"
 
 
 def _count(key: str) -> Callable[[Document], str]:
@@ -90,6 +108,7 @@ COLUMNS = (
     Column("loss [95 % interval]", loss_text, from_width=100),
     Column("min", _delay("min"), from_width=120),
     Column("p50", _delay("p50")),
+    Column("clocks", _clock_error),
     Column("p90", _delay("p90"), from_width=110),
     Column("p99", _delay("p99")),
     Column("max", _delay("max"), from_width=110),
@@ -102,9 +121,10 @@ COLUMNS = (
 
 
 def segment_table(segments: Sequence[Document], width: int, changed: frozenset[str] = frozenset()) -> Table:
-    """One row a segment, with the columns that fit into `width`."""
+    """One row a segment, with the columns that fit into `width`; the clocks' error where two clocks stamped."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    columns = [c for c in COLUMNS if c.from_width <= width]
+    is_across = any(s.get("clock_error_ns") is not None for s in segments)
+    columns = [c for c in COLUMNS if c.from_width <= width and (is_across or c.cell is not _clock_error)]
     for column in columns:
         table.add_column(column.name, justify=column.justify, no_wrap=True)
     for segment in segments:
@@ -226,7 +246,19 @@ def print_session(out: Console, session: Document, *, is_named: bool = False) ->
     _print_oddities(out, session)
 
 
+def clock_lines(session: Document) -> list[str]:
+    """Which delays are not stated because of the clocks, and why; the same words for several segments once."""
+    legs = [session] + ([session["return"]] if session["return"] else [])
+    problems: dict[str, list[str]] = {}
+    for segment in (s for leg in legs for s in leg["segments"]):
+        if segment.get("clock_problem"):
+            problems.setdefault(segment["clock_problem"], []).append(segment["id"])
+    return [f"clocks: {', '.join(ids)}: {problem}" for problem, ids in problems.items()]
+
+
 def _print_oddities(out: Console, session: Document) -> None:
+    for line in clock_lines(session):
+        out.print(f"  {line}", style="yellow")
     pacing, counters = session["pacing"], session["counters"]
     if pacing:
         out.print(

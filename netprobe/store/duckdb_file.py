@@ -23,7 +23,8 @@ from netprobe.model.results import Json, SessionResult
 if TYPE_CHECKING:
     import duckdb
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+FIRST_VERSION = 1  # without the clocks' error; brought up to date when it is written to
 MAX_RUNS = 10_000
 MAX_HOPS = 5_000_000
 LOCK_WAIT_S = 3.0
@@ -42,9 +43,15 @@ CREATE TABLE IF NOT EXISTS sessions (
 CREATE TABLE IF NOT EXISTS segments (
     run_id VARCHAR, session UINTEGER, leg VARCHAR, segment VARCHAR, kind VARCHAR, sent BIGINT, received BIGINT,
     lost BIGINT, loss_low DOUBLE, loss_high DOUBLE, delay_min BIGINT, delay_p50 BIGINT, delay_p90 BIGINT,
-    delay_p99 BIGINT, delay_max BIGINT, samples BIGINT, reordered BIGINT, duplicated BIGINT, stamp VARCHAR);
+    delay_p99 BIGINT, delay_max BIGINT, samples BIGINT, reordered BIGINT, duplicated BIGINT, stamp VARCHAR,
+    clock_error BIGINT, clock_problem VARCHAR);
 CREATE TABLE IF NOT EXISTS hops (
     run_id VARCHAR, session UINTEGER, seq UINTEGER, point VARCHAR, direction UTINYINT, leg UTINYINT, t_ns BIGINT);
+"""
+
+_FROM_FIRST_VERSION = """
+ALTER TABLE segments ADD COLUMN IF NOT EXISTS clock_error BIGINT;
+ALTER TABLE segments ADD COLUMN IF NOT EXISTS clock_problem VARCHAR;
 """
 
 # Runs whose hop records, together with those of all newer runs, are more than the bound.
@@ -123,7 +130,7 @@ class Store:
                 d = s.delay
                 figures = [d.min, d.p50, d.p90, d.p99, d.max, d.samples] if d else [None] * 5 + [0]
                 values = [run_id, stored.session, name, s.id, s.kind, s.sent, s.received, s.lost, *s.loss_interval_95]
-                values += [*figures, s.reordered, s.duplicated, s.stamp]
+                values += [*figures, s.reordered, s.duplicated, s.stamp, s.clock_error_ns, s.clock_problem or None]
                 self._insert("segments", values)
 
     def _insert(self, table: str, row: Sequence[object]) -> None:
@@ -186,13 +193,18 @@ def _prepare(db: "duckdb.DuckDBPyConnection", path: Path, *, read_only: bool) ->
     if known and known[0]:
         row = db.execute("SELECT max(version) FROM meta").fetchone()
         version = row[0] if row else None
-        if version != SCHEMA_VERSION:
+        if version not in {FIRST_VERSION, SCHEMA_VERSION}:
             raise UsageError(
                 f"store {path}",
                 f"its tables are of version {version}",
                 allowed=f"version {SCHEMA_VERSION}",
                 advice="use the netprobe that wrote it, or name another file with --store",
             )
+        if version == FIRST_VERSION and not read_only:
+            db.begin()
+            db.execute(_FROM_FIRST_VERSION)
+            db.execute("UPDATE meta SET version = ?", [SCHEMA_VERSION])
+            db.commit()
         return
     if read_only:
         raise NoAnswerError(f"store {path}", "holds no result", advice="run `netprobe trace` first")

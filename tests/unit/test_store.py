@@ -1,5 +1,7 @@
 """The store: all or nothing, bounded, versioned; and the tables that people read."""
 
+from dataclasses import replace
+
 import duckdb
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from support.results import segment
 
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.model.records import HopBatch, HopRecord
-from netprobe.model.results import LegResult, SessionResult
+from netprobe.model.results import DelayBounds, LegResult, SessionResult
 from netprobe.show.tables import change_line, console, duration, print_document
 from netprobe.store import duckdb_file
 from netprobe.store.duckdb_file import StoredRun, StoredSession, open_store
@@ -113,9 +115,28 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "x.duckdb"
     with duckdb.connect(str(path)) as db:
         db.execute("CREATE TABLE meta (version INTEGER)")
-        db.execute("INSERT INTO meta VALUES (2)")
-    with pytest.raises(UsageError, match=r"version 2 \(allowed: version 1\)"), open_store(path):
+        db.execute("INSERT INTO meta VALUES (3)")
+    with pytest.raises(UsageError, match=r"version 3 \(allowed: version 2\)"), open_store(path):
         raise AssertionError("must not open")
+
+
+def test_a_store_of_before_several_clocks_is_brought_up_to_date(tmp_path):
+    """Read as it is; written to after its table has got the new columns, with all that was in it."""
+    path = tmp_path / "x.duckdb"
+    with open_store(path) as store:
+        store.save(stored("one", 1))
+    with duckdb.connect(str(path)) as db:
+        db.execute("ALTER TABLE segments DROP COLUMN clock_error; ALTER TABLE segments DROP COLUMN clock_problem")
+        db.execute("UPDATE meta SET version = 1")
+    with open_store(path, read_only=True) as store:
+        assert store.last_document()["run"] == "one"
+    across = replace(segment(30_000), clock_error_ns=20_000, clock_problem="a problem")
+    with open_store(path) as store:
+        store.save(stored("two", 2, forward=replace(result().forward, segments=(across,))))
+        assert store.last_document()["run"] == "two"
+    with duckdb.connect(str(path), read_only=True) as db:
+        rows = db.execute("SELECT run_id, clock_error, clock_problem FROM segments ORDER BY run_id").fetchall()
+    assert rows == [("one", None, None), ("two", 20_000, "a problem")]
 
 
 def test_a_file_that_is_no_database_is_said_so(tmp_path):
@@ -151,6 +172,34 @@ def test_the_table_shows_all_that_a_person_must_know(capsys):
         "note: a note",
     ):
         assert text in said
+
+
+def table_of(capsys, **changes):
+    """What is printed of a session with one segment of which something is different."""
+    forward = replace(result().forward, segments=(replace(segment(30_000), **changes),))
+    print_document(console(width=200), result(forward=forward).to_json())
+    return capsys.readouterr().out
+
+
+def test_a_delay_between_hosts_is_shown_with_what_the_clocks_may_be_off(capsys):
+    """Beside the figures; without such a segment there is no such column."""
+    assert "±" not in table_of(capsys)
+    assert "±20.0 us" in table_of(capsys, clock_error_ns=20_000)
+
+
+def test_a_delay_that_may_be_negative_is_shown_as_what_it_lies_between(capsys):
+    """No number is negative, none is clamped: only bounds, an infinite one as such."""
+    bounds = DelayBounds((None, 12_000), (3_000, 40_000), (5_000, 60_000), (None, None), (9_000, 90_000))
+    said = table_of(capsys, delay=None, clock_error_ns=20_000, delay_bounds=bounds)
+    for text in ("< 12.0 us", "3.0 us to 40.0 us", "∞", "9.0 us to 90.0 us"):
+        assert text in said
+    assert "-12" not in said
+
+
+def test_a_clock_problem_is_told_once_with_the_segments_that_it_spoils(capsys):
+    """The sentence of the result, not a number."""
+    said = table_of(capsys, delay=None, pdv=None, negative=3, clock_problem="the clocks contradict")
+    assert said.count("clocks: a..b: the clocks contradict") == 1
 
 
 def test_a_change_is_told_with_its_intervals():
