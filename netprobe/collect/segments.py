@@ -7,6 +7,7 @@ Sources: RFC 7679 (one-way delay), RFC 7680 (loss), RFC 5481 §4.2 (PDV), RFC 47
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -131,6 +132,7 @@ class LegTables:
     Attributes:
         copies: shape (stops, count); `known_copies`.
         clocks: whose clock stamps where; None: one stamps all.
+        unwatched: ids of points where nobody looked.
     """
 
     stops: Sequence[Stop]
@@ -138,6 +140,12 @@ class LegTables:
     ledger: Ledger
     copies: npt.NDArray[np.int64]
     clocks: ClockMap | None = None
+    unwatched: frozenset[str] = frozenset()
+
+    def spans(self) -> set[tuple[int, int]]:
+        """Pairs of stops that are neighbours among those where somebody looked, with others in between."""
+        watched = [i for i, stop in enumerate(self.stops) if stop.point.id not in self.unwatched]
+        return {(a, b) for a, b in pairwise(watched) if b > a + 1}
 
 
 def _figures(leg: LegTables, first: int, second: int, lost: int) -> Figures:
@@ -187,10 +195,11 @@ def _segment(leg: LegTables, first: int, second: int, lost: int) -> SegmentResul
 def segment_results(leg: LegTables) -> tuple[SegmentResult, ...]:
     """One result a pair of neighbouring stops, in travel order.
 
-    Where a stop in between was blind to some lost probes, their loss is stated for the wider span, as a row of its own.
+    Where a stop in between was blind to some lost probes, their loss is stated for the wider span, as a row of its own;
+    likewise where nobody looked in between at all.
     """
     rows = {(i, i + 1) for i in range(len(leg.stops) - 1)}
-    wide = {(first, second) for first, second, _ in leg.ledger.lost_spans()} - rows
+    wide = ({(first, second) for first, second, _ in leg.ledger.lost_spans()} | leg.spans()) - rows
     results = {pair: _segment(leg, *pair, leg.ledger.lost_between(*pair)) for pair in rows | wide}
     for pair in wide:  # copies and overtaking are the business of the rows within
         results[pair] = replace(results[pair], reordered=0, duplicated=0)

@@ -181,7 +181,7 @@ def _tabulate(
 
 def _outcome(given: SessionInput, leg_name: Leg, arrivals: Arrivals, ledger: Ledger, base: Times) -> LegOutcome:
     stops = given.path.leg(leg_name)
-    leg = LegTables(stops, arrivals, ledger, known_copies(stops, arrivals, base), given.clocks)
+    leg = LegTables(stops, arrivals, ledger, known_copies(stops, arrivals, base), given.clocks, given.unwatched)
     return LegOutcome(stops, arrivals, ledger, segment_results(leg), end_to_end(leg))
 
 

@@ -50,7 +50,8 @@ class PartRecord:
     Attributes:
         points: indices of the points that it may report.
         sessions: numbers of the sessions that it sends.
-        exchanges: hosts with which it may report clock exchanges, with what it reported.
+        exchanges: what it reported of others' clocks.
+        lead_ns: by how much its clock is ahead of the collector's, roughly (some tenths of a second); None: not known.
         watermark_ns: everything before was reported, by its own clock; 0 before it looked.
         done: set when it is over.
         refused: what it reported and may not, by kind.
@@ -61,6 +62,7 @@ class PartRecord:
     watermark_ns: int = 0
     steps: int = 0
     done: PartDone | None = None
+    lead_ns: int | None = None
     exchanges: list[Exchanges] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -150,12 +152,21 @@ class Collection:
             key = (self.index[last[-1].point.place], int(last[-1].direction), int(leg))
             self._last.setdefault(session, set()).add(key)
 
-    def take(self, part: str, report: Report) -> None:
-        """A report of a part. What the part may not report is counted and dropped."""
+    def take(self, part: str, report: Report, now_ns: int | None = None) -> None:
+        """A report of a part. What the part may not report is counted and dropped.
+
+        Args:
+            part: its name.
+            report: what it says.
+            now_ns: when it came, by the collector's clock; None where that is not known any more.
+        """
         record = self.parts[part]
         if record.done is not None:
             record.refused["after-its-end"] += 1
             return
+        if isinstance(report, Watermark) and now_ns is not None:
+            lead_ns = report.until_ns - now_ns
+            record.lead_ns = lead_ns if record.lead_ns is None else max(record.lead_ns, lead_ns)
         self._takers[type(report)](part, record, report)
         self.changed.set()
         self.changed = trio.Event()
@@ -329,12 +340,23 @@ class Collection:
             return Sightings(none.astype(np.uint16), none.astype(np.uint32), none.astype(np.uint32), *([none] * 4))
         return Sightings(*(np.concatenate(c) for c in columns))
 
-    def answers(self, session: int) -> Answers:
-        """The distinct answers to one session's probes."""
+    def answers(self, session: int, *, with_points: bool = False) -> Answers:
+        """The answers to one session's probes: the distinct ones, or all sightings with their points.
+
+        Args:
+            session: its number.
+            with_points: points have clocks of their own, so that their times cannot be compared as they are.
+        """
         s = self.sightings(session)
-        return Answers(
-            seq=s.seq, t2_ns=timed(s.t2_ns), t3_ns=timed(s.t3_ns), reflector_seq=s.reflector_seq, seen_ns=s.seen_ns
-        ).unique()
+        answers = Answers(
+            seq=s.seq,
+            t2_ns=timed(s.t2_ns),
+            t3_ns=timed(s.t3_ns),
+            reflector_seq=s.reflector_seq,
+            seen_ns=s.seen_ns,
+            point=s.point.astype(np.int64) if with_points else None,
+        )
+        return answers if with_points else answers.unique()
 
     def contexts_of(self, hops: HopBatch) -> list[tuple[Point, int, int, HopContext, int]]:
         """What was around these records: (point, direction, leg, context, how many), in no order."""

@@ -52,6 +52,7 @@ class SavedPart(msgspec.Struct, frozen=True):
 
     agent: str
     boot: str
+    host: str
     points: list[int]
     sessions: list[int]
 

@@ -1,11 +1,12 @@
 """From what a run saw to what it says: settles each session and puts the result together. No I/O of its own."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from netprobe.collect.domains import ClockMap
 from netprobe.collect.epochs import Epoch, epoch_bounds, epoch_input
 from netprobe.collect.ledger import Fate
 from netprobe.collect.results import leg_result
@@ -45,14 +46,18 @@ class RunFacts:
     """What the sessions of a run have in common.
 
     Attributes:
-        ended_ns: when looking ended, by the collector's clock.
+        ended_ns: when looking ended, by the clock that is the reference.
         counters: what the parts shed or dropped, by name.
+        clocks: whose clock stamps where; None: one clock stamps everywhere.
+        leads_ns: by how much a sending host's clock is ahead of the one that epochs are noted by, by the host's name.
     """
 
     plan: RunPlan
     collection: Collection
     ended_ns: int
     counters: dict[str, int]
+    clocks: ClockMap | None = None
+    leads_ns: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +102,14 @@ def _settle(one: Prepared, epochs: Sequence[Epoch], facts: RunFacts, hops: HopBa
         tmax_ns=facts.plan.tmax_ns,
         now_ns=facts.ended_ns,
         hops=hops,
-        answers=collection.answers(number),
+        answers=collection.answers(number, with_points=facts.clocks is not None),
         windows=collection.windows(),
         is_numbered=one.probe.type_p.flow is Flow.SAME,
         untold=None if sending.told.all() else ~sending.told,
+        clocks=facts.clocks,
     )
     left_ns = np.where(sending.times_ns > 0, sending.times_ns, _due_ns(one, sending.times_ns))
+    left_ns = left_ns - facts.leads_ns.get(one.sender.host, 0)
     found = []
     for i, (epoch, bounds) in enumerate(zip(epochs, epoch_bounds(epochs, left_ns), strict=True)):
         points = {s.point for s in (*epoch.path.forward, *epoch.path.returned)}

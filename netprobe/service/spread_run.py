@@ -28,6 +28,7 @@ from netprobe.service.collection import Collection
 from netprobe.service.moves import moved_sessions
 from netprobe.service.permits import ports_asked
 from netprobe.service.prepare import PortSource, Prepared, prepare_run
+from netprobe.service.run_clocks import clock_map
 from netprobe.service.run_files import (
     SCHEMA,
     RunFolder,
@@ -107,6 +108,7 @@ class SpreadRun:
     collection: Collection = field(default_factory=lambda: Collection(()))
     epochs: dict[int, list[Epoch]] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
     unreported: dict[int, str] = field(default_factory=dict)
     started_ns: int = 0
     went_ns: int = 0
@@ -135,7 +137,7 @@ class SpreadRun:
             return False
         outcome = self.log.append(source, number, octets).outcome
         if outcome is Outcome.NEW:
-            self._apply(part, octets)
+            self._apply(part, octets, realtime_ns())
         elif outcome is not Outcome.DUPLICATE:
             self._refuse(f"blocks-{outcome.value}")
         return True
@@ -153,14 +155,14 @@ class SpreadRun:
     def _refuse(self, what: str) -> None:
         self.refused[what] = self.refused.get(what, 0) + 1
 
-    def _apply(self, part: Part, octets: bytes) -> None:
+    def _apply(self, part: Part, octets: bytes, now_ns: int | None = None) -> None:
         try:
             reports = decode_reports_untrusted(octets)
         except WireError:
             self._refuse("garbage-blocks")
             return
         for report in reports:
-            self.collection.take(part.agent, report)
+            self.collection.take(part.agent, report, now_ns)
 
     def _apply_shed(self, part: Part, blocks: int, span_ns: tuple[int, int]) -> None:
         self._refuse("shed-blocks")
@@ -247,6 +249,7 @@ class SpreadRun:
             mine = [i for i, reporter in reporters.items() if reporter is agent]
             sent = [one for one in self.prepared if senders[one.probe.session] is agent]
             specs[name] = self._spec(agent, mine, sent, names, until_s)
+            self.hosts[name] = agent.host
             self.parts[name] = Part(name, agent.hello.boot, mine, [one.probe.session for one in sent])
             self.collection.add_part(name, mine, self.parts[name].sessions)
         return specs
@@ -452,7 +455,11 @@ class SpreadRun:
             if part.is_lost:
                 for point in part.points:
                     collection.unwatched_since.setdefault(point, part.is_lost)
-        facts = RunFacts(self.plan, collection, realtime_ns(), counters)
+        hosts = {name: self.hosts.get(name, name) for name in self.parts}
+        clocks = clock_map(collection, hosts, [p.agent for p in self.parts.values() if p.sessions])
+        leads = {hosts[name]: collection.parts[name].lead_ns or 0 for name in self.parts}
+        ended_ns = realtime_ns() + (leads[clocks.reference] + REPORT_LAG_NS if clocks else 0)
+        facts = RunFacts(self.plan, collection, ended_ns, counters, clocks, leads)
         settled = settle_run(self.prepared, self.epochs, facts)
         reasons: list[Reason | None] = [None] * len(settled)
         undone = {k: counters.get(k, 0) for k in ("conntrack_deleted", "conntrack_kept")}
@@ -488,7 +495,7 @@ class SpreadRun:
                     returned=save_stops(path.returned),
                 )
             )
-        parts = [SavedPart(p.agent, p.boot, p.points, p.sessions) for p in self.parts.values()]
+        parts = [SavedPart(p.agent, p.boot, self.hosts[p.agent], p.points, p.sessions) for p in self.parts.values()]
         self.folder.save(
             SavedRun(
                 schema=SCHEMA,
@@ -528,6 +535,7 @@ def load_run(folder: RunFolder, topology: Topology, agents: Agents) -> SpreadRun
     run.collection.add_points(points)
     for one in run.prepared:
         run._begin_epoch(one, Epoch(one.path))  # noqa: SLF001  a constructor of its own class
+    run.hosts = {p.agent: p.host for p in saved.parts}
     run.parts = {p.agent: Part(p.agent, p.boot, p.points, p.sessions) for p in saved.parts}
     for part in run.parts.values():
         run.collection.add_part(part.agent, part.points, part.sessions)
