@@ -97,7 +97,7 @@ def test_the_kernels_datapath_says_a_tunnel_in_another_way():
 @pytest.mark.parametrize(
     ("actions", "fields", "doubts"),
     [
-        ("set(ipv4(tos=0x28/0xfc,ttl=63))", {"nw_tos": "40", "nw_ttl": "63"}, 0),
+        ("set(ipv4(tos=0x2b/0xff,ttl=63))", {"nw_tos": "40", "nw_ttl": "63"}, 0),
         ("set(ipv4(src=10.9.0.1/255.255.255.255))", {"nw_src": "10.9.0.1"}, 0),
         ("set(eth(dst=02:00:00:00:00:01/ff:ff:ff:ff:ff:ff))", {"dl_dst": "02:00:00:00:00:01"}, 0),
         ("set(ipv4(dst=10.9.0.0/255.255.0.0))", {}, 1),  # a part of an address: not followed, and said
