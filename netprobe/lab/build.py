@@ -93,15 +93,7 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
         HostNotReadyError: something failed; what was made is in the state file.
     """
     shape, ends = config.shape, endpoints(config)
-    names = [*(host.netns for host in shape.hypervisors), *shape.others, *(end.netns for end in ends)]
-    _refuse_foreign(names)
-    places.lab.mkdir(mode=0o700, parents=True, exist_ok=True)
-    journal = Journal(State(shape.name, places.lab), places.state)
-    journal.set_namespaces(*map(NamespaceRecord, names))
-    iproute.add_namespaces(names)
-    journal.set_namespaces(*(NamespaceRecord(each, iproute.namespace_cookie(each)) for each in names))
-    for host in shape.hypervisors:
-        _write_allowlist(places.allowlist(shape, host.name), shape)
+    journal = _claim(shape, ends, places)
     switches = {host.name: ovs.PrivateSwitch(host.netns, places.switch(host.name)) for host in shape.hypervisors}
     with ThreadPoolExecutor(max_workers=len(switches) + 1) as pool:
         started = [pool.submit(start_switch, name, switch, journal) for name, switch in switches.items()]
@@ -114,12 +106,8 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
         for each in started:
             each.result()
         if shape.has_ovn:
-            plugged = [
-                pool.submit(_plug_host, shape.hypervisor(name), switch, ends, journal)
-                for name, switch in switches.items()
-            ]
-            for each in plugged:
-                each.result()
+            hosts = [shape.hypervisor(name) for name in switches]
+            list(pool.map(lambda host: _plug_host(host, switches[host.name], ends, journal), hosts))
     if shape.has_ovn:
         _settle(config, ends, switches, places)
     else:
@@ -131,6 +119,20 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
     journal.state.endpoints = ends
     journal.write()
     return journal.state
+
+
+def _claim(shape: Shape, ends: Sequence[Endpoint], places: Places) -> Journal:
+    """The lab's directory with its state file and allowlists, and its namespaces."""
+    names = [*(host.netns for host in shape.hypervisors), *shape.others, *(end.netns for end in ends)]
+    _refuse_foreign(names)
+    places.lab.mkdir(mode=0o700, parents=True, exist_ok=True)
+    journal = Journal(State(shape.name, places.lab), places.state)
+    journal.set_namespaces(*map(NamespaceRecord, names))
+    iproute.add_namespaces(names)
+    journal.set_namespaces(*(NamespaceRecord(each, iproute.namespace_cookie(each)) for each in names))
+    for host in shape.hypervisors:
+        _write_allowlist(places.allowlist(shape, host.name), shape)
+    return journal
 
 
 def _make_links(shape: Shape, ends: Sequence[Endpoint]) -> None:

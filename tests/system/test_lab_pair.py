@@ -272,6 +272,31 @@ def test_several_relays_keep_up_with_a_thousand_probes_a_second(pair_lab):
     assert {counted["kernel_dropped"] for counted in control.status().counters.values()} == {0}
 
 
+@pytest.mark.parametrize("place", [segment(THERE, 0), segment(THERE, 6)])
+def test_nothing_is_lost_any_more_when_a_fault_was_set_or_cleared(pair_lab, place):
+    """OVN has bound the port anew before the command ends."""
+    address, is_over, sent, afterwards = guest(pair_lab, "vm2")["ipv4"], threading.Event(), [], set()  # sent: times
+
+    def keep_sending() -> None:
+        with netns.in_netns("vm1", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as out:
+            while not is_over.wait(0.0005):
+                sent.append(time.monotonic())
+                out.sendto(marked(len(sent) - 1), (address, 5000))
+
+    with receiver("vm2", 5000) as sock:
+        thread = threading.Thread(target=keep_sending)
+        thread.start()
+        for change in (lambda: control.fault_set(place), control.fault_clear) * 3:
+            change()
+            end, count = time.monotonic(), len(sent)
+            until(lambda count=count: len(sent) > count + 100)
+            afterwards |= {seq for seq in range(count, count + 100) if sent[seq] > end}
+        is_over.set()
+        thread.join()
+        arrived = {struct.unpack("!I", data[8:12])[0] for data in drain(sock)}
+    assert afterwards <= arrived
+
+
 def test_clear_puts_every_port_back(pair_lab):
     before = control.status().state
     for number in range(7):
