@@ -8,31 +8,31 @@ make its own intervals wrong or unknown: nothing here mixes two peers.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.collect.hulls import Lines, fit, lower_hull
-
-Times = npt.NDArray[np.int64]
-
-UNBOUNDED_NS = 1 << 61
-"""Where nothing is known the interval is [-UNBOUNDED_NS, UNBOUNDED_NS]; its width still fits into an int64."""
-
-SLOT_NS = 1_000_000_000
-"""Exchanges are kept, and questions answered, by such slots of the other clock's time."""
+from netprobe.collect.clock_rows import (
+    ABOVE_T,
+    END,
+    OUR_END,
+    OUR_START,
+    SLOT_NS,
+    START,
+    UNBOUNDED_NS,
+    Block,
+    ClockStep,
+    Stretch,
+    Times,
+)
+from netprobe.collect.hulls import Lines, fit
 
 MAX_STAMP_NS = 1 << 61  # the year 2043; sums and differences of stamps below it fit into an int64
 MAX_ROUND_TRIP_NS = 5_000_000_000  # slower exchanges say next to nothing
-MAX_ROWS = 256  # exchanges kept in a slot until it is reduced to its hulls
 MAX_BATCH = 4_096  # exchanges taken at once; the rest is refused
 MAX_STEPS_AT_ONCE = 4  # a peer that jumps more often in one batch is not worth the arithmetic
-MAX_EPOCHS = 65  # so the last 64 steps are remembered
-
-# Columns of an exchange: two bounds, each with the other clock's time at which it holds, and when the exchange began
-# and ended by either clock, as wide as its round trip may make it.
-_ABOVE_T, _ABOVE, _BELOW_T, _BELOW, _START, _END, _OUR_START, _OUR_END = range(8)
+MAX_STRETCHES = 65  # so the last 64 steps are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,51 +55,6 @@ class ClockAssumptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ClockStep:
-    """A jump of one of the two clocks, or a change of rate beyond the assumptions.
-
-    Attributes:
-        doubt: spans [from, to] of the other clock's time, ns, to which it cannot be said whether the old or the new
-            offset belongs: around the step, and around the time that a step back shows a second time.
-        flagged_ns: when the exchange ended that gave it away, by our clock.
-    """
-
-    doubt: tuple[tuple[int, int], ...]
-    flagged_ns: int
-
-
-def _on_hull(t_ns: Times, bound_ns: Times, sign: int) -> Times:
-    order = np.lexsort((bound_ns * sign, t_ns))
-    t_ns, bound_ns = t_ns[order], bound_ns[order]
-    keep = lower_hull(t_ns.tolist(), (bound_ns * sign).tolist())
-    return np.stack([t_ns[keep], bound_ns[keep]], axis=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Exchanges of one slot that came in a row.
-
-    Attributes:
-        rows: shape (n, 8) in order of arrival; empty once they are history.
-        above, below: what lies on the hulls: shape (m, 2) of (time, bound).
-    """
-
-    slot: int
-    rows: Times
-    above: Times
-    below: Times
-
-    @classmethod
-    def of(cls, slot: int, rows: Times) -> "_Block":
-        above = _on_hull(rows[:, _ABOVE_T], rows[:, _ABOVE], 1)
-        return cls(slot, rows, above, _on_hull(rows[:, _BELOW_T], rows[:, _BELOW], -1))
-
-    def reduced(self) -> "_Block":
-        """Only the hulls."""
-        return _Block(self.slot, self.rows[:0], self.above, self.below)
-
-
-@dataclass(frozen=True, slots=True)
 class _Model:
     """All lines that the offset may run along in one slot: ns above `pivot_ns` by s since `middle_ns`."""
 
@@ -113,36 +68,6 @@ class _Model:
         lowest = np.floor(low).astype(np.int64) + (self.pivot_ns - 1)
         highest = np.ceil(high).astype(np.int64) + (self.pivot_ns + 1)
         return np.maximum(lowest, -UNBOUNDED_NS), np.minimum(highest, UNBOUNDED_NS)
-
-
-@dataclass(slots=True)
-class _Epoch:
-    """A time without a step.
-
-    Attributes:
-        floor: exchanges that began before it, by the other clock and by ours, do not belong here.
-        first_ns, last_ns: times of the other clock for which it can be asked.
-        blocks: in order of arrival.
-    """
-
-    floor: tuple[int, int]
-    first_ns: int
-    opened_by: ClockStep | None = None
-    last_ns: int = UNBOUNDED_NS
-    blocks: deque[_Block] = field(default_factory=deque)
-
-    def append(self, rows: Times, recent: int) -> None:
-        """Take exchanges of one slot; of older blocks than the `recent` last ones only the hulls are kept."""
-        slot = int(rows[-1, _ABOVE_T]) // SLOT_NS
-        if self.blocks and self.blocks[-1].slot == slot:
-            rows = np.concatenate([self.blocks.pop().rows, rows])
-        self.blocks.append(_Block.of(slot, rows[:MAX_ROWS]))
-        if len(self.blocks) > recent and len(self.blocks[-recent - 1].rows):
-            self.blocks[-recent - 1] = self.blocks[-recent - 1].reduced()
-
-    def recent(self, count: int) -> list[_Block]:
-        """The last blocks, oldest first."""
-        return [self.blocks[i] for i in range(max(0, len(self.blocks) - count), len(self.blocks))]
 
 
 class ClockEstimator:
@@ -160,12 +85,12 @@ class ClockEstimator:
         self.refused: Counter[str] = Counter()
         self.step_count = 0
         self._recent = self.assumptions.half_window_s + 1
-        self._epochs: deque[_Epoch] = deque()
+        self._stretches: deque[Stretch] = deque()
 
     @property
     def steps(self) -> tuple[ClockStep, ...]:
         """The steps that history still knows, oldest first."""
-        return tuple(e.opened_by for e in self._epochs if e.opened_by is not None)
+        return tuple(e.opened_by for e in self._stretches if e.opened_by is not None)
 
     def add(
         self, t1_ns: Times, t2_ns: Times, t3_ns: Times, t4_ns: Times, *, asked_by_us: bool = True
@@ -187,7 +112,7 @@ class ClockEstimator:
         rows = rows[:MAX_BATCH]
         steps: list[ClockStep] = []
         while len(rows) and len(steps) < MAX_STEPS_AT_ONCE:
-            leaves = np.flatnonzero(rows[:, _ABOVE_T] // SLOT_NS != rows[0, _ABOVE_T] // SLOT_NS)
+            leaves = np.flatnonzero(rows[:, ABOVE_T] // SLOT_NS != rows[0, ABOVE_T] // SLOT_NS)
             here = int(leaves[0]) if len(leaves) else len(rows)
             left, step = self._extend(rows[:here])
             rows = np.concatenate([left, rows[here:]])
@@ -220,78 +145,81 @@ class ClockEstimator:
 
     def _extend(self, rows: Times) -> tuple[Times, ClockStep | None]:
         """Take exchanges of one slot as far as no step comes in between; what is left then, and the step."""
-        if not self._epochs:
+        if not self._stretches:
             reach = self.assumptions.half_window_s * SLOT_NS
-            floor = int(rows[0, _START]) - reach, int(rows[0, _OUR_START]) - reach
-            self._epochs.append(_Epoch(floor, floor[0]))
-        epoch = self._epochs[-1]
-        is_fresh = self._is_fresh(epoch, rows)
+            floor = int(rows[0, START]) - reach, int(rows[0, OUR_START]) - reach
+            self._stretches.append(Stretch(floor, floor[0]))
+        stretch = self._stretches[-1]
+        is_fresh = self._is_fresh(stretch, rows)
         self.refused["late"] += int(np.count_nonzero(~is_fresh))
         rows = rows[is_fresh]
         if not len(rows):
             return rows, None
-        known = [b.rows for b in epoch.recent(self._recent)]
-        epoch.append(rows, self._recent)
-        if self._lines(epoch.recent(self._recent), epoch.blocks[-1].slot) is not None:
+        known = [b.rows for b in stretch.recent(self._recent)]
+        stretch.append(rows, self._recent)
+        if self._lines(stretch.recent(self._recent), stretch.blocks[-1].slot) is not None:
             self._forget()
             return rows[:0], None
-        return self._split(epoch, np.concatenate([*known, rows]), sum(len(k) for k in known))
+        return self._split(stretch, np.concatenate([*known, rows]), sum(len(k) for k in known))
 
-    def _is_fresh(self, epoch: _Epoch, rows: Times) -> npt.NDArray[np.bool_]:
+    def _is_fresh(self, stretch: Stretch, rows: Times) -> npt.NDArray[np.bool_]:
         """Exchanges that began long ago are of no use; after a step one clock alone may say so, and is not believed."""
-        floors = list(epoch.floor)
-        if epoch.blocks and len(epoch.blocks[-1].rows):
-            newest = epoch.blocks[-1].rows[-1]
+        floors = list(stretch.floor)
+        if stretch.blocks and len(stretch.blocks[-1].rows):
+            newest = stretch.blocks[-1].rows[-1]
             reach = self.assumptions.half_window_s * SLOT_NS
-            floors = [max(floors[0], int(newest[_START]) - reach), max(floors[1], int(newest[_OUR_START]) - reach)]
-        theirs, ours = rows[:, _START] - floors[0], rows[:, _OUR_START] - floors[1]
+            floors = [max(floors[0], int(newest[START]) - reach), max(floors[1], int(newest[OUR_START]) - reach)]
+        theirs, ours = rows[:, START] - floors[0], rows[:, OUR_START] - floors[1]
         fresh: npt.NDArray[np.bool_] = (np.minimum(theirs, ours) > 0) | (np.maximum(theirs, ours) > MAX_ROUND_TRIP_NS)
         return fresh
 
-    def _split(self, epoch: _Epoch, rows: Times, known: int) -> tuple[Times, ClockStep]:
+    def _split(self, stretch: Stretch, rows: Times, known: int) -> tuple[Times, ClockStep]:
         """Find the step among the latest exchanges, the first `known` of which are free of contradictions.
 
         The step came before the end of the first exchange that contradicts those before it, and after the beginning
         of the last one that contradicts those between the two.
         """
-        slot = epoch.blocks[-1].slot
+        slot = stretch.blocks[-1].slot
         last = _first_true(known, len(rows) - 1, lambda i: not self._fits(rows[: i + 1], slot))
         first = last - _first_true(1, last, lambda n: not self._fits(rows[last - n : last + 1], slot))
         span = rows[first : last + 1]
-        start, end = int(rows[first, _START]), int(rows[last, _END])
+        start, end = int(rows[first, START]), int(rows[last, END])
         # Only one clock jumped, so the other one tells how long this took; at worst that is too long.
-        took = max(end - start, int(span[:, _OUR_END].max()) - int(rows[first, _OUR_START]), 0)
+        took = max(end - start, int(span[:, OUR_END].max()) - int(rows[first, OUR_START]), 0)
         # A jump of our own clock in the middle of an exchange falsifies its round trip; others tell how long one takes.
-        took += int((rows[:, _OUR_END] - rows[:, _OUR_START]).max())
-        step = ClockStep(((end - took, end), (start, start + took)), int(rows[last, _OUR_END]))
+        took += int((rows[:, OUR_END] - rows[:, OUR_START]).max())
+        step = ClockStep(((end - took, end), (start, start + took)), int(rows[last, OUR_END]))
         before = rows[:first]
-        before = before[before[:, _END] < start]
-        self._rewind(epoch, before)
-        epoch.last_ns = start
-        self._epochs.append(_Epoch((end, int(rows[last, _OUR_END])), end, step))
+        before = before[before[:, END] < start]
+        self._rewind(stretch, before)
+        stretch.last_ns = start
+        self._stretches.append(Stretch((end, int(rows[last, OUR_END])), end, step))
         self.step_count += 1
         self._forget()
         return rows[last + 1 :], step
 
-    def _rewind(self, epoch: _Epoch, rows: Times) -> None:
+    def _rewind(self, stretch: Stretch, rows: Times) -> None:
         """Replace the recent blocks by what of their exchanges came before a step."""
-        for _ in epoch.recent(self._recent):
-            epoch.blocks.pop()
-        cuts = np.flatnonzero(np.diff(rows[:, _ABOVE_T] // SLOT_NS)) + 1
+        for _ in stretch.recent(self._recent):
+            stretch.blocks.pop()
+        cuts = np.flatnonzero(np.diff(rows[:, ABOVE_T] // SLOT_NS)) + 1
         for part in np.split(rows, cuts) if len(rows) else []:
-            epoch.append(part, self._recent)
+            stretch.append(part, self._recent)
 
     def _forget(self) -> None:
-        while sum(len(e.blocks) for e in self._epochs) > self.assumptions.history_s or len(self._epochs) > MAX_EPOCHS:
-            if self._epochs[0].blocks and len(self._epochs) <= MAX_EPOCHS:
-                self._epochs[0].blocks.popleft()
+        while (
+            sum(len(e.blocks) for e in self._stretches) > self.assumptions.history_s
+            or len(self._stretches) > MAX_STRETCHES
+        ):
+            if self._stretches[0].blocks and len(self._stretches) <= MAX_STRETCHES:
+                self._stretches[0].blocks.popleft()
             else:
-                self._epochs.popleft()
+                self._stretches.popleft()
 
     def _fits(self, rows: Times, slot: int) -> bool:
-        return self._lines([_Block(slot, rows, rows[:, :2], rows[:, 2:4])], slot) is not None
+        return self._lines([Block(slot, rows, rows[:, :2], rows[:, 2:4])], slot) is not None
 
-    def _lines(self, blocks: Iterable[_Block], slot: int) -> _Model | None:
+    def _lines(self, blocks: Iterable[Block], slot: int) -> _Model | None:
         """What the blocks' exchanges say of one slot; None where no line fits, or one side has no bound.
 
         If the skew wanders by w around one value, the offset at t leaves the line through the offset at any other time
@@ -319,26 +247,37 @@ class ClockEstimator:
         """
         low, high = np.full(len(t_ns), -UNBOUNDED_NS), np.full(len(t_ns), UNBOUNDED_NS)
         owners = np.zeros(len(t_ns), np.int64)
-        for epoch in self._epochs:  # a time that two of them have shown is ambiguous
-            owners += (epoch.first_ns <= t_ns) & (t_ns <= epoch.last_ns)
+        for stretch in self._stretches:  # a time that two of them have shown is ambiguous
+            owners += (stretch.first_ns <= t_ns) & (t_ns <= stretch.last_ns)
         is_clear = owners == 1
         for step in self.steps:
             for first, last in step.doubt:
                 is_clear &= (t_ns < first) | (t_ns > last)
-        for epoch in self._epochs:
-            chosen = np.flatnonzero(is_clear & (epoch.first_ns <= t_ns) & (t_ns <= epoch.last_ns))
+        for stretch in self._stretches:
+            chosen = np.flatnonzero(is_clear & (stretch.first_ns <= t_ns) & (t_ns <= stretch.last_ns))
             slots = t_ns[chosen] // SLOT_NS
-            for slot in self._told(epoch, np.unique(slots)):
+            for slot in self._told(stretch, np.unique(slots)):
                 here = chosen[slots == slot]
-                both = [model.bounds(t_ns[here]) for model in self._around(epoch, slot)]
+                both = [model.bounds(t_ns[here]) for model in self._around(stretch, slot)]
                 if both:
                     low[here] = np.min([lowest for lowest, _ in both], axis=0)
                     high[here] = np.max([highest for _, highest in both], axis=0)
         return low, high
 
-    def _told(self, epoch: _Epoch, slots: Times) -> list[int]:
+    def skew_ppm(self, t_ns: int) -> tuple[float, float] | None:
+        """How fast the other clock gains on ours about one of its times: the least and the most; None: not known."""
+        owners = [e for e in self._stretches if e.first_ns <= t_ns <= e.last_ns]
+        if len(owners) != 1:
+            return None
+        slopes = [model.lines.slopes for model in self._around(owners[0], t_ns // SLOT_NS)]
+        if not slopes:
+            return None
+        wander = self.assumptions.max_wander_ppm
+        return min(low for low, _ in slopes) * 1e-3 - wander, max(high for _, high in slopes) * 1e-3 + wander
+
+    def _told(self, stretch: Stretch, slots: Times) -> list[int]:
         """Those slots that have exchanges near; a peer may give its hop records any times."""
-        known = np.unique(np.array([b.slot for b in epoch.blocks], np.int64))
+        known = np.unique(np.array([b.slot for b in stretch.blocks], np.int64))
         reach = self.assumptions.half_window_s
         near = np.searchsorted(known, slots + reach, side="right") > np.searchsorted(known, slots - reach)
         found: list[int] = slots[near].tolist()
@@ -346,26 +285,26 @@ class ClockEstimator:
 
     def pairs(self) -> tuple[Times, Times]:
         """Our and the other clock's time of the same instants, to within a round trip: one pair a slot, ascending."""
-        firsts = [b.above[0] for epoch in self._epochs for b in epoch.blocks]
+        firsts = [b.above[0] for stretch in self._stretches for b in stretch.blocks]
         if not firsts:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         theirs, bound = np.stack(firsts, axis=1)
         order = np.argsort(theirs - bound, kind="stable")
         return (theirs - bound)[order], theirs[order]
 
-    def _around(self, epoch: _Epoch, slot: int) -> list[_Model]:
+    def _around(self, stretch: Stretch, slot: int) -> list[_Model]:
         """What the time before a slot says of it, and the time after.
 
         A step too small to be noticed, or a change of rate, spoils one of them, never both; so who believes the one or
         the other is right. At either end of what is known there is but one side: then its last two slots stand in.
         """
-        slots = [b.slot for b in epoch.blocks]
+        slots = [b.slot for b in stretch.blocks]
         if not slots:
             return []
         earliest, latest = slot - self.assumptions.half_window_s, slot + self.assumptions.half_window_s
         before = earliest, min(max(slot, min(slots) + 1), latest)
         after = max(min(slot, max(slots) - 1), earliest), latest
-        near = [[b for b in epoch.blocks if first <= b.slot <= last] for first, last in (before, after)]
+        near = [[b for b in stretch.blocks if first <= b.slot <= last] for first, last in (before, after)]
         models = [self._lines(blocks, slot) for blocks in near if blocks]
         return [model for model in models if model is not None]
 

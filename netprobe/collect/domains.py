@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.collect.clocks import SLOT_NS, UNBOUNDED_NS, ClockAssumptions, ClockEstimator
+from netprobe.collect.clock_rows import SLOT_NS, UNBOUNDED_NS
+from netprobe.collect.clocks import ClockAssumptions, ClockEstimator
 from netprobe.model.observations import Exchanges
 from netprobe.model.points import Point
 from netprobe.model.records import NO_TIME

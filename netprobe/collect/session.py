@@ -10,7 +10,7 @@ import numpy as np
 
 from netprobe.collect.answers import Answers, by_one_clock, guest_records, proved_unreflected
 from netprobe.collect.arrivals import Arrivals, Flags, Times, tabulate
-from netprobe.collect.clocks import UNBOUNDED_NS
+from netprobe.collect.clock_rows import UNBOUNDED_NS
 from netprobe.collect.domains import Carried, ClockMap
 from netprobe.collect.ledger import Fate, Ledger, settle
 from netprobe.collect.segments import LegTables, end_to_end, known_copies, segment_results

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from netprobe.collect.clocks import UNBOUNDED_NS, ClockAssumptions, ClockEstimator
+from netprobe.collect.clock_rows import UNBOUNDED_NS
+from netprobe.collect.clocks import ClockAssumptions, ClockEstimator
 
 US, MS, S = 10**3, 10**6, 10**9
 START = 1_800_000_000 * S + 123_456_789

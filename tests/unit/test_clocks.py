@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from netprobe.collect.clocks import (
-    MAX_EPOCHS,
-    MAX_ROWS,
-    MAX_STEPS_AT_ONCE,
-    UNBOUNDED_NS,
-    ClockAssumptions,
-    ClockEstimator,
-)
+from netprobe.collect.clock_rows import MAX_ROWS, UNBOUNDED_NS
+from netprobe.collect.clocks import MAX_STEPS_AT_ONCE, MAX_STRETCHES, ClockAssumptions, ClockEstimator
 from netprobe.collect.hulls import fit, lower_hull
 
 US, MS, S = 10**3, 10**6, 10**9
@@ -111,6 +105,18 @@ def steady(clock, first_s, last_s, **how):
         for second in range(first_s, last_s)
         for step in exchanges(clock, second * S + np.arange(10) * S // 10, **how)
     ]
+
+
+@pytest.mark.parametrize("ppm", [-200.0, 0.0, 3.5, 150.0])
+def test_the_skew_is_an_interval_too(ppm):
+    """It contains the truth, and after 20 s of round trips of 120 us it is a few ppm wide; unknown far away."""
+    clock = ClockEstimator()
+    steady(clock, 0, 21, ppm=ppm)
+    low, high = clock.skew_ppm(START + 10 * S)
+    assert low <= ppm <= high
+    assert high - low < 40
+    assert clock.skew_ppm(START + 60 * S) is None
+    assert clock.skew_ppm(START - 60 * S) is None
 
 
 @pytest.mark.parametrize("jump", [5 * MS, -5 * MS, S // 2, -S // 2, -3600 * S, 3600 * S, -(2**60)])
@@ -248,18 +254,18 @@ def test_memory_is_bounded_whatever_a_peer_does():
     clock = ClockEstimator(ClockAssumptions(history_s=100))
     for second in range(2_000):
         exchanges(clock, [second * S])
-    assert sum(len(e.blocks) for e in clock._epochs) <= 100
+    assert sum(len(e.blocks) for e in clock._stretches) <= 100
     exchanges(clock, 2_000 * S + np.arange(5_000) * 1_000)
-    assert max(len(b.rows) for e in clock._epochs for b in e.blocks) <= MAX_ROWS
+    assert max(len(b.rows) for e in clock._stretches for b in e.blocks) <= MAX_ROWS
     rng = np.random.default_rng(1)
     wild = rng.integers(START, START + S, (5_000, 4))
     assert len(clock.add(*np.sort(wild, axis=1).T)) <= MAX_STEPS_AT_ONCE
     assert clock.refused["too-many"] > 0
     for second in range(2_001, 2_300):
         exchanges(clock, [second * S], offset=int(rng.integers(-S, S)))
-    assert clock.step_count > MAX_EPOCHS
-    assert len(clock.steps) <= MAX_EPOCHS
-    assert sum(len(e.blocks) for e in clock._epochs) <= 100
+    assert clock.step_count > MAX_STRETCHES
+    assert len(clock.steps) <= MAX_STRETCHES
+    assert sum(len(e.blocks) for e in clock._stretches) <= 100
 
 
 def test_a_peer_that_lied_is_known_again_when_it_stops():

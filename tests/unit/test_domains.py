@@ -8,7 +8,7 @@ import pytest
 
 from netprobe.collect.across import figures_across, quantile
 from netprobe.collect.answers import Answers
-from netprobe.collect.clocks import UNBOUNDED_NS
+from netprobe.collect.clock_rows import UNBOUNDED_NS
 from netprobe.collect.domains import Carried, ClockMap, clock_map
 from netprobe.collect.ledger import Fate
 from netprobe.collect.results import leg_result
