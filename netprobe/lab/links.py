@@ -33,19 +33,21 @@ GUEST_SYSCTLS = {
         "addr_gen_mode": "1",  # no link-local address, so nothing is announced for one
     }.items()
 }
-MOVABLE_SYSCTLS = {
+OVN_SYSCTLS = {
+    # Linux 5.16. A veth loses its carrier when its other end moves, and the guest would ask for its neighbours anew,
+    # into the void and again a second later; a virtual machine's NIC keeps its carrier in a live migration.
     "ipv4/conf/default/arp_evict_nocarrier": "0",
     "ipv6/conf/default/ndisc_evict_nocarrier": "0",
+    # Listener reports, which no ACL can drop (ms): they are all sent before `up` ends.
+    "ipv6/conf/default/mldv2_unsolicited_report_interval": "1",
 }
-"""Linux 5.16. A veth loses its carrier when its other end moves, and the guest would ask for its neighbours anew, into
-the void and again a second later; a virtual machine's NIC keeps its carrier in a live migration."""
 
 _KERNEL_BRIDGE = "type bridge forward_delay 0 mcast_snooping 0"
 
 
 def make_endpoints(shape: Shape, ends: Sequence[Endpoint]) -> None:
     """A veth pair for each endpoint, quiet, with its addresses and routes, without offloads."""
-    sysctls = GUEST_SYSCTLS | (MOVABLE_SYSCTLS if len(shape.hypervisors) > 1 else {})
+    sysctls = GUEST_SYSCTLS | (OVN_SYSCTLS if shape.has_ovn else {})
     for host in shape.hypervisors:
         here = [end for end in ends if end.host == host.name]
         pairs = [f"link add {e.tap} type veth peer name {e.device} netns {e.netns} address {e.mac}" for e in here]

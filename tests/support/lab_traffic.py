@@ -136,19 +136,22 @@ def send_frames(name, frames):
             out.send(frame)
 
 
+def look_at(point):
+    """A packet socket at a point of a state file; it does not block."""
+
+    def go():
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sock.bind((point["device"], ETH_P_ALL))
+        sock.setblocking(False)
+        return sock
+
+    return netns.in_netns(point["netns"], go)
+
+
 @contextlib.contextmanager
 def watching(points):
     """Look at points of a state file; yields a function: the probes (their seq) that were seen at each, by its id."""
-
-    def opened(point):
-        def go():
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            sock.bind((point["device"], ETH_P_ALL))
-            sock.setblocking(False)
-            return sock
-
-        return netns.in_netns(point["netns"], go)
 
     def seen():
         found = {}
@@ -161,5 +164,5 @@ def watching(points):
         return found
 
     with contextlib.ExitStack() as stack:
-        sockets = {point["id"]: stack.enter_context(opened(point)) for point in points}
+        sockets = {point["id"]: stack.enter_context(look_at(point)) for point in points}
         yield seen

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import select
 import signal
 import socket
 import struct
@@ -21,6 +22,7 @@ from support.lab_traffic import (
     echo,
     guest,
     listener,
+    look_at,
     marked,
     receiver,
     send,
@@ -78,6 +80,16 @@ def test_up_says_how_long_it_took(base):
     print(f"lab pair is up, with the first pings across, after {status.seconds:.2f} s")
     assert control.status().is_healthy
     assert echo("vm1", guest(status, "vm2")["ipv4"], wait_s=QUIET_S)
+
+
+def test_guests_say_nothing_by_themselves(base):
+    """Not even listener reports, which would come within a second."""
+    control.down()
+    status = control.up("pair")
+    with contextlib.ExitStack() as stack:
+        names = [f"{name}.guest" for name in ("vm1", "vm2", "vm3", "vm4", "bypass1", "bypass2")]
+        sockets = [stack.enter_context(look_at(point)) for point in points(status, names)]
+        assert select.select(sockets, [], [], 1.2)[0] == []
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
