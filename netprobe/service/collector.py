@@ -13,7 +13,6 @@ import msgspec
 import trio
 
 from netprobe.errors import HostNotReadyError, NetprobeError, UsageError
-from netprobe.host.block_log import Commit
 from netprobe.host.certificates import Identity
 from netprobe.host.clock import realtime_ns
 from netprobe.host.tls import Credentials, ServerTls, accept
@@ -26,12 +25,13 @@ from netprobe.service.agents import AgentConn, Agents
 from netprobe.service.following import Follower, open_follower
 from netprobe.service.link_io import LinkIo, monotonic_ns
 from netprobe.service.run_files import RunFolder, unfinished_runs
-from netprobe.service.spread_run import SpreadRun, load_run
+from netprobe.service.spread_run import SpreadRun, Taken, load_run
 from netprobe.wire.flow_control import Limits
 from netprobe.wire.link import CollectorLink
 from netprobe.wire.link_events import Asked, BlockArrived, Event, Greeted, ShedArrived
 from netprobe.wire.report import PartKey
 
+JUDGE_S = 1.0
 COMMIT_S = 0.05
 """How often blocks are brought to the disk and acknowledged."""
 
@@ -40,7 +40,7 @@ LEARN_S = 0.5
 
 MAX_CONNECTIONS = 1_000
 MAX_RUNS = 64
-ROLES = frozenset({Role.VSWITCH, Role.BYPASS, Role.OPERATOR})
+ROLES = frozenset({Role.VSWITCH, Role.OPERATOR})
 Say = Callable[[str], None]
 
 
@@ -99,6 +99,7 @@ class Collector:
         self._agents = Agents()
         self._runs: dict[str, RunEntry] = {}
         self._connections = 0
+        self._peers: set[_Peer] = set()
         self._nursery: trio.Nursery | None = None
         self._follower: Follower | None = None
         self.counters: dict[str, int] = {}
@@ -129,6 +130,7 @@ class Collector:
             self._nursery = nursery
             nursery.start_soon(self._commit_now_and_then)
             nursery.start_soon(self._follow)
+            nursery.start_soon(self._judge_connections)
             self._take_up_runs()
             ready(listeners[0].socket.getsockname()[1])
             await trio.serve_listeners(self._serve_connection, listeners, handler_nursery=nursery)
@@ -161,9 +163,13 @@ class Collector:
         peer = _Peer(self, identity, link)
         io = LinkIo(stream, link, peer.handle)
         peer.io = io
-        await io.run()
+        self._peers.add(peer)
+        try:
+            await io.run()
+        finally:
+            self._peers.discard(peer)
+            peer.leave()
         self._say(f"{identity.name} is gone: {io.ended}")
-        peer.leave()
 
     def greet(self, peer: "_Peer", event: Greeted) -> None:
         """Let somebody in, or refuse: the name and role in the greeting must be those of the certificate."""
@@ -175,7 +181,7 @@ class Collector:
             return
         if identity.role not in ROLES:
             self._count("hellos_refused")
-            link.refuse(f"role {hello.role} has nothing to do here: guests' agents are asked by their host's agent")
+            link.refuse(f"role {hello.role} has nothing to do here: its host's agent asks for it")
             return
         resume = {PartKey(p.run, p.boot): self._resume_at(hello.name, p.run, p.boot, p.next_block) for p in hello.parts}
         link.let_in(self._boot, realtime_ns(), resume)
@@ -201,8 +207,11 @@ class Collector:
         assert self._follower is not None
         while self._agents.connected.get(agent.name) is agent:
             try:
+                was_silent = not agent.host
                 if await agent.learn():
                     self._follower.take_inventory(agent.report.inventory)
+                if was_silent:
+                    self._say(f"{agent.name} is on {agent.host}")
             except NetprobeError as error:
                 self._say(f"{agent.name} does not say what it has: {error}")
             await trio.sleep(LEARN_S)
@@ -230,39 +239,72 @@ class Collector:
 
     def take_block(self, peer: "_Peer", event: BlockArrived) -> None:
         """A block: kept and acknowledged at the next commit; one that nobody wants is acknowledged at once."""
-        entry = self._runs.get(event.part.run)
-        wanted = entry is not None and not entry.over.is_set()
-        name = peer.identity.name
-        if not wanted or not entry.run.take_block(name, event.part.boot, event.number, event.octets):  # type: ignore[union-attr]
-            self._count("blocks_unwanted")
-            peer.link.acknowledge(event.part, event.number + 1)
+        entry, name, part = self._runs.get(event.part.run), peer.identity.name, event.part
+        taken = Taken.UNWANTED
+        if entry is not None and not entry.over.is_set():
+            taken = entry.run.take_block(name, part.boot, event.number, event.octets)
+        self._answer_block(peer, taken, part, event.number + 1)
 
     def take_shed(self, peer: "_Peer", event: ShedArrived) -> None:
         """Blocks that an agent lost."""
-        entry = self._runs.get(event.part.run)
-        span = (event.from_ns, event.to_ns)
-        name, part = peer.identity.name, event.part
-        if entry is None or not entry.run.take_shed(name, part.boot, event.first, event.next, span):
-            peer.link.acknowledge(part, event.next)
+        entry, name, part = self._runs.get(event.part.run), peer.identity.name, event.part
+        taken = Taken.UNWANTED
+        if entry is not None and not entry.over.is_set():
+            span = (event.from_ns, event.to_ns)
+            taken = entry.run.take_shed(name, part.boot, event.first, event.next, span)
+        self._answer_block(peer, taken, part, event.next)
+
+    def _answer_block(self, peer: "_Peer", taken: Taken, part: PartKey, following: int) -> None:
+        if taken is Taken.UNWANTED:
+            self._count("blocks_unwanted")
+            peer.link.acknowledge(part, following)
+        elif taken is Taken.AGAIN:
+            entry = self._runs[part.run].run
+            peer.link.acknowledge(part, entry.durable(peer.identity.name))
+        elif taken is Taken.IMPOSSIBLE:
+            self._count("blocks_refused")
+            peer.link.refuse(f"block of {part.run} is not the next one, or more than this agent may write")
 
     async def _commit_now_and_then(self) -> None:
         while True:
             await trio.sleep(COMMIT_S)
             for entry in list(self._runs.values()):
-                log = entry.run.log
-                commit = log.begin_commit() if log is not None else None
-                if commit is not None:
-                    await trio.to_thread.run_sync(commit.wait)
-                    self._acknowledge(entry.run, commit)
+                try:
+                    await self._commit(entry.run)
+                except NetprobeError as error:  # nothing of it is acknowledged; agents keep it
+                    self._count("commits_failed")
+                    self._say(f"run {entry.run.run} cannot be kept: {error}")
+                    entry.run.reopen_log()
 
-    def _acknowledge(self, run: SpreadRun, commit: Commit) -> None:
-        assert run.log is not None
-        for source, number in run.log.finish_commit(commit).items():
+    async def _commit(self, run: SpreadRun) -> None:
+        log = run.log
+        commit = log.begin_commit() if log is not None else None
+        if log is None or commit is None:
+            return
+        await trio.to_thread.run_sync(commit.wait)
+        for source, number in log.finish_commit(commit).items():
             agent = self._agents.connected.get(source.agent)
             if agent is not None:
                 assert isinstance(agent.io.link, CollectorLink)
                 agent.io.link.acknowledge(PartKey(run.run, source.boot), number)
                 agent.io.wake()
+
+    async def _judge_connections(self) -> None:
+        """A certificate that was revoked, or is over, ends the connection that it began."""
+        while True:
+            await trio.sleep(JUDGE_S)
+            try:
+                self._tls.refresh()
+            except NetprobeError as error:
+                self._say(f"certificates: {error}")
+                continue
+            for peer in list(self._peers):
+                identity = peer.identity
+                if self._tls.is_revoked(identity) or identity.is_expired(realtime_ns()):
+                    self._count("certificates_over")
+                    peer.link.refuse("the certificate was revoked, or is over")
+                    if peer.io is not None:
+                        peer.io.wake()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Runs
@@ -316,6 +358,7 @@ class Collector:
         compiled = compile_plan(parse_plan(asked.plan, asked.where), topology)
         run_id = secrets.token_hex(8)
         run = SpreadRun(RunFolder(self._config.folder / run_id), compiled.plan, topology, self._agents)
+        run.others = [entry.run for entry in self._runs.values() if not entry.over.is_set()]
         run.extras = {"mesh": [report.to_json() for report in compiled.meshes]}
         entry = self._runs[run_id] = RunEntry(run, trio.Event())
         assert self._nursery is not None

@@ -37,6 +37,7 @@ EXCHANGE_S = 0.05
 """Mean time between two exchanges with another host's clock: a step is seen within a second, with room to spare."""
 
 DIAL_S = 5.0
+SYNC_S = 1.0
 BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 MAX_TEXT = 1 << 20
 READ_ONLY = frozenset({"dpctl/dump-conntrack", "dpctl/ct-get-nconns", "dpctl/ct-get-maxconns", "ofproto/trace"})
@@ -97,12 +98,19 @@ class HostAgent:
         with self._spool:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._sync_spool)
                 if config.exchange is not None:
                     nursery.start_soon(self._serve_exchanges)
                 failures = 0
                 while True:
                     failures = 0 if await self._connect_once() else failures + 1
                     await trio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)] * random.uniform(0.5, 1.0))
+
+    async def _sync_spool(self) -> None:
+        """A loss of power takes no more than this."""
+        while True:
+            await trio.sleep(SYNC_S)
+            await trio.to_thread.run_sync(self._spool.sync)
 
     async def _connect_once(self) -> bool:
         """One connection. Returns whether the collector let us in."""

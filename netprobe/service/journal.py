@@ -96,7 +96,7 @@ def _remove(shares: Sequence[Share]) -> Removal:
 
 def _shares(probe: ProbeSession, hosts: Iterable[Host]) -> list[Share]:
     tuples = tuple(own_tuples(probe))
-    return [Share(host.ovs_rundir, host.zone, tuples) for host in hosts]
+    return [Share(host.ovs_rundir, host.zone, tuples) for host in hosts if host.ovs_rundir]
 
 
 class Journal:
@@ -261,7 +261,7 @@ def clean(topology: Topology | None) -> Cleaned:
         if not removal.left:
             path.unlink(missing_ok=True)
             journals += 1
-    for host in topology.hosts if topology else ():
+    for host in (h for h in topology.hosts if h.ovs_rundir) if topology else ():
         try:
             with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
                 flows += len(client.flows())

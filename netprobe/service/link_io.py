@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from netprobe.errors import HostNotReadyError, NetprobeError
+from netprobe.host.tls import why_broken
 from netprobe.wire.link import AgentLink, CollectorLink, OperatorLink
-from netprobe.wire.link_events import Answered, Closed, Event
+from netprobe.wire.link_events import Answered, Closed, Ending, Event
 
 READ_BYTES = 1 << 18
 CLOSE_S = 1.0
 MAX_WAIT_S = 1.0
+MIN_WAIT_S = 0.005
 Link = AgentLink | CollectorLink | OperatorLink
 Handle = Callable[[Event], Awaitable[None]]
 
@@ -40,21 +42,26 @@ class LinkIo:
     ) -> None:
         self.link = link
         self.ended = ""
+        self._why = ""
         self._stream = stream
         self._handle = handle
         self._pump = pump
         self._wake = trio.Event()
+        self._closing = trio.Event()
         self._waiting: dict[int, tuple[trio.Event, list[Answered | HostNotReadyError]]] = {}
 
     def wake(self) -> None:
         """There is something to send."""
         self._wake.set()
+        if self.link.is_closed:
+            self._closing.set()
 
     async def run(self) -> None:
         """Read, write and let time pass until the link has ended. Never raises for what peer or network do."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
+                nursery.start_soon(self._tick)
                 await self._read()
                 nursery.cancel_scope.cancel()
         finally:
@@ -76,8 +83,9 @@ class LinkIo:
         while not self.link.is_closed:
             try:
                 data = bytes(await self._stream.receive_some(READ_BYTES))
-            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
                 data = b""
+                self._why = why_broken(error)
             events = self.link.feed(data, monotonic_ns()) if data else self.link.receive_eof()
             await self._take(events)
             self.wake()
@@ -85,21 +93,28 @@ class LinkIo:
     async def _write(self) -> None:
         while not self.link.is_closed:
             self._wake = trio.Event()
-            now_ns = monotonic_ns()
-            await self._take(self.link.tick(now_ns))
             self._pump()
             data = self.link.data_to_send()
-            if data:
-                try:
-                    await self._stream.send_all(data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                    await self._take(self.link.receive_eof())
-                continue
-            deadline_ns = self.link.next_deadline_ns()
-            wait_s = MAX_WAIT_S if deadline_ns is None else max((deadline_ns - monotonic_ns()) / 1e9, 0.0)
-            with trio.move_on_after(min(wait_s, MAX_WAIT_S)):
+            if not data:
                 await self._wake.wait()
-        await trio.aclose_forcefully(self._stream)  # the reader wakes up
+                continue
+            try:
+                await self._stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                await self._take(self.link.receive_eof())
+
+    async def _tick(self) -> None:
+        """Timers go on while sending hangs: that is just when the peer may be gone."""
+        while not self.link.is_closed:
+            await self._take(self.link.tick(monotonic_ns()))
+            self.wake()  # a ping is to be sent, or the rate has room again
+            deadline_ns = self.link.next_deadline_ns()
+            wait_s = MAX_WAIT_S if deadline_ns is None else max((deadline_ns - monotonic_ns()) / 1e9, MIN_WAIT_S)
+            with trio.move_on_after(min(wait_s, MAX_WAIT_S)):
+                await self._closing.wait()
+        with trio.move_on_after(CLOSE_S):
+            await self._say_last()  # why it was refused
+        await trio.aclose_forcefully(self._stream)  # reader and writer wake up
 
     async def _take(self, events: list[Event]) -> None:
         for event in events:
@@ -108,7 +123,8 @@ class LinkIo:
                 answers.append(event)
                 asked.set()
             elif isinstance(event, Closed):
-                self.ended = event.why
+                is_broken = event.ending is Ending.PEER_CLOSED and self._why
+                self.ended = f"{event.why}: {self._why}" if is_broken else event.why
                 await self._handle(event)
             else:
                 await self._handle(event)

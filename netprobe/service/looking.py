@@ -25,6 +25,7 @@ Emit = Callable[[Report], None]
 GATHER_S = 0.04
 """Blocks are let gather for so long; a ring holds 640 ms of them."""
 
+NOBODY: Mapping[str, str] = {}
 UNDERLAY = frozenset({PointKind.NIC, PointKind.FABRIC})
 """Where frames are in the cloud's own tunnels. Elsewhere a tunnel is a guest's, which could wrap what it likes."""
 
@@ -53,14 +54,18 @@ class Looker:
         self._told: dict[int, int] = {}
         self._tallied: dict[int, str] = {}
 
-    def open_rings(self, places: Mapping[int, Point], stack: ExitStack) -> None:
+    def open_rings(self, places: Mapping[int, Point], stack: ExitStack, blind: Mapping[str, str] = NOBODY) -> None:
         """Open a ring on each point that has a device; of one that has none it is said that nobody looks.
 
         Args:
             places: points by their index in the run.
             stack: closes them.
+            blind: why no ring can see what passes a point, by its id (Topology.unobserved).
         """
         for index, point in places.items():
+            if point.id in blind:
+                self._emit(Unwatched(index, blind[point.id]))
+                continue
             is_underlay = point.kind in UNDERLAY
             decoding = self._decodings[index] = Decoding(index, self._decoder, self._dscp, tunnels=is_underlay)
             program = self._underlay_program if is_underlay else self.program

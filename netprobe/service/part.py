@@ -70,7 +70,7 @@ class Part:
 
     def look_at(self, places: Mapping[int, Point]) -> None:
         """Open rings on more points: a guest came to this host."""
-        self._looker.open_rings(places, self._rings)
+        self._looker.open_rings(places, self._rings, self._topology.unobserved)
         self._looker.read_rings(self._readers)
 
     async def send(self, emit: Emit, stop: StopRequest) -> None:
@@ -157,7 +157,7 @@ async def open_part(
     """
     looker = Looker(order.probes, emit)
     with ExitStack() as stack:
-        looker.open_rings(order.places, stack)
+        looker.open_rings(order.places, stack, topology.unobserved)
         async with open_injector(order.prepared, topology, allowlists) as injector, trio.open_nursery() as readers:
             part = Part(order, topology, injector, looker, readers)
             try:

@@ -156,7 +156,7 @@ def check_tuples(prepared: Sequence[Prepared], topology: Topology, *, ours: froz
     known: dict[str, frozenset[FiveTuple]] = {}
     for one in prepared:
         tuples = own_tuples(one.probe)
-        for host in (h for h in topology.hosts if h.name in one.hosts):
+        for host in (h for h in topology.hosts if h.name in one.hosts and h.ovs_rundir):
             zones = 1 if host.zone is not None else ZONES_A_HOST
             demands.append(Demand(host.name, host.zone, len(tuples) * zones))
             if host.name not in rooms:
@@ -238,7 +238,7 @@ class SwitchDrops:
 
     def __init__(self, prepared: Sequence[Prepared], topology: Topology) -> None:
         self._names = frozenset(a.port_device for one in prepared for a in (one.sender, one.source, one.target))
-        self._before = {rundir: read_drops(rundir) for rundir in {h.ovs_rundir for h in topology.hosts}}
+        self._before = {rundir: read_drops(rundir) for rundir in {h.ovs_rundir for h in topology.hosts} if rundir}
 
     def since_then(self) -> int:
         """Frames dropped until now; a switch that is gone adds nothing."""

@@ -7,6 +7,7 @@ only when every observer truly looks. A run that is spread over hosts is service
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -76,13 +77,16 @@ class RunOutcome:
     stopped: str
 
 
-async def run_plan(plan: RunPlan, topology: Topology, progress: Progress = lambda _: None) -> RunOutcome:
+async def run_plan(
+    plan: RunPlan, topology: Topology, progress: Progress = lambda _: None, state_file: Path | None = None
+) -> RunOutcome:
     """Run a plan. Ctrl-C or SIGTERM ends it early: what is known by then is the result, the rest unsent or pending.
 
     Args:
         plan: what to send.
         topology: where things are.
         progress: is told in words what happens.
+        state_file: where the topology was read from, to be read again when it changes; None for nowhere.
 
     Raises:
         UsageError, RefusedError: the plan does not fit the cloud, or the host does not allow it; nothing was sent.
@@ -92,7 +96,7 @@ async def run_plan(plan: RunPlan, topology: Topology, progress: Progress = lambd
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         with stop_on_signals() as stop:
-            async with open_follower(topology) as follower:
+            async with open_follower(topology, state_file=state_file) as follower:
                 return await _run(plan, follower, stop, progress)
     finally:
         sys.setswitchinterval(before)
@@ -108,7 +112,7 @@ async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: P
     state = RunState(plan, prepared, topology, collection, stop, started_ns)
     with open_journal(prepared, topology) as journal:
         counters = await _look_and_send(state, follower, allowlists, progress)
-        facts = RunFacts(plan, collection, realtime_ns(), counters)
+        facts = RunFacts(plan, collection, realtime_ns(), counters, stale=state.topology.stale)
         settled = settle_run(prepared, state.epochs, facts)
         reasons = await _explain(state, settled, allowlists, ports, journal)
     undone = {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept}

@@ -6,7 +6,7 @@ count, whoever of the two asked. An agent is believed about its own clock only: 
 
 from collections.abc import Mapping, Sequence
 
-from netprobe.collect.clocks import ClockEstimator
+from netprobe.collect import domains
 from netprobe.collect.domains import ClockMap
 from netprobe.service.collection import Collection
 
@@ -22,17 +22,14 @@ def clock_map(collection: Collection, hosts: Mapping[str, str], senders: Sequenc
     if len(hosts) < 2:
         return None
     reference = hosts[senders[0]] if senders else min(hosts.values())
-    offsets: dict[str, ClockEstimator] = {}
-    for part, host in hosts.items():
-        for report in collection.parts[part].exchanges:
-            pair = (host, report.peer)
-            if reference not in pair or host == report.peer or report.peer not in hosts.values():
-                continue
-            other = pair[host == reference]
-            estimator = offsets.setdefault(other, ClockEstimator())
-            times = (report.t1_ns, report.t2_ns, report.t3_ns, report.t4_ns)
-            estimator.add(*times, asked_by_us=host == reference)
+    known = frozenset(hosts.values())
+    exchanges = [
+        (host, report)
+        for part, host in hosts.items()
+        for report in collection.parts[part].exchanges
+        if report.peer in known - {host}
+    ]
     names = {
         collection.points[index].host: host for part, host in hosts.items() for index in collection.parts[part].points
     }
-    return ClockMap(reference, offsets, names)
+    return domains.clock_map(reference, exchanges, names=names)

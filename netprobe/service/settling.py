@@ -49,6 +49,7 @@ class RunFacts:
         ended_ns: when looking ended, by the clock that is the reference.
         counters: what the parts shed or dropped, by name.
         clocks: whose clock stamps where; None: one clock stamps everywhere.
+        stale: sources of the topology that cannot be read at present, and why.
         leads_ns: by how much a sending host's clock is ahead of the one that epochs are noted by, by the host's name.
     """
 
@@ -58,6 +59,7 @@ class RunFacts:
     counters: dict[str, int]
     clocks: ClockMap | None = None
     leads_ns: Mapping[str, int] = field(default_factory=dict)
+    stale: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,7 @@ def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
     if not sending.told.all():
         untold = len(sending.told) - int(np.count_nonzero(sending.told))
         notes.append(f"of {untold} probes nobody knows whether they were sent: the program that sends was lost")
+    notes += [f"where things are may have changed since: {why}" for why in facts.stale.values()]
     if collection.steps:
         notes.append("the wall clock was stepped during the run: delays, lost and late across the step are doubtful")
     return tuple(notes)

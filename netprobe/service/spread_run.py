@@ -6,8 +6,10 @@ is lost makes its points unobserved from its last word on; that is never called 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 
 import numpy as np
 import trio
@@ -67,6 +69,15 @@ UNTIL_GRACE_S = 120.0
 REPORT_LAG_NS = 1_000_000_000
 
 
+class Taken(Enum):
+    """What became of a block."""
+
+    NEW = "new"  # acknowledged when it is on the disk
+    AGAIN = "again"  # it was there already
+    UNWANTED = "unwanted"  # nobody waits for it: the agent may forget it
+    IMPOSSIBLE = "impossible"  # the agent breaks the protocol, or has used up its room
+
+
 @dataclass(slots=True)
 class Part:
     """An agent's part of the run.
@@ -98,6 +109,7 @@ class SpreadRun:
         results, numbers: what it found out, and the session behind each result.
         document: its result, when it is over.
         extras: what the document also says: of meshes.
+        others: runs that were under way when this one began.
     """
 
     folder: RunFolder
@@ -119,6 +131,7 @@ class SpreadRun:
     extras: Json = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     stop: str = ""
+    others: list["SpreadRun"] = field(default_factory=list)
 
     @property
     def run(self) -> str:
@@ -129,28 +142,45 @@ class SpreadRun:
     # What agents deliver
     # -----------------------------------------------------------------------------------------------------------------
 
-    def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> bool:
-        """A block of an agent. Returns whether its number is to be acknowledged at the next commit (or was before)."""
+    def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> Taken:
+        """A block of an agent."""
         part, source = self.parts.get(agent), Source(agent, boot)
         if part is None or self.log is None or part.key != source:
-            self._refuse("blocks-of-no-part")
-            return False
+            self._refuse("blocks_of_no_part")
+            return Taken.UNWANTED
         outcome = self.log.append(source, number, octets).outcome
         if outcome is Outcome.NEW:
             self._apply(part, octets, realtime_ns())
-        elif outcome is not Outcome.DUPLICATE:
-            self._refuse(f"blocks-{outcome.value}")
-        return True
+        return self._taken(outcome)
 
-    def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> bool:
+    def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> Taken:
         """Blocks that an agent lost: its points were blind in that time."""
         part, source = self.parts.get(agent), Source(agent, boot)
         if part is None or self.log is None or part.key != source:
-            self._refuse("blocks-of-no-part")
-            return False
-        if self.log.append_shed(source, first, end, span_ns).outcome is Outcome.NEW:
+            self._refuse("blocks_of_no_part")
+            return Taken.UNWANTED
+        outcome = self.log.append_shed(source, first, end, span_ns).outcome
+        if outcome is Outcome.NEW:
             self._apply_shed(part, end - first, span_ns)
-        return True
+        return self._taken(outcome)
+
+    def _taken(self, outcome: Outcome) -> Taken:
+        if outcome is not Outcome.NEW:
+            self._refuse(f"blocks_{outcome.value}")
+        return {Outcome.NEW: Taken.NEW, Outcome.DUPLICATE: Taken.AGAIN}.get(outcome, Taken.IMPOSSIBLE)
+
+    def durable(self, agent: str) -> int:
+        """All blocks of an agent's part below this number are on the disk."""
+        part = self.parts.get(agent)
+        return self.log.durable(part.key) if self.log is not None and part is not None else 0
+
+    def reopen_log(self) -> None:
+        """After the disk failed: what it really has. The run goes on with what is known already."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+        with suppress(NetprobeError):
+            self.log = BlockLog.open(self.folder.blocks)
 
     def _refuse(self, what: str) -> None:
         self.refused[what] = self.refused.get(what, 0) + 1
@@ -159,13 +189,13 @@ class SpreadRun:
         try:
             reports = decode_reports_untrusted(octets)
         except WireError:
-            self._refuse("garbage-blocks")
+            self._refuse("garbage_blocks")
             return
         for report in reports:
             self.collection.take(part.agent, report, now_ns)
 
     def _apply_shed(self, part: Part, blocks: int, span_ns: tuple[int, int]) -> None:
-        self._refuse("shed-blocks")
+        self._refuse("shed_blocks")
         start, end = max(span_ns[0], 0), min(max(span_ns[1], 0), FOR_EVER_NS)
         for point in part.points:
             self.collection.take(part.agent, Blind(point, start, end, f"its agent had no room for {blocks} blocks"))
@@ -237,10 +267,7 @@ class SpreadRun:
     def _order_parts(self) -> dict[str, PartSpec]:
         """Who looks where and who sends what. Raises HostNotReadyError where a sender's agent is not there."""
         senders = {one.probe.session: self._sender_agent(one) for one in self.prepared}
-        reporters = {i: self.agents.reporter(p, self.topology) for i, p in enumerate(self.collection.points)}
-        for i, point in enumerate(self.collection.points):
-            if reporters[i] is None:
-                self.unreported[i] = f"no agent that is connected may report {point.place}"
+        reporters = {i: self._reporter(i) for i in range(len(self.collection.points))}
         names = {a.name for a in (*senders.values(), *reporters.values()) if a is not None}
         until_s = max(one.plan.duration_ns for one in self.prepared) / 1e9 + self.plan.tmax_ns / 1e9 + UNTIL_GRACE_S
         specs = {}
@@ -252,13 +279,35 @@ class SpreadRun:
             self.hosts[name] = agent.host
             self.parts[name] = Part(name, agent.hello.boot, mine, [one.probe.session for one in sent])
             self.collection.add_part(name, mine, self.parts[name].sessions)
+            self._check_grants(agent)
         return specs
 
-    def _sender_agent(self, one: Prepared) -> AgentConn:
-        agent = self.agents.on_host(one.sender.host)
-        names = (one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac)
-        agent.identity.grants.check_inject(names, one.plan.mean_pps)
+    def _reporter(self, index: int) -> AgentConn | None:
+        """Who looks at a point; None where nobody does, and then it is written down why."""
+        point = self.collection.points[index]
+        why = self.topology.unobserved.get(point.id, "")
+        agent = None if why else self.agents.reporter(point, self.topology)
+        if agent is None:
+            self.unreported[index] = why or f"no agent that is connected may report {point.place}"
         return agent
+
+    def _sender_agent(self, one: Prepared) -> AgentConn:
+        return self.agents.on_host(one.sender.host)
+
+    def _check_grants(self, agent: AgentConn) -> None:
+        """The certificate's rates cover everything that the agent sends at a time. Raises RefusedError."""
+        runs = [self, *self.others]
+        mine = [one for run in runs for one in run.prepared if run.is_sent_by(one, agent.name)]
+        agent.identity.grants.check_orders((_names(one), one.plan.mean_pps) for one in mine)
+
+    def is_sent_by(self, one: Prepared, agent: str) -> bool:
+        """Whether an agent sends a session, or will."""
+        part = self.parts.get(agent)
+        return (
+            part is not None
+            and one.probe.session in part.sessions
+            and not self.collection.sendings[one.probe.session].is_over
+        )
 
     def _spec(
         self, agent: AgentConn, points: Sequence[int], sent: Sequence[Prepared], names: set[str], until_s: float
@@ -346,11 +395,11 @@ class SpreadRun:
         """Let agents look at points that came into the run."""
         by_agent: dict[str, list[int]] = {}
         for i in points:
-            agent = self.agents.reporter(self.collection.points[i], self.topology)
-            if agent is None or agent.name not in self.parts:
+            agent = self._reporter(i)
+            if agent is not None and agent.name not in self.parts:
                 self.unreported[i] = f"no agent of this run may report {self.collection.points[i].place}"
-                continue
-            by_agent.setdefault(agent.name, []).append(i)
+            elif agent is not None:
+                by_agent.setdefault(agent.name, []).append(i)
         for name, mine in by_agent.items():
             places = [place_spec(i, self.collection.points[i]) for i in mine if self.collection.points[i].device]
             try:
@@ -459,11 +508,11 @@ class SpreadRun:
         clocks = clock_map(collection, hosts, [p.agent for p in self.parts.values() if p.sessions])
         leads = {hosts[name]: collection.parts[name].lead_ns or 0 for name in self.parts}
         ended_ns = realtime_ns() + (leads[clocks.reference] + REPORT_LAG_NS if clocks else 0)
-        facts = RunFacts(self.plan, collection, ended_ns, counters, clocks, leads)
+        facts = RunFacts(self.plan, collection, ended_ns, counters, clocks, leads, self.topology.stale)
         settled = settle_run(self.prepared, self.epochs, facts)
         reasons: list[Reason | None] = [None] * len(settled)
         undone = {k: counters.get(k, 0) for k in ("conntrack_deleted", "conntrack_kept")}
-        undone |= {f"refused_{k.replace('-', '_')}": n for k, n in self.refused.items()}
+        undone |= {f"refused_{k}": n for k, n in self.refused.items()}
         self.results = tuple(
             session_result(one, facts, reason, undone) for one, reason in zip(settled, reasons, strict=True)
         )
@@ -511,6 +560,11 @@ class SpreadRun:
                 unreported=self.unreported,
             )
         )
+
+
+def _names(one: Prepared) -> tuple[str, ...]:
+    """Everything that a sender's port is called."""
+    return (one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac)
 
 
 def _peer(agent: AgentConn) -> list[PeerSpec]:
