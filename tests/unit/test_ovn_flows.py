@@ -15,11 +15,13 @@ from netprobe.judge.ovn_flows import (
     OvnDecision,
     OvnKind,
     datapath_key,
+    earlier_steps,
     find_flow,
     find_north,
     logical_tables,
     ovn_step,
     owner_of,
+    port_key,
     row_map,
     row_uuid,
 )
@@ -31,8 +33,12 @@ ROWS = json.loads((DATA / "ovn_rows.json").read_text())
 BRIDGE = "br-int"
 
 
+def trace_text(name):
+    return (DATA / f"trace_ovn_{name}.txt").read_text()
+
+
 def trace(name):
-    return parse_trace((DATA / f"trace_ovn_{name}.txt").read_text())
+    return parse_trace(trace_text(name))
 
 
 def matches(row, condition):
@@ -265,3 +271,20 @@ def test_rows_of_any_shape_are_read_without_an_error(value):
     whole = {**value, "_uuid": ["uuid", flow.hint]} if isinstance(value, dict) else {"_uuid": ["uuid", flow.hint]}
     assert find_north([whole], flow).title
     owner_of([value], [value])
+
+
+LINES = [line for name in ("snat", "provider_far", "no_neighbour") for line in trace_text(name).splitlines()]
+
+
+@given(st.lists(st.sampled_from(LINES) | st.text(max_size=20), max_size=60).map("\n".join))
+def test_traces_of_any_shape_are_read_without_an_error(said):
+    """Total: lines of real traces in any order, and lines of nothing known."""
+    found = parse_trace(said)
+    step = ovn_step(found, BRIDGE)
+    assert step is None or step.bridge == BRIDGE
+    for one in found.steps:
+        assert earlier_steps(found, one) is not None
+        port_key(found, one, "egress")
+        logical_tables(one)
+    reason = explain(found, {}, ovn=OvnDecision(step) if step else None, expected_port="tapv2")
+    assert reason.detail
