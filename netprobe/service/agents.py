@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import msgspec
+import trio
 
 from netprobe.errors import HostNotReadyError, RefusedError
 from netprobe.host.certificates import Identity
@@ -73,6 +74,23 @@ class AgentConn:
         is_new = report != self.report
         self.report = report
         return is_new
+
+
+class RemoteSwitch:
+    """A switch whose host's agent is asked; from a worker thread of the event loop."""
+
+    def __init__(self, agent: AgentConn) -> None:
+        self._agent = agent
+
+    def call(self, command: str, *args: str) -> str:
+        """Ask `ovs-appctl` questions that change nothing.
+
+        Raises:
+            RefusedError: the agent does not ask its switch that.
+            HostNotReadyError: agent or switch does not answer.
+        """
+        answer = trio.from_thread.run(self._agent.ask, "unixctl", [command, *args])
+        return unpack_value_untrusted(answer.result, str)
 
 
 def report_name(point: Point, topology: Topology) -> str:

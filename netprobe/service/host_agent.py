@@ -40,7 +40,7 @@ DIAL_S = 5.0
 SYNC_S = 1.0
 BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 MAX_TEXT = 1 << 20
-READ_ONLY = frozenset({"dpctl/dump-conntrack", "dpctl/ct-get-nconns", "dpctl/ct-get-maxconns", "ofproto/trace"})
+READ_ONLY = frozenset({"dpctl/dump-conntrack", "dpif/show", "ofproto/trace"})
 """What a collector may ask the switch, to explain a loss; none of it changes anything."""
 
 

@@ -5,8 +5,8 @@ report is in the block log before it is acknowledged, and a collector that was k
 is lost makes its points unobserved from its last word on; that is never called loss.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -18,18 +18,22 @@ from netprobe.collect.epochs import Epoch
 from netprobe.errors import HostNotReadyError, NetprobeError, WireError
 from netprobe.host.block_log import BlockLog, LoggedBlock, LoggedShed, Outcome, Source
 from netprobe.host.clock import realtime_ns
+from netprobe.host.signals import StopRequest
 from netprobe.judge.reason import Reason
 from netprobe.model.observations import FOR_EVER_NS, Blind, PartDone
 from netprobe.model.points import Path, Point
 from netprobe.model.results import Json, SessionResult
-from netprobe.model.topology import Topology
+from netprobe.model.topology import Host, Topology
+from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.plans import RunPlan
 from netprobe.plan.schedule import session_due_ns
-from netprobe.service.agents import AgentConn, Agents
+from netprobe.service.agents import AgentConn, Agents, RemoteSwitch
 from netprobe.service.collection import Collection
+from netprobe.service.journal import Journal
 from netprobe.service.moves import moved_sessions
 from netprobe.service.permits import ports_asked
 from netprobe.service.prepare import PortSource, Prepared, prepare_run
+from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.run_clocks import clock_map
 from netprobe.service.run_files import (
     SCHEMA,
@@ -43,7 +47,7 @@ from netprobe.service.run_files import (
     save_point,
     save_stops,
 )
-from netprobe.service.settling import RunFacts, session_result, settle_run
+from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
 from netprobe.wire.blocks import decode_reports_untrusted
 from netprobe.wire.frames import FrameBlock
 from netprobe.wire.orders import (
@@ -427,7 +431,7 @@ class SpreadRun:
             with trio.move_on_after(CHECK_S):
                 await self.collection.changed.wait()
         await self._finish_parts()
-        return self._settle()
+        return await self._settle()
 
     def _judge_parts(self) -> None:
         """Notice agents that come and go."""
@@ -492,7 +496,30 @@ class SpreadRun:
     # The end
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _settle(self) -> Json:
+    async def _explain(self, settled: Sequence[Settled]) -> list[Reason | None]:
+        """Why probes were lost; switches are asked through their hosts' agents, so no rule's counter can be tested."""
+        nobody = Allowlist("", (), frozenset(), 1)
+        reasons = []
+        for one in settled:
+            inquiry = Inquiry(
+                one.prepared,
+                self.topology,
+                nobody,
+                self._port_source(),
+                Journal(self.folder.path / "journal.json"),
+                StopRequest(),
+                switches=self._open_switch,
+                bridges=None,
+            )
+            reasons.append(await trio.to_thread.run_sync(find_reason, inquiry, one.outcome.forward))
+        return reasons
+
+    @contextmanager
+    def _open_switch(self, host: Host) -> Iterator[RemoteSwitch]:
+        """A host's switch by way of its agent. Raises HostNotReadyError where that is not connected."""
+        yield RemoteSwitch(self.agents.on_host(host.name))
+
+    async def _settle(self) -> Json:
         collection = self.collection
         for index, why in self.unreported.items():
             collection.unwatched.setdefault(index, why)
@@ -510,7 +537,7 @@ class SpreadRun:
         ended_ns = realtime_ns() + (leads[clocks.reference] + REPORT_LAG_NS if clocks else 0)
         facts = RunFacts(self.plan, collection, ended_ns, counters, clocks, leads, self.topology.stale)
         settled = settle_run(self.prepared, self.epochs, facts)
-        reasons: list[Reason | None] = [None] * len(settled)
+        reasons = await self._explain(settled)
         undone = {k: counters.get(k, 0) for k in ("conntrack_deleted", "conntrack_kept")}
         undone |= {f"refused_{k}": n for k, n in self.refused.items()}
         self.results = tuple(

@@ -154,6 +154,17 @@ def test_an_agent_that_may_not_is_refused_and_nothing_is_sent(spread):
     control.down()  # its allowlist is another one now
 
 
+def test_a_drop_on_the_far_host_names_the_acl_through_its_agent(spread):
+    """tcp 25 is in no group of vm2: the reason is the ACL that drops by default, on hv2, as a prediction."""
+    spread.start_all()
+    document = spread.finish(spread.run(session("vm1", "vm2", 50, 1, proto="tcp", dport=25)))
+    (one,) = document["sessions"]
+    assert (one["lost"], one["last_seen"], one["first_missing"]) == (50, "hv2.nic", "vm2.backend")
+    reason = one["reason"]
+    assert (reason["code"], reason["chassis"], reason["evidence"]) == ("acl", "hv2", "predicted")
+    assert "drop" in reason["rule"]
+
+
 def test_a_revoked_certificate_ends_its_connection(spread):
     """Revocation needs no restart: the agent is let go within seconds, and does not come back."""
     spread.start_all()
