@@ -6,8 +6,9 @@ that loses much takes more probes, or gives no answer; it never makes a false si
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from scipy.special import betaincinv
@@ -42,19 +43,29 @@ class SizeRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where probes went missing: last seen at, first missing at; None where nobody saw them go missing.
+
+    Attributes:
+        reason: code of the reason, "" where none is known.
+    """
+
+    last_seen: str
+    first_missing: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SizeRecord:
     """One size in all runs.
 
     Attributes:
-        last_seen, first_missing: in the run in which most were lost; None where nobody can say.
-        reason: code of the reason, "" where none is known.
+        places: where those that did not pass went missing, with how many of them.
     """
 
     size: int
     runs: tuple[SizeRun, ...] = ()
-    last_seen: str | None = None
-    first_missing: str | None = None
-    reason: str = ""
+    places: tuple[tuple[Place, int], ...] = ()
 
     @property
     def sent(self) -> int:
@@ -72,15 +83,22 @@ class SizeRecord:
         return sum(run.lost for run in self.runs)
 
     @property
-    def is_where_known(self) -> bool:
-        """Whether those that did not pass are known to be lost between two points."""
-        return self.lost > 0 and self.first_missing is not None
+    def place(self) -> Place | None:
+        """Where most went missing: a few may be lost elsewhere, by chance or in a batch with others."""
+        weights = Counter[tuple[str, str | None]]()
+        reasons: dict[tuple[str, str | None], str] = {}
+        for place, count in self.places:
+            where = (place.last_seen, place.first_missing)
+            weights[where] += count
+            reasons[where] = place.reason or reasons.get(where, "")
+        if not weights:
+            return None
+        where = max(weights, key=weights.__getitem__)
+        return Place(*where, reasons[where])
 
     def plus(self, other: "SizeRecord") -> "SizeRecord":
         """With one more run of the same size."""
-        newer = other if other.lost >= max((run.lost for run in self.runs), default=0) else self
-        merged = replace(newer, runs=self.runs + other.runs)
-        return replace(merged, last_seen=newer.last_seen or self.last_seen, reason=newer.reason or self.reason)
+        return SizeRecord(self.size, self.runs + other.runs, self.places + other.places)
 
 
 @dataclass(frozen=True, slots=True)

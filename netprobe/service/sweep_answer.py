@@ -66,7 +66,7 @@ def answer_of(records: Mapping[int, SizeRecord], void: Mapping[int, SizeRecord],
     )
     why = _doubt(sizes, stopped)
     # An answer that is none names no size: half of one would be believed.
-    return replace(answer, verdict="inconclusive", passes_up_to=None, first_failing=None, why=why) if why else answer
+    return SweepAnswer("inconclusive", sizes, why=why) if why else answer
 
 
 def _all_open(records: Mapping[int, SizeRecord]) -> dict[int, SizeState]:
@@ -93,15 +93,17 @@ def _packet(size: int | None) -> int | None:
 
 def _where(record: SizeRecord | None, end: str) -> Json:
     """Between which points a size is lost; not `certain` where it may as well be its answers, first stretch back."""
-    if record is None or record.last_seen is None:
+    place = None if record is None else record.place
+    if place is None:
         return {"segment": None, "last_seen": None, "first_missing": None, "certain": False, "reason": None}
-    second = record.first_missing if record.is_where_known else end
+    is_certain = place.first_missing is not None
+    second = place.first_missing or end
     return {
-        "segment": segment_id(record.last_seen, second or end),
-        "last_seen": record.last_seen,
-        "first_missing": second or end,
-        "certain": record.is_where_known,
-        "reason": record.reason or (None if record.is_where_known else "unanswered"),
+        "segment": segment_id(place.last_seen, second),
+        "last_seen": place.last_seen,
+        "first_missing": second,
+        "certain": is_certain,
+        "reason": (place.reason or None) if is_certain else "unanswered",
     }
 
 
@@ -122,6 +124,7 @@ def answer_json(answer: SweepAnswer, end: str) -> Json:
 
 
 def _size_json(record: SizeRecord, state: SizeState) -> Json:
+    place = record.place
     return {
         "size": record.size,
         "packet": record.size - ETHERNET_BYTES,
@@ -130,8 +133,8 @@ def _size_json(record: SizeRecord, state: SizeState) -> Json:
         "passed": record.passed,
         "lost": record.lost,
         "silent": record.sent - record.passed - record.lost,
-        "last_seen": record.last_seen,
-        "first_missing": record.first_missing,
+        "last_seen": place.last_seen if place else None,
+        "first_missing": place.first_missing if place else None,
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from netprobe.errors import HostNotReadyError
 from netprobe.host.iproute import mtu
 from netprobe.host.signals import StopRequest
-from netprobe.judge.sizes import SizeRecord, SizeRun, Sizes, SizeState, judge_sizes
+from netprobe.judge.sizes import Place, SizeRecord, SizeRun, Sizes, SizeState, judge_sizes
 from netprobe.model.results import Json, LegResult, SessionResult
 from netprobe.model.topology import Topology
 from netprobe.plan.flows import slowed
@@ -117,19 +117,22 @@ async def sweep_sizes(
     """
     session = plan.sessions[0]
     sweep = Sweep(min_frame_size(session.protocol, session.family), largest_size(session, topology))
-    waiting = deque((chunk, session.count) for chunk in rounds(first_sizes(sweep.smallest, sweep.largest), PER_RUN - 1))
+    first = first_sizes(sweep.smallest, sweep.largest)
+    ends = (first[0], first[len(first) // 2], first[-1])  # a path that is down is found out with few probes
+    waiting = deque((chunk, session.count) for chunk in (ends, *rounds(first, PER_RUN - 1)))
     voids = 0
     while not sweep.stopped and voids < MAX_VOID and sweep.runs < MAX_RUNS:
         if not waiting and not (waiting := _next(sweep, session.count)):
             break
         sizes, count = waiting[0]
-        chunk = sorted({_control(sweep), *sizes})
+        chunk = sorted({_control(sweep), *(() if voids else sizes)})  # nothing arrived: is the path still there?
         progress(f"run {sweep.runs + 1}: {len(chunk)} sizes from {chunk[0]} to {chunk[-1]} bytes, {count} probes each")
         outcome = await run(_plan_of(plan, chunk, count, sweep.runs), topology, lambda _: None)
         sweep.stopped = outcome.stopped or stop.why
+        was_void = voids > 0
         is_void = not _take(sweep, chunk, outcome)
         voids = voids + 1 if is_void else 0
-        if not is_void:
+        if not is_void and not was_void:
             waiting.popleft()
     if voids >= MAX_VOID and sweep.forward:
         sweep.stopped = "nothing arrived any more: the path went down"
@@ -154,16 +157,22 @@ def _plan_of(plan: RunPlan, sizes: Sequence[int], count: int, number: int) -> Ru
     return replace(plan, sessions=sessions, seed=(plan.seed + number) % (1 << 32))
 
 
+def _furthest(leg: LegResult) -> str | None:
+    """The furthest point that any probe was seen at."""
+    reached = [segment.first for segment in leg.segments if segment.sent]
+    return reached[-1] if reached else leg.last_seen
+
+
 def _record(size: int, leg: LegResult, reason: Json | None) -> SizeRecord:
     sent = leg.planned - leg.unsent
-    code = (reason or {}).get("code")
-    return SizeRecord(
-        size=size,
-        runs=(SizeRun(sent, leg.delivered, leg.lost),),
-        last_seen=leg.last_seen if sent > leg.delivered else None,
-        first_missing=leg.first_missing,
-        reason=str(code) if code and leg.lost else "",
-    )
+    run = SizeRun(sent, leg.delivered, leg.lost)
+    code = str((reason or {}).get("code") or "")
+    places = []
+    if leg.lost and leg.last_seen:
+        places.append((Place(leg.last_seen, leg.first_missing, code), leg.lost))
+    if run.silent and (furthest := _furthest(leg)):
+        places.append((Place(furthest), run.silent))
+    return SizeRecord(size, (run,), tuple(places))
 
 
 def _take(sweep: Sweep, sizes: Sequence[int], outcome: RunOutcome) -> bool:

@@ -11,7 +11,7 @@ from support.clouds import topology
 from support.runs import SizedPath, outcome
 
 from netprobe.host.signals import StopRequest
-from netprobe.judge.sizes import SizeRecord, SizeRun, SizeState, judge_sizes
+from netprobe.judge.sizes import Place, SizeRecord, SizeRun, SizeState, judge_sizes
 from netprobe.model.probes import Protocol
 from netprobe.plan.plans import RunPlan, SessionPlan
 from netprobe.plan.sweep import first_sizes, gaps, ranges_of, rounds, sizes_between
@@ -264,6 +264,16 @@ def test_none_of_few_is_open_and_none_of_enough_fails():
     n = sizes.needed
     assert judge_sizes(records((100, (50, 45, 5)), (200, (n, 0, n)))).states[200] is SizeState.FAILS
     assert judge_sizes(records((100, (50, 45, 5)), (200, (n - 1, 0, n - 1)))).states[200] is SizeState.OPEN
+
+
+def test_the_place_is_where_most_went_missing():
+    """A switch that drops the rest of a batch loses one elsewhere: it is not blamed for the eleven beyond it."""
+    elsewhere = SizeRecord(1319, (SizeRun(4, 0, 1),), ((Place("vm1.backend", "vm2.backend", "link-loss"), 1),))
+    record = elsewhere.plus(SizeRecord(1319, (SizeRun(12, 0, 0),), ((Place("vm2.backend"), 11),)))
+    assert record.place == Place("vm2.backend")
+    assert (record.sent, record.lost) == (16, 1)
+    assert elsewhere.place == Place("vm1.backend", "vm2.backend", "link-loss")
+    assert SizeRecord(60).place is None
 
 
 @pytest.mark.parametrize("loss", [0.1, 0.5, 0.7])
