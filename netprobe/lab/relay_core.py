@@ -137,8 +137,8 @@ class RelayCore:
         spec = self.spec
         if not spec.macs and not spec.addresses:
             return True
-        mac, address = destination((carried(frame) or frame) if spec.inside else frame)
-        return mac in spec.macs or address in spec.addresses
+        meant = (carried(frame) or frame) if spec.inside else frame
+        return meant[:6] in spec.macs or destination(meant) in spec.addresses
 
     def pop(self) -> Copy:
         """Take out the copy that is due next."""

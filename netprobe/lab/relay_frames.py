@@ -63,10 +63,10 @@ def carried(frame: bytes) -> bytes | None:
     return frame[at + 8 + (frame[at] & 0x3F) * 4 :] or None
 
 
-def destination(frame: bytes) -> tuple[bytes, bytes]:
-    """Where a frame goes: destination MAC, and destination IP address (empty when it has none)."""
+def destination(frame: bytes) -> bytes:
+    """The IP address that a frame is for, empty when it has none."""
     network = _network(frame)
-    return frame[:6], b"" if network is None else network.destination
+    return b"" if network is None else network.destination
 
 
 class _Network(NamedTuple):
