@@ -20,7 +20,8 @@ class Change:
 
     Attributes:
         delay_ns: difference of the medians, None where the delay did not change.
-        delay_interval_95: bounds of that difference, from the intervals of both medians (conservative).
+        delay_interval_95: bounds of that difference, from the intervals of both medians (conservative), and between
+            hosts from what the clocks may have been off.
         loss_ratio: loss now, None where it did not change.
         loss_interval_95: its exact interval.
     """
@@ -51,7 +52,9 @@ def _delay_change(before: SegmentResult, now: SegmentResult) -> tuple[int, tuple
     if old is None or new is None or old[1] is None or new[1] is None:
         return None
     difference = now.delay.p50 - before.delay.p50
-    bounds = (new[0] - old[1], new[1] - old[0])
+    # Between hosts each median may be off by what the clocks were off then, and either way.
+    error = (before.clock_error_ns or 0) + (now.clock_error_ns or 0)
+    bounds = (new[0] - old[1] - error, new[1] - old[0] + error)
     floor = max(MIN_CHANGE_NS, MIN_CHANGE_RATIO * before.delay.p50)
     if abs(difference) < floor or bounds[0] <= 0 <= bounds[1]:
         return None

@@ -60,6 +60,7 @@ class WindowFacts:
         start_ns, end_ns: CLOCK_REALTIME.
         undecided: sent probes of which nobody can say: unobserved or pending.
         delay: end to end, None where no probe has a time at both ends.
+        clock_error_ns: by how much each delay may be off either way, where two clocks made it.
         heard_ns: when a probe is last known to have arrived, None where none is.
         last_seen, first_missing: of the largest group of lost probes.
         reason: why they were lost, as JSON.
@@ -72,6 +73,7 @@ class WindowFacts:
     lost: int
     undecided: int
     delay: Delay | None = None
+    clock_error_ns: int = 0
     heard_ns: int | None = None
     last_seen: str | None = None
     first_missing: str | None = None
@@ -174,8 +176,10 @@ def _counted(name: str, facts: WindowFacts, limits: Limits) -> Counted | None:
     if facts.delay is None or limits.max_p99_ns is None:
         return None
     total = facts.delay.samples + facts.lost
-    low, high = exceeding(facts.delay, facts.lost, limits.max_p99_ns)
-    return Counted(low, high, total, max(0, facts.sent - total))
+    error, limit = facts.clock_error_ns, limits.max_p99_ns
+    surely = exceeding(facts.delay, facts.lost, limit + error)
+    maybe = exceeding(facts.delay, facts.lost, limit - error)
+    return Counted(*surely, total, max(0, facts.sent - total), worst=maybe)
 
 
 def _stepped(name: str, running: Running, facts: WindowFacts, limits: Limits, test: ShareTest) -> Running:

@@ -105,15 +105,22 @@ class Counted:
     """What one look counted: `low` to `high` of `total` were too much; of `undecided` more nobody knows.
 
     `low` and `high` differ where only a quantile is known: "more than 1 % of them, less than 10 %".
+
+    Attributes:
+        worst: the same two numbers if every measurement errs in the path's favour as far as it may (two clocks); None
+            where they are the same.
     """
 
     low: int
     high: int
     total: int
     undecided: int = 0
+    worst: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        low, high = self.worst or (self.low, self.high)
         assert 0 <= self.low <= self.high <= self.total, f"{self.low} to {self.high} of {self.total}"
+        assert self.low <= low <= high <= self.total, f"at worst {low} to {high} of {self.total}"
         assert self.undecided >= 0, f"{self.undecided} undecided"
 
 
@@ -171,7 +178,8 @@ def step(test: ShareTest, running: Running, counted: Counted, until_ns: int) -> 
     extra, total = counted.undecided, counted.total + counted.undecided
     # What is not decided must not pile up: a test that leans far to one side still hears of a change.
     against = max(test.lower, running.against + test.log_ratio(counted.low, counted.high, total))
-    favour = min(test.upper, running.favour + test.log_ratio(counted.low + extra, counted.high + extra, total))
+    low, high = counted.worst or (counted.low, counted.high)
+    favour = min(test.upper, running.favour + test.log_ratio(low + extra, high + extra, total))
     samples = running.samples + counted.total
     is_bad, is_fine = against >= test.upper, favour <= test.lower
     if not is_bad and not is_fine:

@@ -17,7 +17,7 @@ from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
 from netprobe.judge.reachability import Change, Limits, PathState, State, WindowFacts, advance
 from netprobe.model.points import Leg
-from netprobe.model.results import Delay, Json, SessionResult
+from netprobe.model.results import Json, SessionResult
 from netprobe.model.topology import Topology
 from netprobe.plan.mesh import CompiledPlan, compile_plan
 from netprobe.plan.plans import RunPlan, SessionPlan, WatchPlan
@@ -67,6 +67,7 @@ class WindowRow:
             "loss_ratio": facts.lost / known if known else None,
             "loss_interval_95": list(bounds),
             "delay_ns": facts.delay.to_json() if facts.delay else None,
+            "clock_error_ns": facts.clock_error_ns or None,
             "last_seen": facts.last_seen,
             "first_missing": facts.first_missing,
             "tests": {name: running.to_json() for name, running in path.running.items()},
@@ -213,7 +214,7 @@ def _facts_of(results: Sequence[SessionResult], start_ns: int, end_ns: int, hear
     """Of a guest that moved, all its paths together, without a delay."""
     legs = [result.forward for result in results]
     worst = max(results, key=lambda result: result.forward.lost)
-    delay: Delay | None = legs[0].end_to_end.delay if len(legs) == 1 else None
+    whole = legs[0].end_to_end
     return WindowFacts(
         start_ns=start_ns,
         end_ns=end_ns,
@@ -221,7 +222,8 @@ def _facts_of(results: Sequence[SessionResult], start_ns: int, end_ns: int, hear
         delivered=sum(leg.delivered for leg in legs),
         lost=sum(leg.lost for leg in legs),
         undecided=sum(leg.unobserved + leg.pending for leg in legs),
-        delay=delay,
+        delay=whole.delay if len(legs) == 1 else None,
+        clock_error_ns=whole.clock_error_ns or 0,
         heard_ns=heard_ns,
         last_seen=worst.forward.last_seen,
         first_missing=worst.forward.first_missing,

@@ -1,5 +1,7 @@
 """Which segment changed: by intervals, and never below what a median wanders by itself."""
 
+from dataclasses import replace
+
 import pytest
 from support.results import segment
 
@@ -36,6 +38,16 @@ def test_a_segment_that_recovered_is_a_change_too():
     (change,) = changes_between([segment(330_000, lost=40)], [segment(30_000)])
     assert change.delay_ns == -300_000
     assert (change.loss_ratio, change.loss_before) == (0.0, 0.02)
+
+
+def test_between_hosts_the_clocks_may_have_made_the_difference():
+    """300 us slower, and the clocks off by up to 200 us both times: no change; by 20 us: one, with that added."""
+    before, now = segment(30_000), segment(330_000)
+    off = [replace(s, clock_error_ns=200_000) for s in (before, now)]
+    assert changes_between(off[:1], off[1:]) == ()
+    off = [replace(s, clock_error_ns=20_000) for s in (before, now)]
+    (change,) = changes_between(off[:1], off[1:])
+    assert change.delay_interval_95 == (256_000, 344_000)
 
 
 def test_only_segments_of_both_results_are_compared_in_travel_order():

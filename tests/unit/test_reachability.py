@@ -96,6 +96,17 @@ def test_a_slow_path_is_degraded_by_its_quantiles():
     assert path.state is State.DEGRADED
 
 
+@pytest.mark.parametrize(("p99", "error", "after"), [(9, 5, []), (9, 3, ["degraded"]), (3, 1, []), (3, 3, [])])
+def test_what_two_clocks_may_have_made_decides_nothing(p99, error, after):
+    """Limit 5 ms; p90 and p99 of 9 or 3 ms that may be off by so much: bad only if it is even then, fine likewise."""
+    ns = p99 * 1_000_000
+    facts = {"delay": delay(p90=ns, p99=ns, most=ns, samples=1000), "clock_error_ns": error * 1_000_000}
+    path, changes = play([window(i, 1000, **facts) for i in range(3)])
+    assert [c.after.value for c in changes[1:] or changes if c.after is State.DEGRADED] == after
+    expected = Verdict.BAD if after else Verdict.FINE if p99 + error <= 5 else Verdict.OPEN
+    assert path.running["p99"].verdict is expected
+
+
 def test_without_thresholds_there_is_only_reachable_and_not():
     """30 % lost is reachable where nobody said how much is too much."""
     path, changes = play([window(0, 70, 30)], limits=replace(LIMITS, max_loss=None, max_p99_ns=None))
