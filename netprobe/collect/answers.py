@@ -45,6 +45,17 @@ class Answers:
         times = np.empty(0, np.int64)
         return cls(np.empty(0, np.uint32), times, times, times, times)
 
+    def where(self, mask: Flags) -> "Answers":
+        """The answers for which `mask` (shape (n,), bool) holds."""
+        return Answers(
+            seq=self.seq[mask],
+            t2_ns=self.t2_ns[mask],
+            t3_ns=self.t3_ns[mask],
+            reflector_seq=self.reflector_seq[mask],
+            seen_ns=self.seen_ns[mask],
+            point=None if self.point is None else self.point[mask],
+        )
+
     def unique(self) -> "Answers":
         """The distinct answers among sightings of answers, each with the earliest time at which it was seen."""
         if not len(self.seq):

@@ -93,6 +93,7 @@ def settle(
     deadline_ns: Times,
     now_ns: int,
     untold: Flags | None = None,
+    answered: Flags | None = None,
 ) -> Ledger:
     """Decide the fate of every probe of one leg.
 
@@ -104,6 +105,7 @@ def settle(
         now_ns: the present; probes whose deadline is ahead are pending.
         untold: shape (count,); nobody knows whether the probe left (its sender was lost): if no point saw it either,
             it is unobserved, not unsent.
+        answered: shape (count,); something came back for the probe, so that its fate is sealed before its deadline.
 
     Returns:
         The ledger; its equation holds for any input.
@@ -115,6 +117,8 @@ def settle(
     look = _next_look(blind, last)
     delivered = last == stops - 1
     pending = started & ~delivered & (deadline_ns > now_ns)
+    if answered is not None:
+        pending &= ~answered
     lost = started & ~delivered & ~pending & (look >= 0)
     fate = np.full(count, Fate.UNOBSERVED, np.uint8)
     fate[~started] = Fate.UNSENT

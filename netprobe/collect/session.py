@@ -46,6 +46,7 @@ class SessionOutcome:
     Attributes:
         returned: None where no answer is expected.
         forged: records off the session's path.
+        imitated: probes that somebody else answered in the guest's name.
         clock_doubts: answers whose T2 and T3 do not fit our own times: the guest's clock is another one, or wrong.
     """
 
@@ -53,6 +54,7 @@ class SessionOutcome:
     returned: LegOutcome | None
     forged: int
     clock_doubts: int
+    imitated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +228,17 @@ def _forward(given: SessionInput, arrivals: Arrivals, clock: Clock, reach_ns: in
         deadline_ns=clock.deadline_ns,
         now_ns=_now_ns(given),
         untold=given.untold,
+        answered=_answered(given),
     )
     return _outcome(given, Leg.FORWARD, arrivals, ledger, np.ones(len(blind[0]), np.int64))
+
+
+def _answered(given: SessionInput) -> Flags:
+    """Probes that something came back for, if only an error: no use in waiting for them any longer; shape (count,)."""
+    flags = np.zeros(len(given.sent_ns), np.bool_)
+    back = (given.hops.leg == Leg.RETURN) & (given.hops.seq < len(flags))
+    flags[given.hops.seq[back]] = True
+    return flags
 
 
 def _returned(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, forward: LegOutcome) -> LegOutcome:
@@ -261,9 +272,10 @@ def settle_session(given: SessionInput) -> SessionOutcome:
     """
     clock = _clock(given)
     there = _tabulate(given, given.hops, Leg.FORWARD, clock.deadline_ns)
-    doubts, was_late = 0, None
+    doubts, was_late, imitated = 0, None, 0
     hops = given.hops
     if given.path.returned and len(given.answers.seq):
+        given, imitated = _without_imitations(given, there, clock.deadline_ns)
         answers, latest_ns = _answers(given)
         given = replace(given, answers=answers)
         was_late = np.asarray(there.late.any(axis=0))
@@ -281,9 +293,30 @@ def settle_session(given: SessionInput) -> SessionOutcome:
     _stamp_sending(given, there)
     forward = _forward(given, there, clock, _reach_ns(given, there, back))
     if back is None:
-        return SessionOutcome(forward, None, there.forged, doubts)
+        return SessionOutcome(forward, None, there.forged, doubts, imitated)
     returned = _returned(given, back, clock.deadline_ns, forward)
-    return SessionOutcome(forward, returned, there.forged + back.forged, doubts)
+    return SessionOutcome(forward, returned, there.forged + back.forged, doubts, imitated)
+
+
+def _without_imitations(given: SessionInput, there: Arrivals, deadline_ns: Times) -> tuple[SessionInput, int]:
+    """Leave out answers that somebody else gave in the guest's name (an ACL's `reject` sends RSTs), and count them.
+
+    An answer without the guest's own times proves presence only where the guest's port saw the probe or the answer, or
+    where nobody could look there.
+    """
+    stops, returned = given.path.forward, given.path.returned
+    if len(stops) < 3 or len(returned) < 2:
+        return given, 0
+    seen = there.seen[-2] | there.late[-2] | _blindness(given, stops, there, deadline_ns)[-2]
+    port = given.point_index[returned[1].point.id]
+    hops = given.hops
+    out_of_it = (hops.leg == Leg.RETURN) & (hops.point == port) & (hops.direction == returned[1].direction)
+    out_of_it &= hops.seq < len(seen)
+    seen[hops.seq[out_of_it]] = True
+    answers = given.answers
+    is_real = (answers.t2_ns != NO_TIME) | seen[answers.seq]
+    imitated = len(np.unique(answers.seq[~is_real]))
+    return (given, 0) if is_real.all() else (replace(given, answers=answers.where(is_real)), imitated)
 
 
 def _answers(given: SessionInput) -> tuple[Answers, Times | None]:

@@ -150,16 +150,26 @@ def _counters(facts: RunFacts) -> dict[str, int]:
     }
 
 
+def _unobserved(one: Settled, facts: RunFacts) -> list[str]:
+    """Where on its way nobody looked, or not to the end, and why."""
+    collection = facts.collection
+    on_path = {s.point.place for s in (*one.epoch.path.forward, *one.epoch.path.returned)}
+    unseen = {**collection.unwatched, **collection.unwatched_since}
+    points = [(collection.points[index], why) for index, why in unseen.items()]
+    return [f"{point.id} is unobserved: {why}" for point, why in points if point.place in on_path]
+
+
 def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
     plan, outcome, collection = one.prepared.plan, one.outcome, facts.collection
     sending = collection.sendings[one.prepared.probe.session]
-    on_path = {s.point.place for s in (*one.epoch.path.forward, *one.epoch.path.returned)}
     notes = [*VANTAGE_NOTES[plan.vantage], *PROTOCOL_NOTES[plan.protocol]]
-    for index, why in {**collection.unwatched, **collection.unwatched_since}.items():
-        if collection.points[index].place in on_path:
-            notes.append(f"{collection.points[index].id} is unobserved: {why}")
+    notes += _unobserved(one, facts)
     if outcome.clock_doubts:
         notes.append(f"{outcome.clock_doubts} answers carry times of a clock that is not ours: not used")
+    if outcome.imitated:
+        notes.append(
+            f"{outcome.imitated} probes were answered by somebody else in the guest's name: a rule that rejects?"
+        )
     dropped = facts.counters.get("port_dropped", 0)
     if dropped:
         notes.append(f"the switch's ports on the way dropped {dropped} frames meanwhile, ours or others'")

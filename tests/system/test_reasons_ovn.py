@@ -107,6 +107,23 @@ def test_an_acl_that_rejects_is_named_with_what_it_does(pair_lab):
     assert reason["rule"].endswith("…), to-lport, priority 1500, reject, on hv2")
 
 
+def test_an_answer_that_a_rule_gave_in_the_targets_name_delivers_nothing(pair_lab):
+    """`reject` sends an RST for each SYN: no probe came to vm2, so none is delivered, and the ACL is named."""
+    with acl("to-lport", "outport == @pg_all && tcp.dst == 80", "reject", "--name=go away"):
+        result = run(protocol=Protocol.TCP, dst_port=80, rate_pps=100)
+    reason = lost_between(result, "hv2.nic", "vm2.backend")
+    assert (reason["code"], reason["chassis"]) == ("acl", "hv2")
+    assert "reject, on hv2" in reason["rule"]
+    assert any("in the guest's name" in note for note in result.notes)
+
+
+def test_what_died_on_the_way_is_lost_though_its_error_came_at_once(pair_lab):
+    """TTL 1 through the router: errors come back at once, and the probes are lost, not pending."""
+    result = run(dst="vm4", ttl=1, rate_pps=100)
+    assert (result.forward.delivered, result.forward.pending) == (0, 0)
+    assert result.forward.lost == COUNT
+
+
 @pytest.mark.parametrize(
     ("source", "target", "family", "seen", "missing", "host"),
     [
