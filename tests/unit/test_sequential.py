@@ -179,3 +179,26 @@ def test_a_ratio_of_a_range_is_that_of_its_sum():
     assert test.log_ratio(2, 5, n) == pytest.approx(expected)
     assert test.log_ratio(3, 3, n) == pytest.approx(3 * math.log(4) + 9 * math.log(0.6 / 0.9))
     assert test.log_ratio(0, n, n) == 0.0
+
+
+def mean_samples(share, probes=1, seed=21):
+    """How many samples the loss test of docs/watch.md takes in the mean to call a share bad."""
+    rng = np.random.default_rng(seed)
+    test = ShareTest(0.01, 0.02, 0.001, 0.001)
+    runs = [first_verdict(test, (losing(share, probes)(rng) for _ in range(50_000))) for _ in range(100)]
+    bad = [run.decided_by for run in runs if run.verdict is Verdict.BAD]
+    assert len(bad) >= 98
+    return sum(bad) / len(bad)
+
+
+@pytest.mark.parametrize(("share", "documented"), [(0.02, 1800), (0.1, 110), (0.5, 20)])
+def test_verdicts_take_as_many_probes_as_documented(share, documented):
+    """The figures of docs/watch.md: alpha = beta = 0.001, limit 1 %, factor 2."""
+    assert mean_samples(share, probes=1 if share > 0.02 else 20) == pytest.approx(documented, rel=0.2)
+
+
+@pytest.mark.parametrize(("lost", "samples"), [(1, 11), (0, 2)])
+def test_a_dead_path_takes_11_probes_and_one_that_is_back_2(lost, samples):
+    """Likewise."""
+    running = first_verdict(ShareTest(0.5, 0.99, 0.001, 0.001), [Counted(lost, lost, 1)] * 50)
+    assert running.decided_by == samples
