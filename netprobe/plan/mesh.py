@@ -13,9 +13,11 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from netprobe.errors import UsageError
+from netprobe.model.points import Vantage
 from netprobe.model.topology import Attachment, Topology
 from netprobe.plan.flows import FlowGroup, slowed, spread_flows
-from netprobe.plan.mesh_report import GuestClass, HostLoad, MeshReport, StandIn
+from netprobe.plan.mesh_report import GuestClass, HostLoad, MeshReport, NoPath, StandIn
+from netprobe.plan.paths import build_path, translations
 from netprobe.plan.plans import MeshPlan, RunPlan, Selection, SessionPlan
 
 MAX_SESSIONS = 10_000
@@ -108,6 +110,8 @@ def compile_mesh(
         ends = [(a.name, b.name) for a in sources for b in targets if a.name != b.name]
     if len(ends) > MAX_SESSIONS:
         raise _too_many(f"mesh {mesh.name}", len(ends))
+    without = _without_path(mesh, topology, [(guests[a], guests[b]) for a, b in ends])
+    ends = [pair for pair in ends if pair not in without]
     hosts = [frozenset({guests[a].host, guests[b].host}) for a, b in ends]
     slow, wanted = _factors(hosts, mesh.session.mean_pps, mesh.budget_pps)
     sessions = [
@@ -123,9 +127,34 @@ def compile_mesh(
         pairs=pairs,
         budget_pps=mesh.budget_pps,
         loads=_loads(hosts, sessions, wanted),
+        without_path=tuple(NoPath(a, b, why) for (a, b), why in without.items()),
         stretched=max(mesh.session.mean_pps / s.mean_pps for s in sessions),
     )
     return _spread(sessions, rng), report
+
+
+def _without_path(
+    mesh: MeshPlan, topology: Topology, pairs: Sequence[tuple[Attachment, Attachment]]
+) -> dict[tuple[str, str], str]:
+    """The pairs between which there is no path (no route, behind a NAT), and why.
+
+    Raises:
+        UsageError: there is none between any two; the first reason.
+    """
+    session = mesh.session
+    found: dict[tuple[str, str], str] = {}
+    first: UsageError | None = None
+    for source, target in pairs:
+        try:
+            sender = topology.bypass_on(source.host, source) if session.vantage is Vantage.BYPASS else source
+            build_path(topology, sender, target, session.vantage, session.protocol)
+            translations(topology, sender, target, session.family)
+        except UsageError as error:
+            first = first or error
+            found[source.name, target.name] = str(error)
+    if first is not None and len(found) == len(pairs):
+        raise first
+    return found
 
 
 def chosen(selection: Selection, topology: Topology, where: str) -> list[Attachment]:

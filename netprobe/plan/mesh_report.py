@@ -55,6 +55,19 @@ class StandIn:
 
 
 @dataclass(frozen=True, slots=True)
+class NoPath:
+    """Two guests between which probes cannot go in this direction, and why; nothing is sent for them."""
+
+    src: str
+    dst: str
+    why: str
+
+    def to_json(self) -> Json:
+        """As in docs/json.md."""
+        return {"src": self.src, "dst": self.dst, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
 class HostLoad:
     """Probes a second that a host sends and receives: as the rate of each path asks, and as planned."""
 
@@ -72,6 +85,7 @@ class MeshReport:
         all_pairs: sessions that all pairs would be.
         sessions: sessions that remain, flows of one path counted once.
         pairs: which path stands for which; empty where nothing was pruned.
+        without_path: pairs, or pairs that stand for others, that have no path.
         stretched: the largest factor by which a path is slower than asked for; 1 where none is.
     """
 
@@ -84,6 +98,12 @@ class MeshReport:
     budget_pps: int | None
     loads: tuple[HostLoad, ...]
     stretched: float
+    without_path: tuple[NoPath, ...] = ()
+
+    @property
+    def saved(self) -> int:
+        """Pairs that need no session of their own, because another one stands for them."""
+        return self.all_pairs - self.sessions - len(self.without_path)
 
     def to_json(self) -> Json:
         """As in docs/json.md."""
@@ -92,7 +112,7 @@ class MeshReport:
             "guests": self.guests,
             "all_pairs": self.all_pairs,
             "sessions": self.sessions,
-            "saved": self.all_pairs - self.sessions,
+            "saved": self.saved,
             "classes": [c.to_json() for c in self.classes],
             "pairs": [p.to_json() for p in self.pairs],
             "budget_pps": self.budget_pps,
@@ -100,13 +120,17 @@ class MeshReport:
                 load.host: {"wanted_pps": load.wanted_pps, "planned_pps": load.planned_pps} for load in self.loads
             },
             "stretched": self.stretched,
+            "without_path": [pair.to_json() for pair in self.without_path],
         }
 
     def line(self) -> str:
         """The same for people, in one line."""
         text = f"mesh {self.name}: {self.guests} guests, {self.all_pairs} pairs, {self.sessions} sessions"
         if self.classes:
-            text += f", {self.all_pairs - self.sessions} saved: {len(self.classes)} classes of guests that are alike"
+            text += f", {self.saved} saved: {len(self.classes)} classes of guests that are alike"
+        if self.without_path:
+            first = self.without_path[0]
+            text += f"; {len(self.without_path)} have no path, such as {first.src} -> {first.dst}: {first.why}"
         if self.stretched > 1:
             most = max(self.loads, key=lambda load: load.wanted_pps)
             text += (

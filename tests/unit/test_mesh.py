@@ -17,7 +17,10 @@ from netprobe.plan.schedule import session_due_ns
 
 
 def cloud(guests):
-    return replace(topology(), guests=tuple(guests))
+    plain = topology()
+    hosts = tuple(replace(plain.hosts[0], name=name) for name in sorted({g.host for g in guests}))
+    vswitches = {host.name: replace(plain.vswitches["hv1"], host=host.name) for host in hosts}
+    return replace(plain, hosts=hosts, guests=tuple(guests), vswitches=vswitches)
 
 
 def guests(count, hosts=4, kinds=3):
@@ -159,6 +162,21 @@ def test_a_wrong_mesh_is_refused(text, message):
     with pytest.raises(UsageError) as caught:
         compiled(text, cloud(guests(8)))
     assert message in str(caught.value)
+
+
+def test_pairs_without_a_path_are_named_and_the_others_are_run():
+    """A guest on a host of which nothing is known: its pairs are in the report, with the reason; none is silent."""
+    where = cloud(guests(4, hosts=1))
+    lost = attachment("zz", 200, host="hv9")
+    done = compiled("[[mesh]]\nprune = false\n", replace(where, guests=(*where.guests, lost)))
+    (report,) = done.meshes
+    assert (report.all_pairs, report.sessions, len(report.without_path)) == (20, 12, 8)
+    assert report.saved == 0
+    assert {p.src for p in report.without_path} | {p.dst for p in report.without_path} >= {"zz", "vm0000"}
+    assert "of which nothing is known" in report.without_path[0].why
+    assert "8 have no path, such as" in report.line()
+    with pytest.raises(UsageError, match="of which nothing is known"):
+        compiled('[[mesh]]\nfrom = { guests = ["zz"] }\nto = {}\n', replace(where, guests=(*where.guests, lost)))
 
 
 def test_too_many_sessions_are_refused_before_they_are_made():
