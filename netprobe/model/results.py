@@ -236,7 +236,8 @@ class SessionResult:
         forged: records that claimed to be ours and were not, or were off the path.
         remarked_at: first point where the class mark was not what was sent, None where it was kept.
         reason: judge.reason's answer as JSON, None where nothing was lost.
-        overflow: some ring, channel or queue shed frames: the result is less complete than it looks.
+        overflowed: points on the way where a ring, channel or queue shed frames, and what: there the result is less
+            complete than it looks.
         counters: everything that was shed, refused or odd, by name.
         notes: what this vantage does not prove, in sentences.
         changes: segments that differ from the baseline, None where there was none to compare with.
@@ -259,12 +260,17 @@ class SessionResult:
     forged: int
     remarked_at: str | None
     reason: Json | None
-    overflow: bool
+    overflowed: dict[str, str]
     counters: dict[str, int]
     notes: tuple[str, ...]
     changes: tuple[Json, ...] | None = None
     contexts: tuple[Json, ...] = ()
     epoch: Json | None = None
+
+    @property
+    def overflow(self) -> bool:
+        """Whether something was shed anywhere on the way."""
+        return bool(self.overflowed)
 
     @property
     def is_delivered(self) -> bool:
@@ -307,7 +313,8 @@ class SessionResult:
             "changes": list(self.changes) if self.changes is not None else None,
             "contexts": list(self.contexts),
             "epoch": self.epoch,
-            "overflow": self.overflow,
+            "overflow": bool(self.overflowed),
+            "overflowed": self.overflowed,
             "counters": self.counters,
             "notes": list(self.notes),
         }

@@ -106,6 +106,7 @@ class Collection:
         self.contexts: dict[int, list[HopContext]] = {}
         self.unwatched: dict[int, str] = {}
         self.unwatched_since: dict[int, str] = {}
+        self.overflowed: dict[int, str] = {}
         self.sendings = {number: Sending.of(p.count) for number, p in self.probes.items()}
         self.changed = trio.Event()
         self._numbers = np.array(sorted(self.probes), np.uint32)
@@ -229,6 +230,8 @@ class Collection:
         if report.point not in record.points:
             record.refused["points"] += 1
             return
+        if report.end_ns < FOR_EVER_NS:
+            self.overflowed[report.point] = report.why
         windows = self._windows.setdefault(part, [])
         windows.append(BlindWindow(report.point, report.start_ns, report.end_ns))
         if len(windows) > MAX_WINDOWS:  # wider is never wrong, only less sharp

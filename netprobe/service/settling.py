@@ -12,6 +12,7 @@ from netprobe.collect.ledger import Fate
 from netprobe.collect.results import leg_result
 from netprobe.collect.session import SessionInput, SessionOutcome, settle_session
 from netprobe.judge.reason import Reason
+from netprobe.model.observations import Tally
 from netprobe.model.points import Direction, Leg, Vantage
 from netprobe.model.probes import Flow, Protocol
 from netprobe.model.records import HopBatch
@@ -131,8 +132,15 @@ def _due_ns(one: Prepared, times_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.in
     return one.due_ns + begin
 
 
-def _counters(facts: RunFacts) -> dict[str, int]:
-    tallies = list(facts.collection.tallies.values())
+def _places(one: Settled, facts: RunFacts) -> list[int]:
+    """Indices of the points on a session's way, in travel order."""
+    stops = (*one.epoch.path.forward, *one.epoch.path.returned)
+    return list(dict.fromkeys(facts.collection.index[s.point.place] for s in stops))
+
+
+def _counters(one: Settled, facts: RunFacts) -> dict[str, int]:
+    """What the points on a session's way counted; what happens elsewhere is no business of its."""
+    tallies = [facts.collection.tallies.get(i, Tally()) for i in _places(one, facts)]
     refused = sum(sum(p.refused.values()) for p in facts.collection.parts.values())
     return {
         "ring_dropped": sum(t.dropped for t in tallies),
@@ -237,7 +245,7 @@ def _epoch_json(one: Settled) -> Json | None:
 def session_result(one: Settled, facts: RunFacts, reason: Reason | None, undone: dict[str, int]) -> SessionResult:
     """Everything that a run says of one session, or of an epoch of it; `undone` are counters of what was tidied up."""
     prepared, outcome, collection = one.prepared, one.outcome, facts.collection
-    counters = {**_counters(facts), "clock_doubts": outcome.clock_doubts, **undone}
+    counters = {**_counters(one, facts), "clock_doubts": outcome.clock_doubts, **undone}
     plan = prepared.plan
     return SessionResult(
         name=plan.name,
@@ -252,10 +260,12 @@ def session_result(one: Settled, facts: RunFacts, reason: Reason | None, undone:
         pacing=collection.sendings[prepared.probe.session].pacing,
         forward=leg_result(outcome.forward),
         returned=leg_result(outcome.returned, is_return=True) if outcome.returned else None,
-        forged=outcome.forged + sum(t.forged for t in collection.tallies.values()),
+        forged=outcome.forged + sum(collection.tallies.get(i, Tally()).forged for i in _places(one, facts)),
         remarked_at=_remarked_at(one, facts),
         reason=None if reason is None else reason.to_json(),
-        overflow=bool(counters["ring_dropped"] or counters["agent_shed"]),
+        overflowed={
+            collection.points[i].id: collection.overflowed[i] for i in _places(one, facts) if i in collection.overflowed
+        },
         counters=counters,
         notes=_notes(one, facts),
         contexts=_contexts(one, facts),

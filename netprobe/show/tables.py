@@ -272,8 +272,8 @@ def _print_oddities(out: Console, session: Document) -> None:
     if session["forged"] > unknown:
         out.print(f"  {session['forged'] - unknown} forged records were not counted as hops", style="bold red")
     if session["overflow"]:
-        shed = ", ".join(f"{k} {counters[k]}" for k in ("ring_dropped", "agent_shed"))
-        out.print(f"  frames were shed, so this result is incomplete: {shed}", style="bold red")
+        places = "; ".join(f"{point}: {why}" for point, why in session.get("overflowed", {}).items())
+        out.print(f"  frames were shed, so this result is incomplete: {places}", style="bold red")
     if session["remarked_at"]:
         out.print(f"  the class mark was rewritten: first seen changed at {session['remarked_at']}", style="yellow")
     for note in session["notes"]:

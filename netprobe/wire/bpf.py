@@ -1,8 +1,10 @@
 """The in-kernel filter of a packet ring: a classic BPF program that passes probes, their answers, and little else.
 
-What passes: the class mark; our magic where a payload of ours has it; the flow tuples of the sessions, both legs, also
-behind NAT; ICMP errors toward a session's source. Behind up to two VLAN tags in band (a frame on its way out keeps its
-tag there, one on its way in has it in the metadata), over IPv4 with options or IPv6, and inside tunnels: `bpf_tunnels`.
+What passes, between the addresses of a session: its flow tuples, both legs, also behind NAT; our magic where ports
+cannot tell (echoes, NAT); later fragments with the class mark. And ICMP errors toward a session's source. So marked
+garbage of a guest reaches user space only on a tuple of a session of its own. Behind up to two VLAN tags in band (a
+frame on its way out keeps its tag there, one on its way in has it in the metadata), over IPv4 with options or IPv6, and
+inside tunnels: `bpf_tunnels`.
 It only spares the decoder work: `decode` decides what is ours. Attached by observe's rings.
 """
 
@@ -21,9 +23,9 @@ _SYN_OR_RST = 0x06
 def probe_filter(sessions: Sequence[ProbeSession], *, snap_bytes: int = 0x40000, tunnels: bool = True) -> bytes:
     """The filter for these sessions.
 
-    Where so many tuples do not fit into 4096 instructions (some 140 IPv4 or 70 IPv6 pairs of hosts), addresses are no
-    longer looked at, only ports; where not even those fit, one range of ports for each protocol, and all ICMP errors
-    pass. More of the tenants' frames then reach the decoder, which still tells them apart.
+    Where so many tuples do not fit into 4096 instructions (some 90 IPv4 or 45 IPv6 pairs of hosts), addresses are no
+    longer looked at, only ports, class mark and magic; where not even those fit, one range of ports for each protocol,
+    and all ICMP errors pass. More of the tenants' frames then reach the decoder, which still tells them apart.
 
     Args:
         sessions: whose probes and answers shall pass. A DSCP of None or 0 is no class mark.
@@ -83,21 +85,22 @@ def _program(rules: Rules, snap_bytes: int, *, tunnels: bool) -> Assembler:
 
 def _ipv4(asm: Assembler, rules: Rules, snap_bytes: int) -> None:
     """From the network header at X + 14 on; keeps addresses in memory and lets X grow by the header's length."""
-    asm.op("ldb", 15)
-    asm.op("and", 0xFC)
-    for dscp in rules.dscps:
-        asm.accept_if("jeq", dscp << 2, snap_bytes)
-    asm.op("ldh", 20)
-    asm.op("and", 0x1FFF)
-    first = asm.new_label()
-    asm.branch("jeq", 0, first)
-    asm.op("ret", 0)  # a later fragment has no transport header
-    asm.place(first)
     for offset, slot in ((26, _SRC), (30, _DST)):
         asm.op("ld", offset)
         asm.op("st", slot)
     asm.op("ldb", 23)
     asm.op("st", _PROTOCOL)
+    _gate(asm, rules, 4)
+    first = asm.new_label()
+    if rules.pairs is None:
+        _class_mark_of_ipv4(asm, rules, snap_bytes)
+    asm.op("ldh", 20)
+    asm.op("and", 0x1FFF)
+    asm.branch("jeq", 0, first)
+    if rules.pairs is not None:
+        _class_mark_of_ipv4(asm, rules, snap_bytes)
+    asm.op("ret", 0)  # a later fragment has no transport header
+    asm.place(first)
     asm.op("ldb", 14)
     asm.op("and", 0xF)
     asm.op("lsh", 2)
@@ -108,14 +111,51 @@ def _ipv4(asm: Assembler, rules: Rules, snap_bytes: int) -> None:
 
 def _ipv6(asm: Assembler, rules: Rules, snap_bytes: int) -> None:
     """From the network header at X + 14 on; X stays."""
-    asm.op("ldh", 14)
-    asm.op("rsh", 4)
+    asm.op("ldb", 20)
+    asm.op("st", _PROTOCOL)
+    _gate(asm, rules, 6)
+    if rules.pairs is None:
+        asm.op("ldh", 14)
+        asm.op("rsh", 4)
+        asm.op("and", 0xFC)
+        for dscp in rules.dscps:
+            asm.accept_if("jeq", dscp << 2, snap_bytes)
+    _transport(asm, rules, 6, snap_bytes)
+
+
+def _class_mark_of_ipv4(asm: Assembler, rules: Rules, snap_bytes: int) -> None:
+    asm.op("ldb", 15)
     asm.op("and", 0xFC)
     for dscp in rules.dscps:
         asm.accept_if("jeq", dscp << 2, snap_bytes)
-    asm.op("ldb", 20)
-    asm.op("st", _PROTOCOL)
-    _transport(asm, rules, 6, snap_bytes)
+
+
+def _gate(asm: Assembler, rules: Rules, family: int) -> None:
+    """Only what goes between the addresses of a session goes on; of ICMP all: its errors come from on the way."""
+    if rules.pairs is None:
+        return
+    icmp, through = asm.new_label(), asm.new_label()
+    other = asm.new_label()
+    asm.op("ld_mem", _PROTOCOL)
+    asm.branch("jeq", 1 if family == 4 else 58, icmp, other)
+    asm.place(icmp)
+    asm.jump(through)
+    asm.place(other)
+    _unless_between(asm, rules.pairs[family])
+    asm.place(through)
+
+
+def _unless_between(asm: Assembler, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+    """End the program unless the packet goes from the one to the other of a pair."""
+    through = asm.new_label()
+    for source, target in pairs:
+        miss = asm.new_label()
+        _unless_address(asm, source, source=True, miss=miss)
+        _unless_address(asm, target, source=False, miss=miss)
+        asm.jump(through)
+        asm.place(miss)
+    asm.op("ret", 0)
+    asm.place(through)
 
 
 def _transport(asm: Assembler, rules: Rules, family: int, snap_bytes: int) -> None:
@@ -145,7 +185,7 @@ def _tcp(asm: Assembler, rules: Rules, family: int, l4: int, snap_bytes: int) ->
 def _udp(asm: Assembler, rules: Rules, family: int, l4: int, snap_bytes: int) -> None:
     """Tuples first: to look for magic beyond the end of a short reply would end the program."""
     _flows(asm, rules.flows[family, UDP], l4, snap_bytes)
-    for offset in (0, mark.STAMP_IDENTITY_OFFSET):
+    for offset in (0, mark.STAMP_IDENTITY_OFFSET) if rules.pairs is None or rules.is_translated else ():
         asm.op("ld", l4 + 8 + offset)
         asm.accept_if("jeq", mark.MAGIC_WORD, snap_bytes)
     asm.op("ret", 0)
@@ -153,16 +193,21 @@ def _udp(asm: Assembler, rules: Rules, family: int, l4: int, snap_bytes: int) ->
 
 def _icmp(asm: Assembler, rules: Rules, family: int, l4: int, snap_bytes: int) -> None:
     echoes, errors = ((8, 0), (3, 4, 11, 12)) if family == 4 else ((128, 129), (1, 2, 3, 4))
-    echo, error = asm.new_label(), asm.new_label()
+    echo, error, to_error = asm.new_label(), asm.new_label(), asm.new_label()
     asm.op("ldb", l4)
     for number in echoes:
         asm.branch("jeq", number, echo)
     for number in errors:
-        asm.branch("jeq", number, error)
+        asm.branch("jeq", number, to_error)
     asm.op("ret", 0)
+    asm.place(to_error)
+    asm.jump(error)  # over the pairs of all echoes
     asm.place(echo)
-    asm.op("ld", l4 + 8)
-    asm.accept_if("jeq", mark.MAGIC_WORD, snap_bytes)
+    if rules.pairs is None or rules.has_icmp:
+        if rules.pairs is not None:
+            _unless_between(asm, rules.pairs[family])
+        asm.op("ld", l4 + 8)
+        asm.accept_if("jeq", mark.MAGIC_WORD, snap_bytes)
     asm.op("ret", 0)
     asm.place(error)
     sources = rules.sources[family]

@@ -33,6 +33,10 @@ class Rules:
         sources: by family, addresses toward which ICMP errors pass; None is any.
         on_tunnel_ports: whether a probe or an answer of these sessions may itself go to a tunnel's port.
         replies_on_tunnel_ports: source and destination ports of those that may lack the magic.
+        pairs: by family, the directed address pairs between which anything of ours can be; None where that is not
+            looked at.
+        has_icmp: whether any session is of echoes.
+        is_translated: whether NAT may have changed ports, so that magic has to do.
     """
 
     dscps: tuple[int, ...]
@@ -40,6 +44,9 @@ class Rules:
     sources: dict[int, tuple[bytes, ...] | None]
     on_tunnel_ports: bool
     replies_on_tunnel_ports: tuple[tuple[int, int], ...]
+    pairs: dict[int, tuple[tuple[bytes, bytes], ...]] | None
+    has_icmp: bool
+    is_translated: bool
 
 
 def rules_of(sessions: Iterable[ProbeSession], detail: int) -> Rules:
@@ -47,11 +54,14 @@ def rules_of(sessions: Iterable[ProbeSession], detail: int) -> Rules:
     flows = {(family, transport): Flows({}) for family in (4, 6) for transport in (TCP, UDP)}
     dscps, sources, replies = set(), {4: set[bytes](), 6: set[bytes]()}, set()
     on_tunnel_ports = False
+    directed: dict[int, set[tuple[bytes, bytes]]] = {4: set(), 6: set()}
+    sessions = list(sessions)
     for session in sessions:
         type_p = session.type_p
         dscps.add(type_p.dscp or 0)
         pairs = [(src.packed, dst.packed) for src, dst in mark.address_pairs(session)]
         sources[type_p.family] |= {src for src, _ in pairs}
+        directed[type_p.family] |= {*pairs, *((dst, src) for src, dst in pairs)}
         if type_p.protocol is Protocol.ICMP:
             continue
         transport = TCP if type_p.protocol is Protocol.TCP else UDP
@@ -71,6 +81,9 @@ def rules_of(sessions: Iterable[ProbeSession], detail: int) -> Rules:
         {family: tuple(sorted(found)) if detail else None for family, found in sources.items()},
         on_tunnel_ports,
         tuple(sorted(replies)),
+        {family: tuple(sorted(found)) for family, found in directed.items()} if detail == 2 else None,
+        any(session.type_p.protocol is Protocol.ICMP for session in sessions),
+        any(session.translations for session in sessions),
     )
 
 

@@ -15,6 +15,7 @@ from support.bpf_machine import run
 from support.wire_frames import ALL, all_sessions, answers, make_session, probe, stamp_reply, tenant, with_tags
 
 from netprobe.model.probes import Protocol
+from netprobe.wire import mark
 from netprobe.wire.bpf import MAX_INSTRUCTIONS, probe_filter
 
 # Without a class mark, so that every other way to pass is tested; other frames of the same addresses are tenants'.
@@ -88,21 +89,22 @@ def test_mutated_and_truncated_frames_end_with_a_verdict(which, data):
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_class_mark_passes_anything_and_only_if_there_is_one(family):
-    src, dst = ("192.0.2.1", "192.0.2.2") if family == 4 else ("2001:db8::1", "2001:db8::2")
-    for tos, passes in (
-        (3 << 2, True),
-        (3 << 2 | 1, True),
-        (3 << 2 | 3, True),
-        (2 << 2, False),
-        (0, False),
-        (0xFF, False),
-    ):
-        ip = IP(src=src, dst=dst, tos=tos) if family == 4 else IPv6(src=src, dst=dst, tc=tos, fl=0xFFFFF)
-        frame = bytes(ETHER / ip / UDP(sport=1, dport=2))
+def test_the_class_mark_alone_passes_nothing(family):
+    """Marked frames on no tuple of a session, between its addresses or others: a guest could send any number."""
+    ours = ("10.0.0.1", "10.0.0.2") if family == 4 else ("fd00::1", "fd00::2")
+    others = ("192.0.2.1", "192.0.2.2") if family == 4 else ("2001:db8::1", "2001:db8::2")
+    for src, dst in (ours, others):
+        for payload in (b"", mark.MAGIC_WORD.to_bytes(4, "big") + bytes(60)):
+            ip = IP(src=src, dst=dst, tos=3 << 2) if family == 4 else IPv6(src=src, dst=dst, tc=3 << 2)
+            assert not run(probe_filter(MARKED), bytes(ETHER / ip / UDP(sport=1, dport=2) / Raw(payload)))
+
+
+def test_later_fragments_pass_with_the_class_mark_between_a_sessions_addresses():
+    """They have no ports: the mark is all that there is."""
+    for src, tos, passes in (("10.0.0.1", 3 << 2, True), ("10.0.0.1", 0, False), ("192.0.2.1", 3 << 2, False)):
+        frame = bytes(ETHER / IP(src=src, dst="10.0.0.2", tos=tos, frag=100, proto=17) / Raw(bytes(64)))
         assert bool(run(probe_filter(MARKED), frame)) == passes
         assert not run(FILTER, frame)
-        assert not run(probe_filter(all_sessions(dscp=0)), frame)
 
 
 def test_errors_pass_toward_a_sessions_source_only():
@@ -114,9 +116,9 @@ def test_errors_pass_toward_a_sessions_source_only():
         assert bool(run(FILTER, bytes(frame))) == passes
 
 
-def test_no_sessions_pass_magic_only():
+def test_no_sessions_pass_nothing():
     program = probe_filter([])
-    assert run(program, probe(SESSIONS[0], 1))
+    assert not run(program, probe(SESSIONS[0], 1))
     assert not run(program, probe(SESSIONS[ALL.index((Protocol.TCP, 4))], 1))
     assert len(program) // 8 < 230
     assert len(probe_filter([], tunnels=False)) // 8 < 130

@@ -48,7 +48,7 @@ def session(name, forward, returned=None, *, reason=None, src_port=61_000, src="
         forged=0,
         remarked_at=None,
         reason=reason,
-        overflow=False,
+        overflowed={},
         counters={},
         notes=(),
     )

@@ -74,8 +74,11 @@ def cases():
         if session.type_p.family == 4:
             yield f"{name} options", with_options(probe(session, 5)), True, True
     marked = make_session(dst_port=5555)
-    yield "marked only", probe(make_session(Protocol.TCP, dst_port=5555), 5), False, True
-    yield "marked options", with_options(probe(marked, 5)), True, True
+    yield "marked only", probe(make_session(Protocol.TCP, dst_port=5555), 5), False, False
+    later = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src="10.0.0.1", dst="10.0.0.2", tos=3 << 2)
+    later[IP].frag, later[IP].proto = 100, 17
+    yield "marked later fragment", bytes(later / Raw(bytes(64))), False, True
+    yield "marked options, other port", with_options(probe(marked, 5)), False, False
     bare = stamp_reply(probe(UNMARKED[0], 5), t2=1, t3=1, reflector_seq=1, keep_tlvs=False)
     yield "reply without TLV", bare, True, True
     yield "tenant udp", bytes(E4 / UDP(sport=5000, dport=53) / Raw(bytes(100))), False, False
@@ -118,7 +121,7 @@ def tunnelled_cases():
         inner = with_tags(probe(SYN4, 5), (0x88A8, 8), (0x8100, 9))
         yield f"tags around and in {name}", with_tags(wrap(inner), (0x8100, 9)), True, True
         yield f"two tags around {name}", with_tags(wrap(probe(SYN4, 5)), (0x88A8, 8), (0x8100, 9)), True, True
-        yield f"marked only in {name}", wrap(marked), False, True
+        yield f"marked only in {name}", wrap(marked), False, False
         for tenant in (tenant4, tenant6, with_tags(tenant4, (0x8100, 9))):
             yield f"tenant in {name}", wrap(tenant), False, False
             yield f"tenant in marked {name}", wrap(tenant, tos=3 << 2), False, False

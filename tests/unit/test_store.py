@@ -47,7 +47,7 @@ def result(**changes):
         "forged": 2,
         "remarked_at": "b",
         "reason": {"code": "link-loss", "table": None, "cookie": None, "evidence": "predicted", "detail": "a queue"},
-        "overflow": True,
+        "overflowed": {"b": "its ring had no room for 5 frames"},
         "counters": {"ring_dropped": 5, "agent_shed": 0},
         "notes": ("a note",),
     } | changes
@@ -167,7 +167,7 @@ def test_the_table_shows_all_that_a_person_must_know(capsys):
         "2000 planned = 0 unsent + 1960 delivered + 40 lost + 0 unobserved + 0 pending; 1 of the lost came late",
         "reason: link-loss (predicted)",
         "2 forged records were not counted",
-        "frames were shed, so this result is incomplete: ring_dropped 5",
+        "frames were shed, so this result is incomplete: b: its ring had no room for 5 frames",
         "first seen changed at b",
         "note: a note",
     ):
