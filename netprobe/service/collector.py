@@ -23,9 +23,10 @@ from netprobe.plan.mesh import compile_plan
 from netprobe.plan.plans import parse_plan
 from netprobe.service.agents import AgentConn, Agents
 from netprobe.service.following import Follower, open_follower
+from netprobe.service.kept_run import Taken
 from netprobe.service.link_io import LinkIo, monotonic_ns
 from netprobe.service.run_files import RunFolder, unfinished_runs
-from netprobe.service.spread_run import SpreadRun, Taken, load_run
+from netprobe.service.spread_run import SpreadRun, load_run
 from netprobe.wire.flow_control import Limits
 from netprobe.wire.link import CollectorLink
 from netprobe.wire.link_events import Asked, BlockArrived, Event, Greeted, ShedArrived
@@ -357,7 +358,7 @@ class Collector:
         topology = self._follower.topology
         compiled = compile_plan(parse_plan(asked.plan, asked.where), topology)
         run_id = secrets.token_hex(8)
-        run = SpreadRun(RunFolder(self._config.folder / run_id), compiled.plan, topology, self._agents)
+        run = SpreadRun(RunFolder(self._config.folder / run_id), compiled.plan, topology, agents=self._agents)
         run.others = [entry.run for entry in self._runs.values() if not entry.over.is_set()]
         run.extras = {"mesh": [report.to_json() for report in compiled.meshes]}
         entry = self._runs[run_id] = RunEntry(run, trio.Event())

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from netprobe.errors import UsageError
 from netprobe.inject.templates import build_template
-from netprobe.model.points import Path, Vantage
+from netprobe.model.points import Path, Stop, Vantage
 from netprobe.model.probes import Flow, IPAddress, ProbeSession, Protocol, TypeP
 from netprobe.model.results import Json
 from netprobe.model.topology import Attachment, Topology
@@ -53,8 +53,12 @@ class Prepared:
     @property
     def hosts(self) -> frozenset[str]:
         """The hosts on its way, both ends' among them."""
-        stops = (*self.path.forward, *self.path.returned)
-        return frozenset({self.sender.host, self.target.host, *(s.point.host for s in stops)})
+        return frozenset({self.sender.host, self.target.host, *(s.point.host for s in self.stops)})
+
+    @property
+    def stops(self) -> tuple[Stop, ...]:
+        """The stops of both legs."""
+        return (*self.path.forward, *self.path.returned)
 
     @property
     def is_sent_by_agent(self) -> bool:

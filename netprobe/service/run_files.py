@@ -34,6 +34,16 @@ class SavedStop(msgspec.Struct, frozen=True, array_like=True):
     stamp: str
 
 
+class SavedEpoch(msgspec.Struct, frozen=True):
+    """A time in which a session had one path."""
+
+    forward: list[SavedStop]
+    returned: list[SavedStop]
+    from_ns: int
+    because: str
+    noticed_ns: int
+
+
 class SavedSession(msgspec.Struct, frozen=True):
     """One session: what was planned, what is sent, and where it passes."""
 
@@ -43,8 +53,7 @@ class SavedSession(msgspec.Struct, frozen=True):
     source: str
     target: str
     sender: str
-    forward: list[SavedStop]
-    returned: list[SavedStop]
+    epochs: list[SavedEpoch]
 
 
 class SavedPart(msgspec.Struct, frozen=True):
@@ -105,13 +114,12 @@ def save_stops(stops: tuple[Stop, ...]) -> list[SavedStop]:
     ]
 
 
-def load_path(saved: SavedSession) -> ProbePath:
-    """The path of a session."""
-    legs = [
-        tuple(Stop(load_point(s), Direction(s.direction), Stamp(s.stamp)) for s in leg)
-        for leg in (saved.forward, saved.returned)
-    ]
-    return ProbePath(legs[0], legs[1])
+def load_path(forward: list[SavedStop], returned: list[SavedStop]) -> ProbePath:
+    """The path of an epoch."""
+    there, back = (
+        tuple(Stop(load_point(s), Direction(s.direction), Stamp(s.stamp)) for s in leg) for leg in (forward, returned)
+    )
+    return ProbePath(there, back)
 
 
 @dataclass(frozen=True, slots=True)

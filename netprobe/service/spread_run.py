@@ -6,59 +6,41 @@ is lost makes its points unobserved from its last word on; that is never called 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
 
-import numpy as np
 import trio
 
 from netprobe.collect.epochs import Epoch
-from netprobe.errors import HostNotReadyError, NetprobeError, WireError
-from netprobe.host.block_log import BlockLog, LoggedBlock, LoggedShed, Outcome, Source
+from netprobe.errors import NetprobeError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
 from netprobe.judge.reason import Reason
-from netprobe.model.observations import FOR_EVER_NS, Blind, PartDone
-from netprobe.model.points import Path, Point
+from netprobe.model.observations import FOR_EVER_NS, PartDone
 from netprobe.model.results import Json, SessionResult
 from netprobe.model.topology import Host, Topology
 from netprobe.plan.allowlist import Allowlist
-from netprobe.plan.plans import RunPlan
-from netprobe.plan.schedule import session_due_ns
 from netprobe.service.agents import AgentConn, Agents, RemoteSwitch
 from netprobe.service.collection import Collection
 from netprobe.service.journal import Journal
+from netprobe.service.kept_run import KeptRun, Part
 from netprobe.service.moves import moved_sessions
+from netprobe.service.part_orders import Orders, sender_names
 from netprobe.service.permits import ports_asked
 from netprobe.service.prepare import PortSource, Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.run_clocks import clock_map
 from netprobe.service.run_files import (
-    SCHEMA,
     RunFolder,
-    SavedPart,
-    SavedRun,
-    SavedSession,
-    load_path,
-    load_point,
     run_plan_of,
-    save_point,
-    save_stops,
 )
 from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
-from netprobe.wire.blocks import decode_reports_untrusted
-from netprobe.wire.frames import FrameBlock
 from netprobe.wire.orders import (
     LookAsked,
     PartSpec,
-    PeerSpec,
     RunNamed,
-    SendSpec,
     place_spec,
-    probe_of_untrusted,
-    probe_spec,
 )
 from netprobe.wire.report import PartKey, unpack_value_untrusted
 
@@ -67,142 +49,28 @@ LOST_S = 30.0
 
 LEAD_S = 0.2
 CHECK_S = 0.1
-UNTIL_GRACE_S = 120.0
-"""A part that hears no more from the collector ends by itself, so long after its last probe could arrive."""
-
 REPORT_LAG_NS = 1_000_000_000
 
 
-class Taken(Enum):
-    """What became of a block."""
-
-    NEW = "new"  # acknowledged when it is on the disk
-    AGAIN = "again"  # it was there already
-    UNWANTED = "unwanted"  # nobody waits for it: the agent may forget it
-    IMPOSSIBLE = "impossible"  # the agent breaks the protocol, or has used up its room
-
-
 @dataclass(slots=True)
-class Part:
-    """An agent's part of the run.
-
-    Attributes:
-        is_lost: the program that had it is gone, and all that it left has come.
-        away_since_ns: when its agent was last seen, 0 while it is connected.
-    """
-
-    agent: str
-    boot: str
-    points: list[int]
-    sessions: list[int]
-    is_lost: str = ""
-    away_since_ns: int = 0
-
-    @property
-    def key(self) -> Source:
-        """As in the block log."""
-        return Source(self.agent, self.boot)
-
-
-@dataclass(slots=True)
-class SpreadRun:
+class SpreadRun(KeptRun):
     """A run of a collector; `conduct` begins one, `resume` takes one up.
 
     Attributes:
-        topology: as it is now.
         results, numbers: what it found out, and the session behind each result.
         document: its result, when it is over.
         extras: what the document also says: of meshes.
+        stop: why it is to end early, "" as long as it is not.
         others: runs that were under way when this one began.
     """
 
-    folder: RunFolder
-    plan: RunPlan
-    topology: Topology
-    agents: Agents
-    prepared: tuple[Prepared, ...] = ()
-    collection: Collection = field(default_factory=lambda: Collection(()))
-    epochs: dict[int, list[Epoch]] = field(default_factory=dict)
-    parts: dict[str, Part] = field(default_factory=dict)
-    hosts: dict[str, str] = field(default_factory=dict)
-    unreported: dict[int, str] = field(default_factory=dict)
-    started_ns: int = 0
-    went_ns: int = 0
-    log: BlockLog | None = None
+    agents: Agents = field(default_factory=Agents)
     results: tuple[SessionResult, ...] = ()
     numbers: tuple[int, ...] = ()
     document: Json | None = None
     extras: Json = field(default_factory=dict)
-    refused: dict[str, int] = field(default_factory=dict)
     stop: str = ""
     others: list["SpreadRun"] = field(default_factory=list)
-
-    @property
-    def run(self) -> str:
-        """Its id."""
-        return self.folder.run
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # What agents deliver
-    # -----------------------------------------------------------------------------------------------------------------
-
-    def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> Taken:
-        """A block of an agent."""
-        part, source = self.parts.get(agent), Source(agent, boot)
-        if part is None or self.log is None or part.key != source:
-            self._refuse("blocks_of_no_part")
-            return Taken.UNWANTED
-        outcome = self.log.append(source, number, octets).outcome
-        if outcome is Outcome.NEW:
-            self._apply(part, octets, realtime_ns())
-        return self._taken(outcome)
-
-    def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> Taken:
-        """Blocks that an agent lost: its points were blind in that time."""
-        part, source = self.parts.get(agent), Source(agent, boot)
-        if part is None or self.log is None or part.key != source:
-            self._refuse("blocks_of_no_part")
-            return Taken.UNWANTED
-        outcome = self.log.append_shed(source, first, end, span_ns).outcome
-        if outcome is Outcome.NEW:
-            self._apply_shed(part, end - first, span_ns)
-        return self._taken(outcome)
-
-    def _taken(self, outcome: Outcome) -> Taken:
-        if outcome is not Outcome.NEW:
-            self._refuse(f"blocks_{outcome.value}")
-        return {Outcome.NEW: Taken.NEW, Outcome.DUPLICATE: Taken.AGAIN}.get(outcome, Taken.IMPOSSIBLE)
-
-    def durable(self, agent: str) -> int:
-        """All blocks of an agent's part below this number are on the disk."""
-        part = self.parts.get(agent)
-        return self.log.durable(part.key) if self.log is not None and part is not None else 0
-
-    def reopen_log(self) -> None:
-        """After the disk failed: what it really has. The run goes on with what is known already."""
-        if self.log is not None:
-            self.log.close()
-            self.log = None
-        with suppress(NetprobeError):
-            self.log = BlockLog.open(self.folder.blocks)
-
-    def _refuse(self, what: str) -> None:
-        self.refused[what] = self.refused.get(what, 0) + 1
-
-    def _apply(self, part: Part, octets: bytes, now_ns: int | None = None) -> None:
-        try:
-            reports = decode_reports_untrusted(octets)
-        except WireError:
-            self._refuse("garbage_blocks")
-            return
-        for report in reports:
-            self.collection.take(part.agent, report, now_ns)
-
-    def _apply_shed(self, part: Part, blocks: int, span_ns: tuple[int, int]) -> None:
-        self._refuse("shed_blocks")
-        start, end = max(span_ns[0], 0), min(max(span_ns[1], 0), FOR_EVER_NS)
-        for point in part.points:
-            self.collection.take(part.agent, Blind(point, start, end, f"its agent had no room for {blocks} blocks"))
 
     # -----------------------------------------------------------------------------------------------------------------
     # The run
@@ -220,16 +88,13 @@ class SpreadRun:
         self.prepared = await trio.to_thread.run_sync(prepare_run, self.plan, self.topology, ports)
         self.collection = Collection(one.probe for one in self.prepared)
         for one in self.prepared:
-            self._begin_epoch(one, Epoch(one.path))
+            self.begin_epoch(one, Epoch(one.path))
         specs = self._order_parts()
-        self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.log = BlockLog.open(self.folder.blocks)
+        self.open_log()
         try:
             await self._open_parts(specs)
             self.went_ns = realtime_ns()
-            self._save()
-            for name in self.parts:
-                await self._tell(name, "part.go")
+            self.save()
         except BaseException:
             await self._abandon()
             raise
@@ -237,17 +102,7 @@ class SpreadRun:
 
     async def resume(self) -> Json:
         """Take up a run of an earlier life of the collector: what it had is in the log already."""
-        self.log = BlockLog.open(self.folder.blocks)
-        by_source = {part.key: part for part in self.parts.values()}
-        for record in self.log.records():
-            part = by_source.get(record.source)
-            if part is None:
-                continue
-            match record:
-                case LoggedBlock():
-                    self._apply(part, record.octets)
-                case LoggedShed():
-                    self._apply_shed(part, record.end - record.first, record.span_ns)
+        self.replay()
         now_ns = realtime_ns()
         for part in self.parts.values():
             part.away_since_ns = part.away_since_ns or now_ns
@@ -262,24 +117,18 @@ class SpreadRun:
 
         return ports
 
-    def _begin_epoch(self, one: Prepared, epoch: Epoch) -> None:
-        path, session = epoch.path, one.probe.session
-        self.collection.add_points(s.point for leg in (path.forward, path.returned) for s in leg)
-        self.collection.expect(session, path)
-        self.epochs.setdefault(session, []).append(epoch)
-
     def _order_parts(self) -> dict[str, PartSpec]:
         """Who looks where and who sends what. Raises HostNotReadyError where a sender's agent is not there."""
-        senders = {one.probe.session: self._sender_agent(one) for one in self.prepared}
+        senders = {one.probe.session: self.agents.on_host(one.sender.host) for one in self.prepared}
         reporters = {i: self._reporter(i) for i in range(len(self.collection.points))}
-        names = {a.name for a in (*senders.values(), *reporters.values()) if a is not None}
-        until_s = max(one.plan.duration_ns for one in self.prepared) / 1e9 + self.plan.tmax_ns / 1e9 + UNTIL_GRACE_S
+        taking_part = {a.name: a for a in (*senders.values(), *reporters.values()) if a is not None}
+        points, index = self.collection.points, self.collection.index
+        orders = Orders(self.run, self.plan, self.prepared, points, index, taking_part)
         specs = {}
-        for name in sorted(names):
-            agent = self.agents.connected[name]
+        for name, agent in sorted(taking_part.items()):
             mine = [i for i, reporter in reporters.items() if reporter is agent]
             sent = [one for one in self.prepared if senders[one.probe.session] is agent]
-            specs[name] = self._spec(agent, mine, sent, names, until_s)
+            specs[name] = orders.spec(name, mine, sent)
             self.hosts[name] = agent.host
             self.parts[name] = Part(name, agent.hello.boot, mine, [one.probe.session for one in sent])
             self.collection.add_part(name, mine, self.parts[name].sessions)
@@ -295,14 +144,11 @@ class SpreadRun:
             self.unreported[index] = why or f"no agent that is connected may report {point.place}"
         return agent
 
-    def _sender_agent(self, one: Prepared) -> AgentConn:
-        return self.agents.on_host(one.sender.host)
-
     def _check_grants(self, agent: AgentConn) -> None:
         """The certificate's rates cover everything that the agent sends at a time. Raises RefusedError."""
         runs = [self, *self.others]
         mine = [one for run in runs for one in run.prepared if run.is_sent_by(one, agent.name)]
-        agent.identity.grants.check_orders((_names(one), one.plan.mean_pps) for one in mine)
+        agent.identity.grants.check_orders((sender_names(one), one.plan.mean_pps) for one in mine)
 
     def is_sent_by(self, one: Prepared, agent: str) -> bool:
         """Whether an agent sends a session, or will."""
@@ -312,47 +158,6 @@ class SpreadRun:
             and one.probe.session in part.sessions
             and not self.collection.sendings[one.probe.session].is_over
         )
-
-    def _spec(
-        self, agent: AgentConn, points: Sequence[int], sent: Sequence[Prepared], names: set[str], until_s: float
-    ) -> PartSpec:
-        index = self.collection.index
-        own = {one.sender.chain[0].place for one in sent if one.is_sent_by_agent}
-        rings = {s.point.place for p in self._paths() for s in (*p.forward, *p.returned) if s.is_observed_by_ring}
-        places = [place_spec(i, self.collection.points[i]) for i in points]
-        passing = [one for one in self.prepared if set(points) & self._indices(one) or one in sent]
-        peers = [p for other in names - {agent.name} for p in _peer(self.agents.connected[other])]
-        sends = [
-            SendSpec(
-                session=one.probe.session,
-                name=one.plan.name,
-                sender=one.sender.name,
-                iface_id=one.sender.iface_id,
-                vantage=one.plan.vantage.value,
-                rate_pps=one.plan.rate_pps,
-                stretch=one.plan.stretch,
-                start_ns=one.plan.start_ns,
-                schedule=one.plan.schedule.value,
-                seed=self.plan.seed + self.prepared.index(one),
-                own=index[one.sender.chain[0].place] if one.is_sent_by_agent else -1,
-            )
-            for one in sent
-        ]
-        return PartSpec(
-            run=self.run,
-            places=[p for p in places if f"{self.collection.points[p.index].place}" in rings - own],
-            probes=[probe_spec(one.probe) for one in passing],
-            sends=sends,
-            peers=peers,
-            until_s=until_s,
-        )
-
-    def _paths(self) -> list[Path]:
-        return [epochs[-1].path for epochs in self.epochs.values()]
-
-    def _indices(self, one: Prepared) -> set[int]:
-        path = self.epochs[one.probe.session][-1].path
-        return {self.collection.index[s.point.place] for s in (*path.forward, *path.returned)}
 
     async def _open_parts(self, specs: Mapping[str, PartSpec]) -> None:
         """All agents look before anybody sends."""
@@ -389,11 +194,11 @@ class SpreadRun:
         noticed_ns = realtime_ns()
         for one, path, because in moved_sessions(self.prepared, self.epochs, before, topology):
             known = len(self.collection.points)
-            self._begin_epoch(one, Epoch(path, FOR_EVER_NS, because, noticed_ns))
+            self.begin_epoch(one, Epoch(path, FOR_EVER_NS, because, noticed_ns))
             await self._look_at(range(known, len(self.collection.points)))
             # From now on, not from when it was noticed: what was sent meanwhile was not looked for.
             self.epochs[one.probe.session][-1] = Epoch(path, realtime_ns(), because, noticed_ns)
-            self._save()
+            self.save()
 
     async def _look_at(self, points: Iterable[int]) -> None:
         """Let agents look at points that came into the run."""
@@ -422,8 +227,12 @@ class SpreadRun:
     async def _see_through(self) -> Json:
         """From the first probe to the result; the collector may be killed anywhere in here."""
         ended_ns = 0  # by our own clock: agents' may be off
+        going: set[str] = set()
         while not self.stop:
             self._judge_parts()
+            for name in self.parts.keys() - going:  # also after a restart: nobody knows who had been told
+                if await self._tell(name, "part.go"):
+                    going.add(name)
             if self._is_sent():
                 ended_ns = ended_ns or self._sent_by_ns()
                 if self.collection.is_complete or self._is_waited_for(ended_ns + self.plan.tmax_ns):
@@ -555,50 +364,6 @@ class SpreadRun:
         }
         return self.document
 
-    def _save(self) -> None:
-        sessions = []
-        for i, one in enumerate(self.prepared):
-            path = self.epochs[one.probe.session][0].path
-            sessions.append(
-                SavedSession(
-                    plan=one.plan,
-                    probe=probe_spec(one.probe),
-                    seed=self.plan.seed + i,
-                    source=one.source.name,
-                    target=one.target.name,
-                    sender=one.sender.name,
-                    forward=save_stops(path.forward),
-                    returned=save_stops(path.returned),
-                )
-            )
-        parts = [SavedPart(p.agent, p.boot, self.hosts[p.agent], p.points, p.sessions) for p in self.parts.values()]
-        self.folder.save(
-            SavedRun(
-                schema=SCHEMA,
-                run=self.run,
-                name=self.plan.name,
-                seed=self.plan.seed,
-                tmax_ns=self.plan.tmax_ns,
-                started_ns=self.started_ns,
-                went_ns=self.went_ns,
-                sessions=sessions,
-                parts=parts,
-                points=[save_point(p) for p in self.collection.points],
-                unreported=self.unreported,
-            )
-        )
-
-
-def _names(one: Prepared) -> tuple[str, ...]:
-    """Everything that a sender's port is called."""
-    return (one.sender.name, one.sender.port_device, one.sender.iface_id, one.sender.mac)
-
-
-def _peer(agent: AgentConn) -> list[PeerSpec]:
-    """Where an agent's clock can be compared, if anywhere."""
-    address, port = agent.report.exchange
-    return [PeerSpec(agent.host, address, port, b"")] if address else []
-
 
 def load_run(folder: RunFolder, topology: Topology, agents: Agents) -> SpreadRun | None:
     """A run of an earlier life of the collector, ready to be resumed.
@@ -609,35 +374,6 @@ def load_run(folder: RunFolder, topology: Topology, agents: Agents) -> SpreadRun
     saved = folder.load()
     if saved is None:
         return None
-    run = SpreadRun(folder, run_plan_of(saved), topology, agents)
-    run.prepared = tuple(_prepared(s, topology) for s in saved.sessions)
-    run.collection = Collection(one.probe for one in run.prepared)
-    points: list[Point] = [load_point(p) for p in saved.points]
-    run.collection.add_points(points)
-    for one in run.prepared:
-        run._begin_epoch(one, Epoch(one.path))  # noqa: SLF001  a constructor of its own class
-    run.hosts = {p.agent: p.host for p in saved.parts}
-    run.parts = {p.agent: Part(p.agent, p.boot, p.points, p.sessions) for p in saved.parts}
-    for part in run.parts.values():
-        run.collection.add_part(part.agent, part.points, part.sessions)
-    run.unreported = dict(saved.unreported)
-    run.started_ns, run.went_ns = saved.started_ns, saved.went_ns
+    run = SpreadRun(folder, run_plan_of(saved), topology, agents=agents)
+    run.load(saved, topology)
     return run
-
-
-def _prepared(saved: SavedSession, topology: Topology) -> Prepared:
-    """A session as it was prepared, without frames: they are sent already."""
-    found = {a.name: a for a in topology.attachments}
-    missing = [n for n in (saved.source, saved.target, saved.sender) if n not in found]
-    if missing:
-        raise HostNotReadyError(f"run of {saved.plan.name}", f"{missing[0]} is gone, so the run cannot be taken up")
-    return Prepared(
-        plan=saved.plan,
-        probe=probe_of_untrusted(saved.probe),
-        path=load_path(saved),
-        sender=found[saved.sender],
-        source=found[saved.source],
-        target=found[saved.target],
-        block=FrameBlock(np.empty((0, 0), np.uint8), 0, None, None),
-        due_ns=session_due_ns(saved.plan, saved.seed),
-    )

@@ -1,0 +1,265 @@
+"""A run as a collector keeps it: what was ordered, what agents delivered, on disk and in memory.
+
+A block is on the disk before it is acknowledged, and what it says is in the collection; a collector that was killed
+reads both again. How the run goes is service.spread_run's, above; the files are service.run_files'.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from netprobe.collect.epochs import Epoch
+from netprobe.errors import HostNotReadyError, NetprobeError, WireError
+from netprobe.host.block_log import BlockLog, LoggedBlock, Outcome, Source
+from netprobe.host.clock import realtime_ns
+from netprobe.model.observations import FOR_EVER_NS, Blind
+from netprobe.model.topology import Topology
+from netprobe.plan.plans import RunPlan
+from netprobe.plan.schedule import session_due_ns
+from netprobe.service.collection import Collection
+from netprobe.service.prepare import Prepared
+from netprobe.service.run_files import (
+    SCHEMA,
+    RunFolder,
+    SavedEpoch,
+    SavedPart,
+    SavedRun,
+    SavedSession,
+    load_path,
+    load_point,
+    save_point,
+    save_stops,
+)
+from netprobe.wire.blocks import decode_reports_untrusted
+from netprobe.wire.frames import FrameBlock
+from netprobe.wire.orders import probe_of_untrusted, probe_spec
+
+
+class Taken(Enum):
+    """What became of a block."""
+
+    NEW = "new"  # acknowledged when it is on the disk
+    AGAIN = "again"  # it was there already
+    UNWANTED = "unwanted"  # nobody waits for it: the agent may forget it
+    IMPOSSIBLE = "impossible"  # the agent breaks the protocol, or has used up its room
+
+
+@dataclass(slots=True)
+class Part:
+    """An agent's part of the run.
+
+    Attributes:
+        is_lost: the program that had it is gone, and all that it left has come.
+        away_since_ns: when its agent was last seen, 0 while it is connected.
+    """
+
+    agent: str
+    boot: str
+    points: list[int]
+    sessions: list[int]
+    is_lost: str = ""
+    away_since_ns: int = 0
+
+    @property
+    def key(self) -> Source:
+        """As in the block log."""
+        return Source(self.agent, self.boot)
+
+
+@dataclass(slots=True)
+class KeptRun:
+    """What is known of a run.
+
+    Attributes:
+        epochs: the paths of each session, in order of time.
+        parts: by the agent's name.
+        hosts: the host of each agent.
+        unreported: why nobody looks at a point, by its index.
+        started_ns, went_ns: when it was begun, and when its first probe was let go.
+        log: its blocks; None before there are any, and when it is over.
+        refused: what agents delivered and may not, or lost, by kind.
+    """
+
+    folder: RunFolder
+    plan: RunPlan
+    topology: Topology
+    prepared: tuple[Prepared, ...] = ()
+    collection: Collection = field(default_factory=lambda: Collection(()))
+    epochs: dict[int, list[Epoch]] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
+    unreported: dict[int, str] = field(default_factory=dict)
+    started_ns: int = 0
+    went_ns: int = 0
+    log: BlockLog | None = None
+    refused: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def run(self) -> str:
+        """Its id."""
+        return self.folder.run
+
+    def begin_epoch(self, one: Prepared, epoch: Epoch) -> None:
+        """A session has this path from now on: its points get an index each."""
+        path, session = epoch.path, one.probe.session
+        self.collection.add_points(s.point for leg in (path.forward, path.returned) for s in leg)
+        self.collection.expect(session, path)
+        self.epochs.setdefault(session, []).append(epoch)
+
+    def open_log(self) -> None:
+        """Begin to keep blocks. Raises HostNotReadyError where the disk does not take them."""
+        self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log = BlockLog.open(self.folder.blocks)
+
+    def replay(self) -> None:
+        """Take up what an earlier life of the collector kept. Raises HostNotReadyError where it cannot be read."""
+        self.log = BlockLog.open(self.folder.blocks)
+        by_source = {part.key: part for part in self.parts.values()}
+        for record in self.log.records():
+            part = by_source.get(record.source)
+            if part is None:
+                continue
+            if isinstance(record, LoggedBlock):
+                self._apply(part, record.octets)
+            else:
+                self._apply_shed(part, record.end - record.first, record.span_ns)
+
+    def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> Taken:
+        """A block of an agent."""
+        part, source = self.parts.get(agent), Source(agent, boot)
+        if part is None or self.log is None or part.key != source:
+            self._refuse("blocks_of_no_part")
+            return Taken.UNWANTED
+        outcome = self.log.append(source, number, octets).outcome
+        if outcome is Outcome.NEW:
+            self._apply(part, octets, realtime_ns())
+        return self._taken(outcome)
+
+    def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> Taken:
+        """Blocks that an agent lost: its points were blind in that time."""
+        part, source = self.parts.get(agent), Source(agent, boot)
+        if part is None or self.log is None or part.key != source:
+            self._refuse("blocks_of_no_part")
+            return Taken.UNWANTED
+        outcome = self.log.append_shed(source, first, end, span_ns).outcome
+        if outcome is Outcome.NEW:
+            self._apply_shed(part, end - first, span_ns)
+        return self._taken(outcome)
+
+    def _taken(self, outcome: Outcome) -> Taken:
+        if outcome is not Outcome.NEW:
+            self._refuse(f"blocks_{outcome.value}")
+        return {Outcome.NEW: Taken.NEW, Outcome.DUPLICATE: Taken.AGAIN}.get(outcome, Taken.IMPOSSIBLE)
+
+    def durable(self, agent: str) -> int:
+        """All blocks of an agent's part below this number are on the disk."""
+        part = self.parts.get(agent)
+        return self.log.durable(part.key) if self.log is not None and part is not None else 0
+
+    def reopen_log(self) -> None:
+        """After the disk failed: what it really has. The run goes on with what is known already."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+        with suppress(NetprobeError):
+            self.log = BlockLog.open(self.folder.blocks)
+
+    def _refuse(self, what: str) -> None:
+        self.refused[what] = self.refused.get(what, 0) + 1
+
+    def _apply(self, part: Part, octets: bytes, now_ns: int | None = None) -> None:
+        try:
+            reports = decode_reports_untrusted(octets)
+        except WireError:
+            self._refuse("garbage_blocks")
+            return
+        for report in reports:
+            self.collection.take(part.agent, report, now_ns)
+
+    def _apply_shed(self, part: Part, blocks: int, span_ns: tuple[int, int]) -> None:
+        self._refuse("shed_blocks")
+        start, end = max(span_ns[0], 0), min(max(span_ns[1], 0), FOR_EVER_NS)
+        for point in part.points:
+            self.collection.take(part.agent, Blind(point, start, end, f"its agent had no room for {blocks} blocks"))
+
+    def save(self) -> None:
+        """Write the order down. Raises HostNotReadyError where the disk does not take it."""
+        sessions = []
+        for i, one in enumerate(self.prepared):
+            epochs = self.epochs[one.probe.session]
+            sessions.append(
+                SavedSession(
+                    plan=one.plan,
+                    probe=probe_spec(one.probe),
+                    seed=self.plan.seed + i,
+                    source=one.source.name,
+                    target=one.target.name,
+                    sender=one.sender.name,
+                    epochs=[
+                        SavedEpoch(
+                            save_stops(e.path.forward),
+                            save_stops(e.path.returned),
+                            e.from_ns,
+                            e.because,
+                            e.noticed_ns,
+                        )
+                        for e in epochs
+                    ],
+                )
+            )
+        parts = [SavedPart(p.agent, p.boot, self.hosts[p.agent], p.points, p.sessions) for p in self.parts.values()]
+        self.folder.save(
+            SavedRun(
+                schema=SCHEMA,
+                run=self.run,
+                name=self.plan.name,
+                seed=self.plan.seed,
+                tmax_ns=self.plan.tmax_ns,
+                started_ns=self.started_ns,
+                went_ns=self.went_ns,
+                sessions=sessions,
+                parts=parts,
+                points=[save_point(p) for p in self.collection.points],
+                unreported=self.unreported,
+            )
+        )
+
+    def load(self, saved: SavedRun, topology: Topology) -> None:
+        """Be the run that was saved.
+
+        Raises:
+            HostNotReadyError: a guest that it is about is gone.
+        """
+        self.prepared = tuple(_prepared(s, topology) for s in saved.sessions)
+        self.collection = Collection(one.probe for one in self.prepared)
+        self.collection.add_points(load_point(p) for p in saved.points)
+        for one, session in zip(self.prepared, saved.sessions, strict=True):
+            for e in session.epochs:
+                path = load_path(e.forward, e.returned)
+                self.begin_epoch(one, Epoch(path, e.from_ns, e.because, e.noticed_ns))
+        self.hosts = {p.agent: p.host for p in saved.parts}
+        self.parts = {p.agent: Part(p.agent, p.boot, p.points, p.sessions) for p in saved.parts}
+        for part in self.parts.values():
+            self.collection.add_part(part.agent, part.points, part.sessions)
+        self.unreported = dict(saved.unreported)
+        self.started_ns, self.went_ns = saved.started_ns, saved.went_ns
+
+
+def _prepared(saved: SavedSession, topology: Topology) -> Prepared:
+    """A session as it was prepared, without frames: they are sent already."""
+    found = {a.name: a for a in topology.attachments}
+    missing = [n for n in (saved.source, saved.target, saved.sender) if n not in found]
+    if missing:
+        raise HostNotReadyError(f"run of {saved.plan.name}", f"{missing[0]} is gone, so the run cannot be taken up")
+    return Prepared(
+        plan=saved.plan,
+        probe=probe_of_untrusted(saved.probe),
+        path=load_path(saved.epochs[0].forward, saved.epochs[0].returned),
+        sender=found[saved.sender],
+        source=found[saved.source],
+        target=found[saved.target],
+        block=FrameBlock(np.empty((0, 0), np.uint8), 0, None, None),
+        due_ns=session_due_ns(saved.plan, saved.seed),
+    )
