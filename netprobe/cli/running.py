@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from netprobe.model.results import Json, SegmentResult, SessionResult
 from netprobe.plan.fields import parse_ratio
 from netprobe.plan.mesh import CompiledPlan, compile_plan
 from netprobe.plan.plans import RunPlan
-from netprobe.service.discovery import read_topology
+from netprobe.service.discovery import state_path
 from netprobe.service.run import RunOutcome, run_plan
 from netprobe.service.spreading import FlowVerdict, flow_verdicts
+from netprobe.service.viewing import view_topology
 from netprobe.show.many import print_result
 from netprobe.show.tables import console
 from netprobe.store.duckdb_file import DEFAULT_PATH, Store, StoredRun, StoredSession, open_store
@@ -186,12 +188,12 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
         The exit code.
     """
     max_loss = parse_ratio(args.max_loss, "--max-loss") if args.max_loss else 1.0
-    topology = read_topology()
+    topology = trio.run(view_topology, plan, state_path())
     compiled = compile_plan(plan, topology)
     for report in compiled.meshes:
         say(report.line())
     with stop_on_signals():  # to the last line: a signal must not throw away what was measured
-        outcome = trio.run(run_plan, compiled.plan, topology, telling())
+        outcome = trio.run(partial(run_plan, state_file=state_path()), compiled.plan, topology, telling())
         verdicts = flow_verdicts(compiled.flows, compiled.plan.sessions, outcome.results)
 
         def document_of(result: RunOutcome, run_id: str) -> Json:

@@ -17,9 +17,10 @@ from netprobe.judge.reachability import State
 from netprobe.model.results import Json
 from netprobe.plan.fields import parse_duration_ns
 from netprobe.plan.plans import RunPlan, window_of
-from netprobe.service.discovery import read_topology
-from netprobe.service.run import RunOutcome
+from netprobe.service.discovery import state_path
+from netprobe.service.run import RunOutcome, run_plan
 from netprobe.service.spreading import flow_verdicts
+from netprobe.service.viewing import view_topology
 from netprobe.service.watch_plan import WindowReport, limits_of, watch_plan
 from netprobe.show.watching import change_text, window_text
 
@@ -119,7 +120,14 @@ def run(args: argparse.Namespace) -> int:
             start = {"plan": plan.name, "seed": plan.seed, "window_ns": plan.watch.window_ns, "tests": tests}
             teller.line("start", start)
         watch = partial(
-            watch_plan, plan, read_topology, teller.take, stop=stop, windows=args.windows, progress=telling()
+            watch_plan,
+            plan,
+            partial(view_topology, plan, state_path()),
+            teller.take,
+            stop=stop,
+            windows=args.windows,
+            progress=telling(),
+            run=partial(run_plan, state_file=state_path()),
         )
         states = trio.run(watch)
         if args.json:

@@ -233,7 +233,7 @@ def _facts_of(results: Sequence[SessionResult], start_ns: int, end_ns: int, hear
 
 async def watch_plan(
     plan: RunPlan,
-    read: Callable[[], Topology],
+    read: Callable[[], Awaitable[Topology]],
     report: Callable[[WindowReport], None],
     *,
     stop: StopRequest,
@@ -267,7 +267,7 @@ async def watch_plan(
         began = trio.current_time()
         outcome: RunOutcome | NetprobeError
         try:
-            newest = read()
+            newest = await read()
             if compiled is None or newest != topology:
                 compiled, topology = compile_plan(plan, newest), newest
             todo = window_plan(compiled.plan, watcher.taken)

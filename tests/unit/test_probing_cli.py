@@ -198,8 +198,11 @@ def told(words, reports_of):
         del where, progress
         return outcome([session("web", reports_of(todo.sessions[0].count))])
 
+    async def read():
+        return topology()
+
     async def main():
-        await watch_plan(plan, topology, teller.take, stop=StopRequest(), windows=2, run=run)
+        await watch_plan(plan, read, teller.take, stop=StopRequest(), windows=2, run=run)
 
     trio.run(main)
 

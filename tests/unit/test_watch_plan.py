@@ -56,6 +56,10 @@ def swallowed(plan, number):
     return outcome([result], hops=HopBatch.of(hops), points=POINTS, started_ns=start)
 
 
+async def one_cloud():
+    return topology()
+
+
 def watch(cloud, text=PLAN, *, windows=None, stop=None, read=None):
     """All reports, and the states at the end."""
     reports = []
@@ -63,7 +67,7 @@ def watch(cloud, text=PLAN, *, windows=None, stop=None, read=None):
     async def main():
         return await watch_plan(
             parse_plan(text, "p"),
-            read or topology,
+            read or one_cloud,
             reports.append,
             stop=stop or StopRequest(),
             windows=windows,
@@ -133,7 +137,7 @@ def test_failing_windows_are_not_tried_in_a_circle():
     cloud = Cloud(delivered, *[HostNotReadyError("switch", "is gone")] * 5)
 
     async def main():
-        await watch_plan(parse_plan(PLAN, "p"), topology, lambda _: None, stop=StopRequest(), windows=6, run=cloud.run)
+        await watch_plan(parse_plan(PLAN, "p"), one_cloud, lambda _: None, stop=StopRequest(), windows=6, run=cloud.run)
         return trio.current_time()
 
     started = MockClock(autojump_threshold=0)
@@ -203,11 +207,14 @@ def test_a_changed_topology_is_compiled_anew_and_states_of_what_stays_are_kept()
     before, after = (replace(topology(), guests=topology().guests[:n]) for n in (3, 2))
     clouds = iter([before, after, after])
 
+    async def read():
+        return next(clouds)
+
     def all_delivered(plan, number):
         del number
         return outcome([session(s.name, leg(s.count, s.count), src=s.src, dst=s.dst) for s in plan.sessions])
 
-    reports, states = watch(Cloud(*[all_delivered] * 3), text, windows=3, read=lambda: next(clouds))
+    reports, states = watch(Cloud(*[all_delivered] * 3), text, windows=3, read=read)
     assert [[row.dst for row in report.rows] for report in reports] == [["vm2", "vm3"], ["vm2"], ["vm2"]]
     assert set(states) == {"m:vm1->vm2"}
     assert len(changes_of(reports)) == 2
