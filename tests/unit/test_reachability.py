@@ -179,3 +179,4 @@ def test_the_number_beyond_a_limit_lies_where_the_quantiles_say(seed):
         quantiles = [everything[-(-total * q // 100) - 1] for q in (50, 90, 99)]
         low, high = exceeding(Delay(int(delays[0]), *quantiles, int(delays[-1]), samples, None), lost, limit)
         assert low <= int((delays > limit).sum()) + lost <= high
+        assert low >= lost + int(delays[-1] > limit)

@@ -164,6 +164,16 @@ def test_a_limit_that_moves_is_no_answer():
     assert answer["first_failing"] is None
 
 
+def test_a_limit_is_asked_once_more_with_new_probes():
+    """It was gone when the sweep was about to answer: no answer, not the byte of a moment."""
+    steady = path_that(lambda size: size > 914)
+    runs = swept(steady).runs
+    assert [s.size_bytes for s in steady.plans[-1].sessions] == [SMALLEST, 914, 915]
+    path = path_that(None)
+    path.swallows = lambda size: size > 914 and path.runs < runs
+    assert swept(path).to_json()["verdict"] == "inconclusive"
+
+
 def test_stopped_early_it_gives_no_answer():
     """What was interrupted is inconclusive, and says by what."""
     path = path_that(lambda size: size > 914)
@@ -274,6 +284,15 @@ def test_the_place_is_where_most_went_missing():
     assert (record.sent, record.lost) == (16, 1)
     assert elsewhere.place == Place("vm1.backend", "vm2.backend", "link-loss")
     assert SizeRecord(60).place is None
+
+
+@pytest.mark.parametrize("loss", [0.2, 0.5, 0.7])
+def test_the_bound_of_the_paths_loss_holds_though_only_sizes_that_pass_are_looked_at(loss):
+    """Two probes of each of 40 sizes: those of which none arrived are left out, and the bound is not fooled by it."""
+    rng = np.random.default_rng(6)
+    for passed in rng.binomial(2, 1 - loss, (1000, 40)).tolist():
+        found = judge_sizes([SizeRecord(i, (SizeRun(2, n, 2 - n),)) for i, n in enumerate(passed)])
+        assert found.loss_bound >= loss
 
 
 @pytest.mark.parametrize("loss", [0.1, 0.5, 0.7])
