@@ -58,6 +58,7 @@ def _vswitch(rest: Sequence[str]) -> int:
     from netprobe.cli.output import say  # noqa: PLC0415
     from netprobe.cli.serve import place  # noqa: PLC0415
     from netprobe.host.clock import HostClock  # noqa: PLC0415
+    from netprobe.host.signals import until_signalled  # noqa: PLC0415
     from netprobe.host.tls import Credentials  # noqa: PLC0415
     from netprobe.model.topology import Host  # noqa: PLC0415
     from netprobe.service.agent_part import LocalHost  # noqa: PLC0415
@@ -77,8 +78,5 @@ def _vswitch(rest: Sequence[str]) -> int:
     )
     agent = HostAgent(config, lambda text: say(f"netprobe agent {options.name}: {text}"))
     print("ready", flush=True)
-    try:
-        trio.run(agent.run)
-    except KeyboardInterrupt:
-        return FINE
+    trio.run(until_signalled, agent.run)
     return FINE

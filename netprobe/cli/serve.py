@@ -1,14 +1,15 @@
 """`netprobe serve`: the collector."""
 
 import argparse
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from netprobe.cli.output import say
 from netprobe.errors import NetprobeError, UsageError
+from netprobe.host.signals import until_signalled
 from netprobe.host.tls import Credentials
 from netprobe.model.topology import Topology
 from netprobe.service.collector import Collector, CollectorConfig
@@ -71,8 +72,5 @@ def run(args: argparse.Namespace) -> int:
     def ready(port: int) -> None:
         print(f"ready on port {port}", flush=True)
 
-    try:
-        trio.run(collector.serve, ready)
-    except KeyboardInterrupt:
-        sys.stderr.flush()
+    trio.run(until_signalled, partial(collector.serve, ready))
     return FINE

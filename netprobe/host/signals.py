@@ -6,8 +6,10 @@ Python's signal handlers are.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+
+import trio
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,3 +50,21 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+async def until_signalled(program: Callable[[], Awaitable[None]]) -> None:
+    """Run a long-running program until it ends, or a signal asks it to; then it is cancelled, and tidies up.
+
+    Args:
+        program: runs for good.
+    """
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                await program()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(run)
+            await anext(signals)
+            nursery.cancel_scope.cancel()

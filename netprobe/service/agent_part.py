@@ -254,7 +254,7 @@ class AgentPart:
         mine = {one.probe.session for one in order.prepared}
         passing = [probe for probe in order.probes if probe.session not in mine] if self._local.host.ovs_rundir else []
         with open_journal(order.prepared, topology, passing) as journal:
-            async with open_part(order, topology, allowlists, self.emit) as part:
+            async with open_part(order, topology, allowlists, self.emit, self.stop) as part:
                 self._part = part
                 self.state = "looking"
                 self._flush_part(part)
@@ -271,7 +271,7 @@ class AgentPart:
             nursery.start_soon(self._flush_now_and_then, part)
             await self._go.wait()
             self.state = "sending"
-            await part.send(self.emit, self.stop)
+            await part.send(self.emit)
             self.state = "sent"
             await self._finish.wait()
             nursery.cancel_scope.cancel()
@@ -280,6 +280,8 @@ class AgentPart:
         while True:
             await trio.sleep(FLUSH_S)
             self._flush_part(part)
+            if self.stop.asked():  # the host's own reasons count as much as the collector's
+                self.finish()
 
     def _flush_part(self, part: Part) -> None:
         part.flush()

@@ -132,7 +132,7 @@ class Collector:
             nursery.start_soon(self._commit_now_and_then)
             nursery.start_soon(self._follow)
             nursery.start_soon(self._judge_connections)
-            self._take_up_runs()
+            await self._take_up_runs()
             ready(listeners[0].socket.getsockname()[1])
             await trio.serve_listeners(self._serve_connection, listeners, handler_nursery=nursery)
 
@@ -311,12 +311,15 @@ class Collector:
     # Runs
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _take_up_runs(self) -> None:
+    async def _take_up_runs(self) -> None:
+        """Before anybody is let in: what agents deliver comes after what they had delivered."""
         assert self._nursery is not None
         assert self._follower is not None
         for folder in unfinished_runs(self._config.folder):
             try:
                 run = load_run(folder, self._follower.topology, self._agents)
+                if run is not None:
+                    await trio.to_thread.run_sync(run.replay)
             except NetprobeError as error:
                 self._say(f"run {folder.run} is given up: {error}")
                 folder.finish({"run": folder.run, "error": str(error)})
@@ -331,7 +334,7 @@ class Collector:
         try:
             entry.document = await how()  # type: ignore[misc]
             assert entry.document is not None
-            self._config.keep(run)
+            await trio.to_thread.run_sync(self._config.keep, run)
             run.folder.finish(entry.document)
         except NetprobeError as error:
             entry.failure = error

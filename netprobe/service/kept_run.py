@@ -80,6 +80,7 @@ class KeptRun:
         started_ns, went_ns: when it was begun, and when its first probe was let go.
         log: its blocks; None before there are any, and when it is over.
         refused: what agents delivered and may not, or lost, by kind.
+        is_settling: nothing that comes now counts any more.
     """
 
     folder: RunFolder
@@ -95,6 +96,7 @@ class KeptRun:
     went_ns: int = 0
     log: BlockLog | None = None
     refused: dict[str, int] = field(default_factory=dict)
+    is_settling: bool = False
 
     @property
     def run(self) -> str:
@@ -129,7 +131,7 @@ class KeptRun:
     def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> Taken:
         """A block of an agent."""
         part, source = self.parts.get(agent), Source(agent, boot)
-        if part is None or self.log is None or part.key != source:
+        if part is None or self.log is None or self.is_settling or part.key != source:
             self._refuse("blocks_of_no_part")
             return Taken.UNWANTED
         outcome = self.log.append(source, number, octets).outcome
@@ -140,7 +142,7 @@ class KeptRun:
     def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> Taken:
         """Blocks that an agent lost: its points were blind in that time."""
         part, source = self.parts.get(agent), Source(agent, boot)
-        if part is None or self.log is None or part.key != source:
+        if part is None or self.log is None or self.is_settling or part.key != source:
             self._refuse("blocks_of_no_part")
             return Taken.UNWANTED
         outcome = self.log.append_shed(source, first, end, span_ns).outcome

