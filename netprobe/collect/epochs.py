@@ -60,12 +60,15 @@ def epoch_input(given: SessionInput, path: Path, bounds: tuple[int, int]) -> Ses
     rows["seq"] -= np.uint32(first)
     a = given.answers
     mine = (a.seq >= first) & (a.seq < end)
-    numbers = a.reflector_seq[mine]
+    # A stateless reflector copies our own numbers, which begin anew here. A stateful one's count of the whole session
+    # stays: what it gave out before is not known to be missing, so that it proves less, and never too much.
+    is_stateful = bool(((a.reflector_seq >= 0) & (a.reflector_seq != a.seq)).any())
+    numbers = a.reflector_seq[mine] - (0 if is_stateful else first)
     answers = Answers(
         seq=(a.seq[mine] - np.uint32(first)).astype(np.uint32),
         t2_ns=a.t2_ns[mine],
         t3_ns=a.t3_ns[mine],
-        reflector_seq=np.where(numbers >= first, numbers - first, -1),  # a stateless reflector copies our own number
+        reflector_seq=np.maximum(numbers, -1),
         seen_ns=a.seen_ns[mine],
         point=None if a.point is None else a.point[mine],
     )

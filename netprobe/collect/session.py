@@ -110,6 +110,10 @@ class SessionInput:
         stops = (*self.path.forward, *self.path.returned)
         return {self.point_index[s.point.id]: s.point for s in stops}
 
+    def is_on_path(self, hops: HopBatch) -> Flags:
+        """Records of points of the path, shape (n,): others prove nothing, whoever reports them."""
+        return np.isin(hops.point, np.array(list(self.points), np.uint16))
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -236,7 +240,7 @@ def _forward(given: SessionInput, arrivals: Arrivals, clock: Clock, reach_ns: in
 def _answered(given: SessionInput) -> Flags:
     """Probes that something came back for, if only an error: no use in waiting for them any longer; shape (count,)."""
     flags = np.zeros(len(given.sent_ns), np.bool_)
-    back = (given.hops.leg == Leg.RETURN) & (given.hops.seq < len(flags))
+    back = (given.hops.leg == Leg.RETURN) & (given.hops.seq < len(flags)) & given.is_on_path(given.hops)
     flags[given.hops.seq[back]] = True
     return flags
 
@@ -250,10 +254,10 @@ def _returned(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, forwa
 
 
 def _clock(given: SessionInput) -> Clock:
-    """A probe that some point saw was sent, whatever became of its sender's report."""
+    """A probe that some point of its path saw was sent, whatever became of its sender's report."""
     count = len(given.sent_ns)
     earliest = np.full(count, np.iinfo(np.int64).max)
-    ours = given.hops.where((given.hops.seq < count) & (given.hops.t_ns != NO_TIME))
+    ours = given.hops.where((given.hops.seq < count) & (given.hops.t_ns != NO_TIME) & given.is_on_path(given.hops))
     t_ns = ours.t_ns
     for index, point in given.points.items() if given.clocks is not None else ():
         here = np.flatnonzero(ours.point == index)

@@ -116,6 +116,7 @@ class Collection:
         self._sightings: list[Sightings] = []
         self._seen = {number: np.zeros(p.count, np.bool_) for number, p in self.probes.items()}
         self._last: dict[int, set[tuple[int, int, int]]] = {}
+        self._passed: dict[int, set[int]] = {number: set() for number in self.probes}
         self._takers: dict[type, Callable[[str, PartRecord, Any], None]] = {
             Hops: self._take_hops,
             Sightings: self._take_sightings,
@@ -147,6 +148,9 @@ class Collection:
 
     def expect(self, session: int, path: Path) -> None:
         """A path of a session: complete is a probe that was seen at the last stop where a ring can see it."""
+        self._passed.setdefault(session, set()).update(
+            self.index[s.point.place] for s in (*path.forward, *path.returned)
+        )
         leg = Leg.RETURN if path.returned else Leg.FORWARD
         last = [s for s in path.leg(leg) if s.is_observed_by_ring]
         if last:
@@ -203,6 +207,9 @@ class Collection:
     def _take_sightings(self, _part: str, record: PartRecord, s: Sightings) -> None:
         is_own = np.isin(s.point, np.array(sorted(record.points), np.uint16))
         fits = (s.seen_ns > 0) & (s.seen_ns < FOR_EVER_NS) & self._is_known(s.session, s.seq)
+        for number in np.unique(s.session[fits]).tolist():  # who is not on a session's way knows no answer to it
+            here = s.session == number
+            fits[here] &= np.isin(s.point[here], np.array(sorted(self._passed[number]), np.uint16))
         record.refused["points"] += int(np.count_nonzero(~is_own))
         record.refused["records"] += int(np.count_nonzero(is_own & ~fits))
         ok = is_own & fits
@@ -306,10 +313,13 @@ class Collection:
         return sum(p.steps for p in self.parts.values())
 
     def windows(self) -> list[BlindWindow]:
-        """When points may have lost sight of probes. A part without an end is blind from its last word on."""
+        """When points may have lost sight of probes.
+
+        A part without an end, or that ended early, is blind from its last word on.
+        """
         found = [w for windows in self._windows.values() for w in windows]
         for record in self.parts.values():
-            if record.done is None:
+            if record.done is None or record.done.why:
                 found += [BlindWindow(point, record.watermark_ns, FOR_EVER_NS) for point in sorted(record.points)]
         return found
 

@@ -111,8 +111,7 @@ def _settle(one: Prepared, epochs: Sequence[Epoch], facts: RunFacts, hops: HopBa
         untold=None if sending.told.all() else ~sending.told,
         clocks=facts.clocks,
     )
-    left_ns = np.where(sending.times_ns > 0, sending.times_ns, _due_ns(one, sending.times_ns))
-    left_ns = left_ns - facts.leads_ns.get(one.sender.host, 0)
+    left_ns = _left_ns(one, facts, hops) if len(epochs) > 1 else np.zeros(len(sending.times_ns), np.int64)
     found = []
     for i, (epoch, bounds) in enumerate(zip(epochs, epoch_bounds(epochs, left_ns), strict=True)):
         points = {s.point for s in (*epoch.path.forward, *epoch.path.returned)}
@@ -121,6 +120,26 @@ def _settle(one: Prepared, epochs: Sequence[Epoch], facts: RunFacts, hops: HopBa
         mine = replace(epoch_input(given, epoch.path, bounds), point_index=index, unwatched=blind)
         found.append(Settled(one, epoch, i, len(epochs), *bounds, mine.hops, settle_session(mine)))
     return found
+
+
+def _left_ns(one: Prepared, facts: RunFacts, hops: HopBatch) -> npt.NDArray[np.int64]:
+    """When each probe left or was due, roughly, by the clock that epochs are noted by: shape (count,).
+
+    Of a probe that its sender told nothing of: when some point first saw it.
+    """
+    collection, leads = facts.collection, facts.leads_ns
+    told_ns = collection.sendings[one.probe.session].times_ns
+    times_ns = np.where(told_ns > 0, told_ns - leads.get(one.sender.host, 0), 0)
+    never = np.iinfo(np.int64).max
+    earliest = np.full(len(times_ns), never)
+    hosts = [point.host for point in collection.points]
+    seen = hops.where((hops.leg == Leg.FORWARD) & (hops.t_ns > 0) & (hops.seq < len(times_ns)))
+    for index in np.unique(seen.point).tolist():
+        if not leads or hosts[index] in leads:
+            here = seen.point == index
+            np.minimum.at(earliest, seen.seq[here], seen.t_ns[here] - leads.get(hosts[index], 0))
+    times_ns = np.where((times_ns <= 0) & (earliest < never), earliest, times_ns)
+    return np.where(times_ns > 0, times_ns, _due_ns(one, times_ns))
 
 
 def _due_ns(one: Prepared, times_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
