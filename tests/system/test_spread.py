@@ -155,7 +155,7 @@ def test_an_agent_that_may_not_is_refused_and_nothing_is_sent(spread):
 
 
 def test_a_drop_on_the_far_host_names_the_acl_through_its_agent(spread):
-    """tcp 25 is in no group of vm2: the reason is the ACL that drops by default, on hv2, as a prediction."""
+    """Port 25 is in no group of vm2: the reason is the ACL that drops by default, on hv2, as a prediction."""
     spread.start_all()
     document = spread.finish(spread.run(session("vm1", "vm2", 50, 1, proto="tcp", dport=25)))
     (one,) = document["sessions"]
