@@ -147,12 +147,13 @@ def _looked_for(
     given: SessionInput, stops: Sequence[Stop], i: int, arrivals: Arrivals, deadline_ns: Times
 ) -> tuple[Times, Times]:
     """From when until when stop `i` had to look out for each probe, by its own clock: at least that."""
+    left_ns = np.where(given.sent_ns > 0, given.sent_ns, NO_TIME)
     if given.clocks is None:
-        return arrivals.first_ns[:i].max(axis=0, initial=0), deadline_ns
+        return np.maximum(arrivals.first_ns[:i].max(axis=0, initial=0), left_ns), deadline_ns
     here = stops[i].point
     earlier = np.zeros_like(deadline_ns)
-    for j in range(i):
-        seen = given.carried(arrivals.first_ns[j], stops[j].point, here)
+    for t_ns, point in [(left_ns, given.sender), *zip(arrivals.first_ns[:i], (s.point for s in stops), strict=False)]:
+        seen = given.carried(t_ns, point, here)
         earlier = np.maximum(earlier, np.where(seen.is_known, seen.t_ns - seen.error_ns, 0))
     until = given.carried(deadline_ns, given.sender, here)
     return earlier, np.where(until.is_known, until.t_ns + until.error_ns, UNBOUNDED_NS)

@@ -30,6 +30,11 @@ def moved_sessions(
     return found
 
 
+def are_ports_known(moved: Sequence[tuple[Prepared, Path, str]]) -> bool:
+    """Whether a ring can look at every point of the new paths; else what was read of the new host is older yet."""
+    return all(s.point.device for _, path, _ in moved for s in (*path.forward, *path.returned) if s.is_observed_by_ring)
+
+
 def _places(path: Path) -> list[str]:
     return [s.point.place for s in (*path.forward, *path.returned)]
 

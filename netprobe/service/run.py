@@ -16,7 +16,7 @@ from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest, stop_on_signals
 from netprobe.inject.pacer import SWITCH_INTERVAL_S
 from netprobe.judge.reason import Reason
-from netprobe.model.observations import PartDone, Report
+from netprobe.model.observations import PartDone, Report, Unwatched
 from netprobe.model.points import Point
 from netprobe.model.records import HopBatch
 from netprobe.model.results import SessionResult
@@ -26,7 +26,7 @@ from netprobe.plan.plans import RunPlan
 from netprobe.service.collection import Collection
 from netprobe.service.following import Follower, open_follower
 from netprobe.service.journal import Journal, open_journal
-from netprobe.service.moves import moved_sessions
+from netprobe.service.moves import are_ports_known, moved_sessions
 from netprobe.service.part import Part, PartOrder, open_part, own_points
 from netprobe.service.permits import permit_run, port_source
 from netprobe.service.prepare import PortSource, Prepared, prepare_run
@@ -34,6 +34,9 @@ from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
 
 CHECK_S = 0.1
+PORT_S = 1.0
+"""That a guest has moved is known before its new host's port is; so long is waited for that."""
+
 HERE = "here"
 """The name of the only part of a run in one process."""
 
@@ -218,12 +221,19 @@ async def _follow(state: RunState, part: Part, follower: Follower) -> None:
     while True:
         version, topology = await follower.wait_changed(version)
         noticed_ns = realtime_ns()
+        with trio.move_on_after(PORT_S):
+            while not are_ports_known(moved_sessions(state.prepared, state.epochs, state.topology, topology)):
+                version, topology = await follower.wait_changed(version)
         moved = moved_sessions(state.prepared, state.epochs, state.topology, topology)
         state.topology = topology
         for one, path, because in moved:
             known = set(state.collection.index)
             _begin_epoch(state, one, Epoch(path, noticed_ns, because, noticed_ns))
             state.collection.add_part(HERE, range(len(state.collection.points)), ())
-            part.look_at({i: p for i, p in ring_places(state, [one]).items() if p.place not in known})
+            places = {i: p for i, p in ring_places(state, [one]).items() if p.place not in known}
+            blind = {i: why for i, p in places.items() if (why := topology.unobserved.get(p.id))}
+            for i, why in blind.items():
+                state.collection.take(HERE, Unwatched(i, why))
+            part.look_at({i: p for i, p in places.items() if i not in blind})
             # From now on, not from when it was noticed: what was sent meanwhile was not looked for.
             state.epochs[one.probe.session][-1] = Epoch(path, realtime_ns(), because, noticed_ns)

@@ -10,9 +10,9 @@ from netprobe.collect.domains import ClockMap
 from netprobe.collect.epochs import Epoch, epoch_bounds, epoch_input
 from netprobe.collect.ledger import Fate
 from netprobe.collect.results import leg_result
-from netprobe.collect.session import SessionInput, SessionOutcome, settle_session
+from netprobe.collect.session import BlindWindow, SessionInput, SessionOutcome, settle_session
 from netprobe.judge.reason import Reason
-from netprobe.model.observations import Tally
+from netprobe.model.observations import FOR_EVER_NS, Tally
 from netprobe.model.points import Direction, Leg, Vantage
 from netprobe.model.probes import Flow, Protocol
 from netprobe.model.records import HopBatch
@@ -40,6 +40,13 @@ PROTOCOL_NOTES = {
     Protocol.TCP: ("arrival in the guest is inferred from its answers; a probe without one is unobserved there",),
     Protocol.UDP: (),
 }
+
+
+FOLLOWED_WITHIN_NS = 2_000_000_000
+"""A change of a path is noticed within this time of when it took effect."""
+
+LEADS_APART_NS = 300_000_000
+"""By how much a host's clock may be further ahead than PartRecord.lead_ns says: reports are on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +124,49 @@ def _settle(one: Prepared, epochs: Sequence[Epoch], facts: RunFacts, hops: HopBa
         points = {s.point for s in (*epoch.path.forward, *epoch.path.returned)}
         index = {point.id: collection.index[point.place] for point in points}
         blind = frozenset(name for name, at in index.items() if at in collection.unwatched)
-        mine = replace(epoch_input(given, epoch.path, bounds), point_index=index, unwatched=blind)
+        mine = replace(
+            epoch_input(given, epoch.path, bounds),
+            point_index=index,
+            unwatched=blind,
+            windows=[*given.windows, *_changing(epochs, i, facts)],
+        )
+        mine = replace(mine, hops=_without_other_paths(mine.hops, epochs, i, collection))
         found.append(Settled(one, epoch, i, len(epochs), *bounds, mine.hops, settle_session(mine)))
     return found
+
+
+def _ring_places(epoch: Epoch, collection: Collection) -> dict[int, str]:
+    """The host of each point of a path where a ring looks, by the point's index."""
+    stops = (*epoch.path.forward, *epoch.path.returned)
+    return {collection.index[s.point.place]: s.point.host for s in stops if s.is_observed_by_ring}
+
+
+def _changing(epochs: Sequence[Epoch], i: int, facts: RunFacts) -> list[BlindWindow]:
+    """When silence at a path's points proves nothing, since the path was just changing.
+
+    A probe may have taken the next path before anybody noticed, so that points of this one alone could not see it; and
+    points that this path alone has were not looked at before it began.
+    """
+    here, leads = _ring_places(epochs[i], facts.collection), facts.leads_ns
+    slack_ns = LEADS_APART_NS if leads else 0
+    windows = []
+    if i + 1 < len(epochs):
+        since_ns = epochs[i + 1].noticed_ns - FOLLOWED_WITHIN_NS + facts.plan.tmax_ns  # by when probes are waited for
+        for index in here.keys() - _ring_places(epochs[i + 1], facts.collection).keys():
+            lead_ns = leads.get(here[index], min(leads.values(), default=0))
+            windows.append(BlindWindow(index, since_ns + lead_ns - slack_ns, FOR_EVER_NS))
+    if i:
+        for index in here.keys() - _ring_places(epochs[i - 1], facts.collection).keys():
+            lead_ns = leads.get(here[index], max(leads.values(), default=0))
+            windows.append(BlindWindow(index, 0, epochs[i].from_ns + lead_ns + slack_ns))
+    return windows
+
+
+def _without_other_paths(hops: HopBatch, epochs: Sequence[Epoch], i: int, collection: Collection) -> HopBatch:
+    """Records at points that only other paths of the session have are no forgeries: the path was just changing."""
+    paths = [{collection.index[s.point.place] for s in (*e.path.forward, *e.path.returned)} for e in epochs]
+    others = set().union(*paths) - paths[i]
+    return hops.where(~np.isin(hops.point, np.array(sorted(others), np.uint16))) if others else hops
 
 
 def _left_ns(one: Prepared, facts: RunFacts, hops: HopBatch) -> npt.NDArray[np.int64]:
@@ -275,7 +322,7 @@ def session_result(one: Settled, facts: RunFacts, reason: Reason | None, undone:
         seed=facts.plan.seed,
         tmax_ms=facts.plan.tmax_ns / 1e6,
         schedule=plan.schedule.value,
-        rate_pps=plan.rate_pps,
+        rate_pps=plan.rate_pps if plan.stretch == 1 else plan.mean_pps,
         pacing=collection.sendings[prepared.probe.session].pacing,
         forward=leg_result(outcome.forward),
         returned=leg_result(outcome.returned, is_return=True) if outcome.returned else None,

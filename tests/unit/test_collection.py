@@ -18,6 +18,7 @@ from netprobe.model.records import HopBatch, HopRecord
 from netprobe.plan.paths import build_path
 from netprobe.plan.plans import RunPlan, SessionPlan
 from netprobe.service.collection import Collection
+from netprobe.service.moves import are_ports_known
 from netprobe.service.prepare import prepare_run
 from netprobe.service.settling import RunFacts, settle_run
 
@@ -89,8 +90,8 @@ class Run:
             self.collection.take(name, Watermark(T0 + 60_000 * MS))
             self.collection.take(name, PartDone(why=why))
 
-    def settle(self):
-        facts = RunFacts(self.plan, self.collection, T0 + 60_000 * MS, {})
+    def settle(self, **more):
+        facts = RunFacts(self.plan, self.collection, T0 + 60_000 * MS, {}, **more)
         return settle_run([self.one], {self.session: self.epochs}, facts)
 
 
@@ -161,23 +162,65 @@ def test_an_agent_that_is_not_on_the_way_cannot_make_an_unsent_probe_lost():
     assert settled.outcome.forged == COUNT
 
 
-def test_a_sender_that_told_nothing_does_not_put_all_probes_on_the_first_path():
-    """Its agent died after the guest had moved: what points saw says which path each probe had."""
-    run = Run()
+def moved_run(protocol, at, *, noticed):
+    """vm2 moves to hv1 in truth just before probe `at` leaves; followed before probe `noticed` leaves."""
+    run = Run(protocol)
     moved = replace(run.topology.guest("vm2", "test"), host="hv1")
     backend = replace(moved.chain[1], host="hv1", netns="hv1")
     moved = replace(moved, chain=(moved.chain[0], backend))
-    path = build_path(run.topology, run.one.sender, moved, Vantage.GUEST, Protocol.RAW_UDP)
+    path = build_path(run.topology, run.one.sender, moved, Vantage.GUEST, protocol)
     run.begin(path)
     run.collection.add_part("hv1", [run.collection.index[backend.place]], ())
-    run.epochs.append(Epoch(path, int(run.sent_ns[12]) - MS, "vm2 moved", T0))
-    run.see(run.one.path, range(12))
-    run.see(path, range(12, COUNT))
+    since_ns = int(run.sent_ns[noticed]) - MS
+    run.epochs.append(Epoch(path, since_ns, "vm2 moved", since_ns - MS))
+    run.see(run.one.path, range(at))
+    run.see(path, range(at, noticed), upto=-1)  # vm1's own tap sees all
+    run.see(path, range(noticed, COUNT))
+    return run, path
+
+
+def test_a_sender_that_told_nothing_does_not_put_all_probes_on_the_first_path():
+    """Its agent died after the guest had moved: what points saw says which path each probe had."""
+    run, _ = moved_run(Protocol.RAW_UDP, 12, noticed=12)
     run.end("hv1", "hv2", "fabric", "hv9")
     first, second = run.settle()
     assert (first.first, first.end, second.end) == (0, 12, COUNT)
     assert fates(first) == [Fate.DELIVERED] * 12
     assert fates(second) == [Fate.DELIVERED] * 8
+
+
+def test_what_took_the_new_path_before_it_was_noticed_is_not_lost_on_the_old_one():
+    """Nobody looked for probes 8 to 11 where they went. What the new path's points saw of them is no forgery."""
+    run, path = moved_run(Protocol.RAW_UDP, 8, noticed=12)
+    run.tell_sent()
+    run.record(path.forward[-1], [(11, int(run.sent_ns[11]) + MS)])
+    run.end("hv1", "hv2", "fabric", "hv9")
+    first, second = run.settle()
+    assert fates(first) == [Fate.DELIVERED] * 8 + [Fate.UNOBSERVED] * 4
+    assert fates(second) == [Fate.DELIVERED] * 8
+    assert first.outcome.forged == second.outcome.forged == 0
+
+
+def test_a_point_was_blind_before_it_was_looked_at():
+    """Hosts' clocks are known to some tenths of a second: the first probes of a new path may have met nobody."""
+    run, _ = moved_run(Protocol.RAW_UDP, 8, noticed=8)
+    run.tell_sent()
+    run.end("hv1", "hv2", "fabric", "hv9")
+    since_ns = run.epochs[1].from_ns
+    run.epochs[1] = replace(run.epochs[1], from_ns=since_ns - 40 * MS)  # noted too early by that much
+    _, second = run.settle(leads_ns={"hv1": 0, "hv2": 0})
+    assert (second.first, fates(second)[:4]) == (4, [Fate.UNOBSERVED] * 4)
+    assert fates(second)[4:] == [Fate.DELIVERED] * 12
+
+
+def test_losses_long_before_a_move_are_still_losses():
+    """Only what was sent shortly before the path changed may have gone another way."""
+    run, _ = moved_run(Protocol.RAW_UDP, 4, noticed=12)
+    run.tell_sent()
+    run.end("hv1", "hv2", "fabric", "hv9")
+    run.epochs[1] = replace(run.epochs[1], noticed_ns=int(run.sent_ns[6]) + 2_000 * MS)
+    first, _ = run.settle()
+    assert fates(first)[4:] == [Fate.LOST] * 2 + [Fate.UNOBSERVED] * 6
 
 
 def test_what_a_point_missed_on_the_way_in_and_out_is_added_up():
@@ -207,3 +250,13 @@ def test_a_stateful_reflectors_count_of_earlier_epochs_proves_no_loss():
     stateless = replace(given, answers=replace(answers, reflector_seq=seqs.astype(np.int64)))
     shifted = epoch_input(stateless, Path(()), (first, count)).answers
     assert (shifted.reflector_seq == shifted.seq).all()
+
+
+def test_a_move_is_followed_when_the_new_hosts_port_is_known():
+    """OVN says where a guest is before its new host says by which port; a ring that is opened then looks nowhere."""
+    run = Run()
+    device = run.one.path.forward[-1].point
+    unknown = Stop(replace(device, device=""), Direction.OUT, Stamp.KERNEL_RX)
+    early = Path((*run.one.path.forward[:-1], unknown), run.one.path.returned)
+    assert not are_ports_known([(run.one, early, "moved")])
+    assert are_ports_known([(run.one, run.one.path, "moved")])
