@@ -5,7 +5,8 @@ from pathlib import Path
 
 from netprobe.cli.output import print_json, to_stdout
 from netprobe.errors import HostNotReadyError, NoAnswerError
-from netprobe.show.tables import console, print_document
+from netprobe.show.many import print_result
+from netprobe.show.tables import console
 from netprobe.store.duckdb_file import DEFAULT_PATH, open_store
 
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print_json(document)
             else:
-                print_document(console(), document)
+                print_result(console(), document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HostNotReadyError(
             f"store {path}", f"its newest result cannot be read: {error!r}", advice="see it with --json"

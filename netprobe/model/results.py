@@ -253,7 +253,7 @@ class SessionResult:
     seed: int
     tmax_ms: float
     schedule: str
-    rate_pps: int
+    rate_pps: float
     pacing: Pacing | None
     forward: LegResult
     returned: LegResult | None

@@ -26,7 +26,11 @@ from netprobe.model.results import Pacing
 from netprobe.model.topology import Attachment, Topology
 from netprobe.plan.allowlist import Allowlist
 from netprobe.service.looking import Looker
+from netprobe.service.merging import SendOrder
 from netprobe.service.prepare import Prepared
+
+MAX_PACKET_OUTS = 500
+"""Sessions that send packet-outs at the same time, a thread each."""
 
 LEAD_NS = 20_000_000
 """From the order to the first probe: all senders of a run start together, and none of them late."""
@@ -102,6 +106,7 @@ class Injector:
         self._topology = topology
         self._allowlists = allowlists
         self._stop = threading.Event()
+        self._threads = trio.CapacityLimiter(MAX_PACKET_OUTS)
         self._held: dict[str, list[GuestFrames]] = {}
         self._sending: list[trio.CancelScope] = []
 
@@ -184,37 +189,45 @@ class Injector:
             if len(ports) <= MAX_ABSORBED:
                 await self._agents[one.sender.name].absorb(ports, family=one.plan.family)
 
-    async def send(self, one: Prepared) -> Sent:
-        """Send one session; never raises for a sender that fails on the way."""
-        if self._stop.is_set():
-            return Sent.nothing(one.probe.count, "stopped before it began")
-        try:
-            if one.plan.vantage is Vantage.VSWITCH:
-                return await trio.to_thread.run_sync(self._packet_out, one, abandon_on_cancel=False)
-            with trio.CancelScope() as scope:
-                self._sending.append(scope)
-                return await self._through_agent(one)
-            return Sent.nothing(one.probe.count, f"the agent of {one.sender.name} did not say what it sent")
-        except UsageError:
-            raise
-        except NetprobeError as error:
-            return Sent.nothing(one.probe.count, str(error))
+    async def send(self, order: SendOrder) -> list[Sent]:
+        """Send sessions of one order; never raises for a sender that fails on the way.
 
-    async def _through_agent(self, one: Prepared) -> Sent:
-        agent = self._agents[one.sender.name]
-        block = one.block
+        Returns:
+            What was sent of each.
+        """
+        first, why = order.members[0], "stopped before it began"
+        if not self._stop.is_set():
+            try:
+                if first.plan.vantage is Vantage.VSWITCH:
+                    return [await trio.to_thread.run_sync(self._packet_out, first, limiter=self._threads)]
+                with trio.CancelScope() as scope:
+                    self._sending.append(scope)
+                    return await self._through_agent(order)
+                why = f"the agent of {first.sender.name} did not say what it sent"
+            except UsageError:
+                raise
+            except NetprobeError as error:
+                why = str(error)
+        return [Sent.nothing(one.probe.count, why) for one in order.members]
+
+    async def _through_agent(self, order: SendOrder) -> list[Sent]:
+        agent = self._agents[order.members[0].sender.name]
         before_ns = realtime_ns()
         report = await agent.send(
-            block.frames,
-            block.frames.shape[1],
-            one.due_ns,
-            t1_offset=block.t1_offset,
-            checksum_offset=block.checksum_offset,
+            order.frames,
+            order.frames.shape[1],
+            order.due_ns,
+            t1_offset=order.t1_offset,
+            checksum_offset=order.checksum_offset,
             lead_ns=LEAD_NS,
         )
-        sent = Sent.told(report.times_ns, before_ns + LEAD_NS + one.due_ns, (before_ns, realtime_ns()))
+        window = (before_ns, realtime_ns())
+        planned = order.shares(before_ns + LEAD_NS + order.due_ns)
         pacing = Pacing(report.pacing.p50_ns, report.pacing.p99_ns, report.pacing.max_ns)
-        return replace(sent, pacing=pacing, failure=report.error)
+        return [
+            replace(Sent.told(times, due, window), pacing=pacing, failure=report.error)
+            for times, due in zip(order.shares(report.times_ns), planned, strict=True)
+        ]
 
     def _packet_out(self, one: Prepared) -> Sent:
         host = self._topology.host(one.sender.host)

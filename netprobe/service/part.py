@@ -24,6 +24,7 @@ from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.budget import is_too_full
 from netprobe.service.injecting import Injector, OwnPoint, open_injector
 from netprobe.service.looking import Emit, Looker
+from netprobe.service.merging import SendOrder, orders_of
 from netprobe.service.permits import SwitchDrops
 from netprobe.service.prepare import Prepared
 
@@ -88,12 +89,12 @@ class Part:
             emit: takes the reports.
         """
         async with trio.open_nursery() as senders:
-            for one in self._order.prepared:
-                senders.start_soon(self._send, one, emit)
+            for order in orders_of(self._order.prepared):
+                senders.start_soon(self._send, order, emit)
 
-    async def _send(self, one: Prepared, emit: Emit) -> None:
-        sent = await self._injector.send(one)
-        emit(sent.report(one.probe.session))
+    async def _send(self, order: SendOrder, emit: Emit) -> None:
+        for one, sent in zip(order.members, await self._injector.send(order), strict=True):
+            emit(sent.report(one.probe.session))
 
     async def mind(self, stop: StopRequest) -> None:
         """Stop sending when asked, and never fill a conntrack table on the way (design §6a); until cancelled.

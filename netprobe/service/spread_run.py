@@ -48,6 +48,7 @@ LOST_S = 30.0
 """An agent that was away for so long does not come back in time: its points are unobserved from its last word on."""
 
 LEAD_S = 0.2
+ABANDON_S = 2.0
 CHECK_S = 0.1
 REPORT_LAG_NS = 1_000_000_000
 
@@ -96,7 +97,8 @@ class SpreadRun(KeptRun):
             self.went_ns = realtime_ns()
             self.save()
         except BaseException:
-            await self._abandon()
+            with trio.move_on_after(ABANDON_S, shield=True):
+                await self._abandon()
             raise
         return await self._see_through()
 
@@ -219,9 +221,8 @@ class SpreadRun(KeptRun):
             self.collection.add_part(name, mine, ())
 
     async def _abandon(self) -> None:
-        with trio.move_on_after(2, shield=True):
-            for name in self.parts:
-                await self._tell(name, "part.finish", "the run was given up")
+        for name in self.parts:
+            await self._tell(name, "part.finish", "the run was given up")
 
     async def _see_through(self) -> Json:
         """From the first probe to the result; the collector may be killed anywhere in here."""
