@@ -6,12 +6,14 @@ only when every observer truly looks. A run that is spread over hosts is service
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
 from netprobe.collect.epochs import Epoch
+from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest, stop_on_signals
 from netprobe.inject.pacer import SWITCH_INTERVAL_S
@@ -100,9 +102,26 @@ async def run_plan(
     try:
         with stop_on_signals() as stop:
             async with open_follower(topology, state_file=state_file) as follower:
+                _check_present(plan, topology, follower.topology)
                 return await _run(plan, follower, stop, progress)
     finally:
         sys.setswitchinterval(before)
+
+
+def _check_present(plan: RunPlan, before: Topology, now: Topology) -> None:
+    """A guest that was written down, and that no database knows any more, is not a misspelt name."""
+    for session in plan.sessions:
+        for name in (session.src, session.dst):
+            try:
+                now.guest(name, "run")
+            except UsageError:
+                with suppress(UsageError):
+                    gone = before.guest(name, "run").name
+                    raise HostNotReadyError(
+                        f"port of {gone}",
+                        "is bound on no host at present",
+                        advice="is the guest still there? `netprobe lab status` tells",
+                    ) from None
 
 
 async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: Progress) -> RunOutcome:
