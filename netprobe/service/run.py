@@ -19,6 +19,7 @@ from netprobe.host.signals import StopRequest, stop_on_signals
 from netprobe.inject.pacer import SWITCH_INTERVAL_S
 from netprobe.judge.reason import Reason
 from netprobe.model.observations import PartDone, Report, Unwatched
+from netprobe.model.points import Path as ProbePath
 from netprobe.model.points import Point
 from netprobe.model.records import HopBatch
 from netprobe.model.results import SessionResult
@@ -52,6 +53,7 @@ class RunState:
     Attributes:
         epochs: the paths of each session, in order of time.
         topology: as it is now.
+        journal: what the run leaves in switches, None before it is opened.
     """
 
     plan: RunPlan
@@ -61,6 +63,7 @@ class RunState:
     stop: StopRequest
     started_ns: int
     epochs: dict[int, list[Epoch]] = field(default_factory=dict)
+    journal: Journal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: P
     collection = Collection(one.probe for one in prepared)
     state = RunState(plan, prepared, topology, collection, stop, started_ns)
     with open_journal(prepared, topology) as journal:
+        state.journal = journal
         counters = await _look_and_send(state, follower, allowlists, progress)
         facts = RunFacts(plan, collection, realtime_ns(), counters, stale=state.topology.stale)
         settled = settle_run(prepared, state.epochs, facts)
@@ -246,6 +250,7 @@ async def _follow(state: RunState, part: Part, follower: Follower) -> None:
         moved = moved_sessions(state.prepared, state.epochs, state.topology, topology)
         state.topology = topology
         for one, path, because in moved:
+            _write_down(state, one, path)
             known = set(state.collection.index)
             _begin_epoch(state, one, Epoch(path, noticed_ns, because, noticed_ns))
             state.collection.add_part(HERE, range(len(state.collection.points)), ())
@@ -256,3 +261,10 @@ async def _follow(state: RunState, part: Part, follower: Follower) -> None:
             part.look_at({i: p for i, p in places.items() if i not in blind})
             # From now on, not from when it was noticed: what was sent meanwhile was not looked for.
             state.epochs[one.probe.session][-1] = Epoch(path, realtime_ns(), because, noticed_ns)
+
+
+def _write_down(state: RunState, one: Prepared, path: ProbePath) -> None:
+    """Connections of a session that goes another way have entries on that way's hosts too."""
+    assert state.journal is not None
+    new = {s.point.host for s in (*path.forward, *path.returned)} - one.hosts
+    state.journal.add_probe(one.probe, (h for h in state.topology.hosts if h.name in new))

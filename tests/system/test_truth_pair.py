@@ -11,8 +11,11 @@ import pytest
 from support.truth_checks import COUNT, MS, US, check_fault, first_arrivals, log_of, probe, run
 from support.waiting import until
 
+from netprobe.host.conntrack import Conntrack
+from netprobe.host.unixctl import UnixctlClient
 from netprobe.lab import control
 from netprobe.model.points import Vantage
+from netprobe.service.discovery import read_topology
 
 pytestmark = pytest.mark.system
 
@@ -172,3 +175,25 @@ def test_a_guest_that_moves_takes_its_paths_along(warm):
     new = list(first_arrivals(outcome, "vm2.backend@hv1")[0].values())
     assert min(new) - max(old) < 2_000 * MS
     assert second.forward.delivered > 0.9 * second.forward.planned
+
+
+def test_a_guest_that_moves_leaves_no_connections_of_ours_behind(warm):
+    """vm1 and vm3 are on hv1 until vm3 goes to hv2: entries that probes made there are removed, too."""
+    guests = {a.name: a for a in read_topology().attachments}
+    ends = {guests["vm1"].ipv4, guests["vm3"].ipv4}
+    began = threading.Event()
+
+    def move():
+        began.wait()
+        control.move("vm3", "hv2")
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    outcome = run(probe(dst="vm3", count=1_500, rate_pps=500), progress=lambda _: began.set())
+    mover.join()
+    assert len(outcome.results) == 2
+    assert outcome.results[1].forward.delivered > 0
+    for host in read_topology().hosts:
+        with UnixctlClient(host.ovs_rundir) as unixctl:
+            entries = Conntrack(unixctl).dump().entries
+        assert not [e for e in entries if {e.original.src, e.original.dst} == ends]
