@@ -8,7 +8,7 @@ import trio
 
 from netprobe.cli.running import FINE, NO, NO_ANSWER, print_outcome, telling, worst
 from netprobe.cli.serve import place
-from netprobe.errors import UsageError
+from netprobe.errors import NoAnswerError, UsageError
 from netprobe.host.tls import Credentials
 from netprobe.plan.fields import parse_ratio
 from netprobe.service.operator import OperatorConfig, run_remotely
@@ -37,6 +37,8 @@ def execute_remotely(args: argparse.Namespace) -> int:
     credentials = Credentials.in_folder(Path(args.pki), args.operator)
     config = OperatorConfig(args.operator, place(args.collector, "--collector"), credentials)
     document = trio.run(run_remotely, config, text, str(path), telling())
-    print_outcome(args, {**document, "stored": True})
-    sessions: Any = document["sessions"]
+    sessions: Any = document.get("sessions")
+    if sessions is None:
+        raise NoAnswerError(f"run {document.get('run')}", f"was given up: {document.get('error')}")
+    print_outcome(args, document)
     return worst(code_of(session, max_loss) for session in sessions)

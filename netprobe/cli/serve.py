@@ -42,16 +42,18 @@ def _where(args: argparse.Namespace) -> tuple[Topology, Path | None]:
     return read_topology(), state_path()
 
 
-def _keeper(args: argparse.Namespace) -> Callable[[SpreadRun], None]:
+def _keeper(args: argparse.Namespace) -> Callable[[SpreadRun], bool]:
     store = Path(args.store) if args.store else DEFAULT_PATH
 
-    def keep(run: SpreadRun) -> None:
+    def keep(run: SpreadRun) -> bool:
         if args.no_store:
-            return
+            return False
         try:
             keep_spread_run(run, store)
         except NetprobeError as error:
             say(f"netprobe serve: run {run.run} was not stored: {error}")
+            return False
+        return True
 
     return keep
 

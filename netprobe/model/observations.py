@@ -103,7 +103,10 @@ class Blind:
 
 @dataclass(frozen=True, slots=True)
 class Unwatched:
-    """A point at which nobody looks, from the beginning (`since_ns` 0) or from then on."""
+    """A point at which nobody looks, from the beginning (`since_ns` 0) or from then on.
+
+    With an empty `why` the opposite: from `since_ns` on somebody looks at it again (a guest came back).
+    """
 
     point: int
     why: str
@@ -161,6 +164,10 @@ class Watermark:
 
     until_ns: int
     steps: int = 0
+
+
+HOST_STOPPED = "host_stopped"
+"""Counter of a part that its own host ended, for the sake of what tenants share."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,19 @@ def check_rate(due_ns: Sequence[int], cap_pps: float, where: str) -> None:
             allowed=f"{cap_pps:g} packets/s",
             advice="send more slowly, or raise the cap in the host's allowlist",
         )
+    check_burst(due_ns, where)
+
+
+def check_burst(due_ns: Sequence[int], where: str) -> None:
+    """Refuse a schedule that bursts.
+
+    Args:
+        due_ns: planned times, not decreasing, ns.
+        where: whose, for the error.
+
+    Raises:
+        RefusedError: more than MAX_BURST in BURST_WINDOW_NS.
+    """
     if (burst := _most_within(due_ns, BURST_WINDOW_NS)) > MAX_BURST:
         raise RefusedError(
             where,

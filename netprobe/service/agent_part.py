@@ -5,7 +5,7 @@ goes on when the collector is away, and ends by itself at the latest when its ti
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path as FilePath
@@ -18,16 +18,18 @@ from netprobe.host.clock import HostClock, realtime_ns
 from netprobe.host.ovsdb import LocalPort, local_ports
 from netprobe.host.signals import StopRequest
 from netprobe.inject.templates import build_template
-from netprobe.model.observations import Hops, PartDone, Report, SentReport
+from netprobe.model.observations import HOST_STOPPED, Hops, PartDone, Report, SentReport
 from netprobe.model.points import Path, Point, PointKind, Vantage
 from netprobe.model.probes import ProbeSession, Protocol
 from netprobe.model.topology import Attachment, Host, Topology
+from netprobe.plan.allowlist import Allowlist
+from netprobe.plan.budget import PORT_BLOCK
 from netprobe.plan.plans import MAX_RATE_PPS, Schedule, SessionPlan
 from netprobe.plan.schedule import session_due_ns
 from netprobe.service.injecting import OwnPoint
 from netprobe.service.journal import open_journal
 from netprobe.service.part import Part, PartOrder, open_part
-from netprobe.service.permits import permit_run
+from netprobe.service.permits import check_room, permit_run
 from netprobe.service.prepare import Prepared
 from netprobe.service.shown import shown_report
 from netprobe.wire.blocks import MAX_BLOCK_BYTES, encode_reports, size_of
@@ -176,9 +178,16 @@ class AgentPart:
         spec: the order.
         local: this host.
         keep: takes blocks.
+        others: the parts of this host, this one among them.
     """
 
-    def __init__(self, spec: PartSpec, local: LocalHost, keep: KeepBlock) -> None:
+    def __init__(
+        self,
+        spec: PartSpec,
+        local: LocalHost,
+        keep: KeepBlock,
+        others: Callable[[], Iterable["AgentPart"]] = tuple,
+    ) -> None:
         self.spec = spec
         self.state = "opening"
         self.is_looking = trio.Event()
@@ -187,12 +196,15 @@ class AgentPart:
         self.stop = StopRequest()
         self._go = trio.Event()
         self._finish = trio.Event()
+        self.prepared: tuple[Prepared, ...] = ()
+        self._others = others
         self._local = local
         self._keep = keep
         self._pending: list[Report] = []
         self._pending_bytes = 0
         self._since_ns = realtime_ns()
         self._part: Part | None = None
+        self._is_ended_by_collector = False
 
     def go(self) -> None:
         """Send now."""
@@ -201,6 +213,7 @@ class AgentPart:
     def finish(self, why: str = "") -> None:
         """No probe is awaited any more: stop what still sends, report the rest and end."""
         if why:
+            self._is_ended_by_collector = True
             self.stop.ask(why)
         self._go.set()
         self._finish.set()
@@ -251,8 +264,12 @@ class AgentPart:
         allowlists = {}
         if order.prepared:
             allowlists = await trio.to_thread.run_sync(permit_run, order.prepared, topology, realtime_ns())
+        self._check_packet_outs(order.prepared, allowlists)
+        self.prepared = order.prepared
         mine = {one.probe.session for one in order.prepared}
-        passing = [probe for probe in order.probes if probe.session not in mine] if self._local.host.ovs_rundir else []
+        others = [probe for probe in order.probes if probe.session not in mine]
+        await trio.to_thread.run_sync(check_room, others, self._local.host)
+        passing = [probe for probe in others if is_of_our_ports(probe)]
         with open_journal(order.prepared, topology, passing) as journal:
             async with open_part(order, topology, allowlists, self.emit, self.stop) as part:
                 self._part = part
@@ -264,7 +281,29 @@ class AgentPart:
                 self._part = None
                 counters = await part.finish()
         counters |= {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept}
+        if self.stop.asked() and not self._is_ended_by_collector:
+            counters[HOST_STOPPED] = 1
         self._emit_end(counters, self.stop.why)
+
+    def _check_packet_outs(self, prepared: Sequence[Prepared], allowlists: Mapping[str, Allowlist]) -> None:
+        """Packet-out is capped a bridge, however many runs share it. Raises RefusedError."""
+        wanted = sum(one.plan.mean_pps for one in prepared if not one.is_sent_by_agent)
+        running = sum(
+            one.plan.mean_pps
+            for other in self._others()
+            if other is not self and not other.ended.is_set()
+            for one in other.prepared
+            if not one.is_sent_by_agent
+        )
+        for allowlist in allowlists.values():
+            cap = allowlist.cap_pps(Vantage.VSWITCH)
+            if wanted and wanted + running > cap:
+                raise RefusedError(
+                    f"packet-out on {self._local.host.name}",
+                    f"{wanted:g} packets/s, beside {running:g} of other runs",
+                    allowed=f"{cap:g} packets/s together",
+                    advice="wait until they are over, or raise the cap in the host's allowlist",
+                )
 
     async def _work(self, part: Part) -> None:
         async with trio.open_nursery() as nursery:
@@ -327,3 +366,13 @@ def _pieces(report: Report) -> Iterable[Report]:
             )
     else:
         yield report
+
+
+def is_of_our_ports(probe: ProbeSession) -> bool:
+    """Whether a session of others can only be netprobe's own, by its ports: then its entries here may be deleted.
+
+    A collector could describe a tenant's connection as a session that passes; its entry must stay.
+    """
+    first, last = PORT_BLOCK
+    ports = probe.src_ports or (probe.type_p.src_port,)
+    return probe.type_p.protocol is not Protocol.ICMP and all(first <= port <= last for port in ports)

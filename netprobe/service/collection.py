@@ -240,7 +240,10 @@ class Collection:
         if report.end_ns < FOR_EVER_NS:
             self.overflowed[report.point] = report.why
         windows = self._windows.setdefault(part, [])
-        windows.append(BlindWindow(report.point, report.start_ns, report.end_ns))
+        window = BlindWindow(report.point, report.start_ns, report.end_ns)
+        if window in windows[-16:] or (report.end_ns >= FOR_EVER_NS and window in windows):
+            return  # said again
+        windows.append(window)
         if len(windows) > MAX_WINDOWS:  # wider is never wrong, only less sharp
             merged: dict[int, BlindWindow] = {}
             for w in windows:
@@ -248,13 +251,28 @@ class Collection:
                 merged[w.point] = BlindWindow(w.point, min(m.start_ns, w.start_ns), max(m.end_ns, w.end_ns))
             self._windows[part] = list(merged.values())
 
-    def _take_unwatched(self, _part: str, record: PartRecord, report: Unwatched) -> None:
+    def _take_unwatched(self, part: str, record: PartRecord, report: Unwatched) -> None:
         if report.point not in record.points:
             record.refused["points"] += 1
+        elif not report.why:
+            self._look_again(part, report)
         elif report.since_ns:
             self.unwatched_since[report.point] = report.why
         else:
             self.unwatched[report.point] = report.why
+
+    def _look_again(self, part: str, report: Unwatched) -> None:
+        """From now on somebody looks at a point again, or for the first time; what was before stays unseen."""
+        windows = self._windows.setdefault(part, [])
+        ended = [
+            BlindWindow(w.point, w.start_ns, report.since_ns)
+            if w.point == report.point and w.end_ns >= FOR_EVER_NS
+            else w
+            for w in windows
+        ]
+        if self.unwatched.pop(report.point, None) is not None:
+            ended.append(BlindWindow(report.point, 0, report.since_ns))
+        self._windows[part] = ended
 
     def _take_sent(self, _part: str, record: PartRecord, report: SentReport) -> None:
         sending = self.sendings.get(report.session)

@@ -67,7 +67,7 @@ class CollectorConfig:
         folder: where runs are kept.
         topology: what was written down: hosts, OVN's databases; agents and databases say the rest.
         state_file: where it was read from, to be read again when it changes; None for nowhere.
-        keep: takes a run's outcome into the store.
+        keep: takes a run's outcome into the store; says whether it is there.
     """
 
     listen: tuple[str, int]
@@ -75,7 +75,7 @@ class CollectorConfig:
     folder: Path
     topology: Topology
     state_file: Path | None
-    keep: Callable[[SpreadRun], None] = lambda _run: None
+    keep: Callable[[SpreadRun], bool] = lambda _run: False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -275,7 +275,7 @@ class Collector:
                 except NetprobeError as error:  # nothing of it is acknowledged; agents keep it
                     self._count("commits_failed")
                     self._say(f"run {entry.run.run} cannot be kept: {error}")
-                    entry.run.reopen_log()
+                    entry.run.give_up_log()
 
     async def _commit(self, run: SpreadRun) -> None:
         log = run.log
@@ -334,7 +334,7 @@ class Collector:
         try:
             entry.document = await how()  # type: ignore[misc]
             assert entry.document is not None
-            await trio.to_thread.run_sync(self._config.keep, run)
+            entry.document["stored"] = await trio.to_thread.run_sync(self._config.keep, run)
             run.folder.finish(entry.document)
         except NetprobeError as error:
             entry.failure = error
@@ -362,6 +362,7 @@ class Collector:
         compiled = compile_plan(parse_plan(asked.plan, asked.where), topology)
         run_id = secrets.token_hex(8)
         run = SpreadRun(RunFolder(self._config.folder / run_id), compiled.plan, topology, agents=self._agents)
+        run.latest = lambda: self._follower.topology if self._follower is not None else topology
         run.others = [entry.run for entry in self._runs.values() if not entry.over.is_set()]
         run.extras = {"mesh": [report.to_json() for report in compiled.meshes]}
         entry = self._runs[run_id] = RunEntry(run, trio.Event())

@@ -184,7 +184,9 @@ class HostAgent:
             running = sum(1 for p in self._parts.values() if not p.ended.is_set())
             if running >= MAX_PARTS:
                 raise RefusedError(f"run {spec.run}", f"{running} runs are under way", allowed=f"up to {MAX_PARTS}")
-            part = self._parts[spec.run] = AgentPart(spec, self._config.local, self._keeper(spec.run))
+            part = self._parts[spec.run] = AgentPart(
+                spec, self._config.local, self._keeper(spec.run), self._parts.values
+            )
             self._nursery.start_soon(self._carry_out, part)
             self._nursery.start_soon(self._exchange_for, part)
         await part.is_looking.wait()

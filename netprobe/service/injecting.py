@@ -106,6 +106,7 @@ class Injector:
         self._topology = topology
         self._allowlists = allowlists
         self._stop = threading.Event()
+        self._ended: dict[int, str] = {}
         self._threads = trio.CapacityLimiter(MAX_PACKET_OUTS)
         self._held: dict[str, list[GuestFrames]] = {}
         self._sending: list[trio.CancelScope] = []
@@ -113,6 +114,10 @@ class Injector:
     def halt(self) -> None:
         """No packet-out goes any more, whatever becomes of the tasks around."""
         self._stop.set()
+
+    def stop_session(self, session: int, why: str) -> None:
+        """No packet-out of one session goes any more."""
+        self._ended.setdefault(session, why)
 
     async def stop(self) -> None:
         """Send nothing more; what was sent until now is still told."""
@@ -230,19 +235,22 @@ class Injector:
         ]
 
     def _packet_out(self, one: Prepared) -> Sent:
-        host = self._topology.host(one.sender.host)
+        host, session = self._topology.host(one.sender.host), one.probe.session
+
+        def is_stopped() -> bool:
+            return self._stop.is_set() or session in self._ended
+
         with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
             due = one.due_ns + time.monotonic_ns() + LEAD_NS
             cap = self._allowlists[host.name].cap_pps(Vantage.VSWITCH)
-            done = send_packet_outs(
-                client, one.block.frames, one.sender.ofport, due, cap_pps=cap, stopped=self._stop.is_set
-            )
+            done = send_packet_outs(client, one.block.frames, one.sender.ofport, due, cap_pps=cap, stopped=is_stopped)
         times = done.times_ns.copy()
         if done.unconfirmed:
             # No barrier says that the switch took these; those that some point sees count as sent all the same.
             times[np.flatnonzero(times)[-done.unconfirmed :]] = 0
         pacing = Pacing(done.pacing.p50_ns, done.pacing.p99_ns, done.pacing.max_ns)
-        return Sent(times, times, pacing, failure=str(done.failure) if done.failure else "")
+        failure = str(done.failure) if done.failure else self._ended.get(session, "")
+        return Sent(times, times, pacing, failure=failure)
 
 
 SNAP_BYTES = 2_048

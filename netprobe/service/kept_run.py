@@ -4,14 +4,13 @@ A block is on the disk before it is acknowledged, and what it says is in the col
 reads both again. How the run goes is service.spread_run's, above; the files are service.run_files'.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 
 from netprobe.collect.epochs import Epoch
-from netprobe.errors import HostNotReadyError, NetprobeError, WireError
+from netprobe.errors import HostNotReadyError, WireError
 from netprobe.host.block_log import BlockLog, LoggedBlock, Outcome, Source
 from netprobe.host.clock import realtime_ns
 from netprobe.model.observations import FOR_EVER_NS, Blind
@@ -81,6 +80,7 @@ class KeptRun:
         log: its blocks; None before there are any, and when it is over.
         refused: what agents delivered and may not, or lost, by kind.
         is_settling: nothing that comes now counts any more.
+        is_broken: the disk failed.
     """
 
     folder: RunFolder
@@ -97,6 +97,7 @@ class KeptRun:
     log: BlockLog | None = None
     refused: dict[str, int] = field(default_factory=dict)
     is_settling: bool = False
+    is_broken: bool = False
 
     @property
     def run(self) -> str:
@@ -134,6 +135,8 @@ class KeptRun:
         if part is None or self.log is None or self.is_settling or part.key != source:
             self._refuse("blocks_of_no_part")
             return Taken.UNWANTED
+        if self.is_broken:
+            return Taken.IMPOSSIBLE
         outcome = self.log.append(source, number, octets).outcome
         if outcome is Outcome.NEW:
             self._apply(part, octets, realtime_ns())
@@ -145,6 +148,8 @@ class KeptRun:
         if part is None or self.log is None or self.is_settling or part.key != source:
             self._refuse("blocks_of_no_part")
             return Taken.UNWANTED
+        if self.is_broken:
+            return Taken.IMPOSSIBLE
         outcome = self.log.append_shed(source, first, end, span_ns).outcome
         if outcome is Outcome.NEW:
             self._apply_shed(part, end - first, span_ns)
@@ -160,13 +165,9 @@ class KeptRun:
         part = self.parts.get(agent)
         return self.log.durable(part.key) if self.log is not None and part is not None else 0
 
-    def reopen_log(self) -> None:
-        """After the disk failed: what it really has. The run goes on with what is known already."""
-        if self.log is not None:
-            self.log.close()
-            self.log = None
-        with suppress(NetprobeError):
-            self.log = BlockLog.open(self.folder.blocks)
+    def give_up_log(self) -> None:
+        """The disk failed: nothing more is taken, so that agents keep what was not acknowledged."""
+        self.is_broken = True
 
     def _refuse(self, what: str) -> None:
         self.refused[what] = self.refused.get(what, 0) + 1

@@ -13,7 +13,7 @@ import trio
 from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
 from netprobe.host.guest_agent import GuestFrames
-from netprobe.model.observations import Blind, Contexts, Report, Tallies, Tally, Unwatched, Watermark
+from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Report, Tallies, Tally, Unwatched, Watermark
 from netprobe.model.points import Point, PointKind
 from netprobe.model.probes import ProbeSession
 from netprobe.observe.observer import Decoding, Observer
@@ -53,29 +53,59 @@ class Looker:
         self._decodings: dict[int, Decoding] = {}
         self._told: dict[int, int] = {}
         self._tallied: dict[int, str] = {}
+        self._once: list[Blind | Unwatched] = []
 
-    def open_rings(self, places: Mapping[int, Point], stack: ExitStack, blind: Mapping[str, str] = NOBODY) -> None:
+    def open_rings(
+        self, places: Mapping[int, Point], stack: ExitStack, blind: Mapping[str, str] = NOBODY
+    ) -> dict[int, Point]:
         """Open a ring on each point that has a device; of one that has none it is said that nobody looks.
 
         Args:
             places: points by their index in the run.
             stack: closes them.
             blind: why no ring can see what passes a point, by its id (Topology.unobserved).
+
+        Returns:
+            The points whose device is not there; it may yet come.
         """
+        missing = {}
         for index, point in places.items():
             if point.id in blind:
-                self._emit(Unwatched(index, blind[point.id]))
-                continue
-            is_underlay = point.kind in UNDERLAY
-            decoding = self._decodings[index] = Decoding(index, self._decoder, self._dscp, tunnels=is_underlay)
-            program = self._underlay_program if is_underlay else self.program
-            try:
-                observer = Observer(point, program, decoding)
-            except HostNotReadyError as error:
-                self._emit(Unwatched(index, str(error)))
-                continue
-            stack.callback(observer.close)
-            self._observers.append(observer)
+                self._say_once(Unwatched(index, blind[point.id]))
+            elif not self._is_looking_at(index) and not self._open_ring(index, point, stack):
+                missing[index] = point
+        return missing
+
+    def _is_looking_at(self, index: int) -> bool:
+        return any(o.decoding.point == index and not o.failure for o in self._observers)
+
+    def _open_ring(self, index: int, point: Point, stack: ExitStack) -> bool:
+        is_underlay = point.kind in UNDERLAY
+        is_again = index in self._decodings
+        if not is_again:
+            self._decodings[index] = Decoding(index, self._decoder, self._dscp, tunnels=is_underlay)
+        program = self._underlay_program if is_underlay else self.program
+        try:
+            observer = Observer(point, program, self._decodings[index])
+        except HostNotReadyError as error:
+            if not is_again:  # otherwise it was said when the ring failed, and until when it had looked
+                self._say_once(Unwatched(index, str(error)))
+            return False
+        stack.callback(observer.close)
+        self._observers.append(observer)
+        if is_again:  # a guest that went away has come back
+            self._once = [r for r in self._once if r.point != index]
+            self._emit(Unwatched(index, "", realtime_ns()))
+        return True
+
+    def _say_once(self, report: Blind | Unwatched) -> None:
+        """What is said once is said again at the end: a block of an agent may have been lost."""
+        self._once.append(report)
+        self._emit(report)
+
+    def repeat(self) -> None:
+        """Say again where nobody looks."""
+        self._tell(list(self._once))
 
     def decoding(self, point: int, only_answers_of: frozenset[int] | None = None) -> Decoding:
         """Where frames of a point go."""
@@ -98,6 +128,9 @@ class Looker:
 
     def _tell(self, reports: Iterable[Report]) -> None:
         for report in reports:
+            is_for_ever = isinstance(report, Unwatched) or (isinstance(report, Blind) and report.end_ns >= FOR_EVER_NS)
+            if is_for_ever and report not in self._once:
+                self._once.append(report)  # type: ignore[arg-type]
             self._emit(report)
 
     def take_agent_frames(self, point: int, batches: Sequence[GuestFrames]) -> None:

@@ -14,6 +14,7 @@ import trio
 from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.conntrack import Conntrack
+from netprobe.host.ovsdb import bound_ports
 from netprobe.host.signals import StopRequest
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.model.points import Point
@@ -35,6 +36,11 @@ CHECK_S = 0.1
 """How often a stop request, the clock and a shared table are looked at."""
 
 CHECKS_A_TABLE = 5  # the table is asked every fifth time
+CHECKS_A_PORT = 2
+
+DEVICE_TRY_S = 0.05
+DEVICE_TRIES = 60
+"""How often, and how many times, a device is looked for that a guest has been said to come with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +84,21 @@ class Part:
         self._rings = ExitStack()
 
     def look_at(self, places: Mapping[int, Point]) -> None:
-        """Open rings on more points: a guest came to this host."""
-        self._looker.open_rings(places, self._rings, self._topology.unobserved)
+        """Open rings on more points: a guest came to this host. Its device may follow the news of it."""
+        if missing := self._open_rings(places):
+            self._readers.start_soon(self._look_when_there, missing)
+
+    def _open_rings(self, places: Mapping[int, Point]) -> dict[int, Point]:
+        missing = self._looker.open_rings(places, self._rings, self._topology.unobserved)
         self._looker.read_rings(self._readers)
+        return missing
+
+    async def _look_when_there(self, missing: Mapping[int, Point]) -> None:
+        for _ in range(DEVICE_TRIES):
+            await trio.sleep(DEVICE_TRY_S)
+            missing = self._open_rings(missing)
+            if not missing:
+                return
 
     async def send(self, emit: Emit) -> None:
         """Send all sessions; returns when every sender is done, or was stopped. Reports what was sent of each.
@@ -108,6 +126,8 @@ class Part:
                 await trio.sleep(CHECK_S)
                 self._looker.steps.check()
                 checks += 1
+                if checks % CHECKS_A_PORT == 0:
+                    await self._look_at_ports()
                 if checks % CHECKS_A_TABLE == 0:
                     await self._look_at_tables(stop)
             while True:  # a sender may not have begun when it is first told
@@ -115,6 +135,20 @@ class Part:
                 await trio.sleep(CHECK_S)
         finally:
             self._injector.halt()  # at once, also on the way out of an error: a sending thread is waited for
+
+    async def _look_at_ports(self) -> None:
+        """Packets are injected only while the port is bound on this host (design §6a): its number may be another's."""
+        for host in self._minded:
+            played = [one for one in self._order.prepared if not one.is_sent_by_agent and one.sender.host == host.name]
+            if not played:
+                continue
+            try:
+                ports = await trio.to_thread.run_sync(bound_ports, host.ovs_rundir)
+            except HostNotReadyError:
+                continue  # a dead switch takes no packet either
+            for one in played:
+                if ports.get(one.sender.iface_id) != one.sender.ofport:
+                    self._injector.stop_session(one.probe.session, f"the port of {one.sender.name} left {host.name}")
 
     async def _look_at_tables(self, stop: StopRequest) -> None:
         for host in self._minded:
@@ -134,6 +168,7 @@ class Part:
         await trio.sleep(SETTLE_S)  # what the rings still gather
         shed = await self._injector.finish(self._looker, self._order.own, self._since_ns)
         self._looker.flush()
+        self._looker.repeat()
         dropped = await trio.to_thread.run_sync(self._drops.since_then)
         return {"agent_shed": shed, "port_dropped": dropped}
 

@@ -28,7 +28,7 @@ from netprobe.model.points import Vantage
 from netprobe.model.probes import Flow, IPAddress, ProbeSession, Protocol
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.plan.allowlist import Allowlist, Order
-from netprobe.plan.budget import Demand, check_conntrack, check_rate
+from netprobe.plan.budget import Demand, check_burst, check_conntrack, check_rate
 from netprobe.plan.plans import SessionPlan
 from netprobe.plan.port_ledger import flow_key
 from netprobe.service.discovery import base_dir
@@ -176,6 +176,29 @@ def check_tuples(prepared: Sequence[Prepared], topology: Topology, *, ours: froz
     check_conntrack(demands, rooms)
 
 
+def check_room(probes: Sequence[ProbeSession], host: Host) -> None:
+    """Room enough on a host for the entries of sessions that only pass it.
+
+    Raises:
+        RefusedError: its table is too full for that.
+        HostNotReadyError: its switch does not answer.
+    """
+    if not probes or not host.ovs_rundir:
+        return
+    zones = 1 if host.zone is not None else ZONES_A_HOST
+    entries = sum(len(own_tuples(probe)) for probe in probes) * zones
+    with UnixctlClient(host.ovs_rundir) as unixctl:
+        check_conntrack([Demand(host.name, host.zone, entries)], {host.name: Conntrack(unixctl).use()})
+
+
+def _check_bursts(prepared: Sequence[Prepared]) -> None:
+    """No burst into a vswitch, however many sessions begin at one instant (design §6a)."""
+    for name in {one.sender.host for one in prepared}:
+        here = [one.due_ns for one in prepared if one.sender.host == name]
+        if len(here) > 1:
+            check_burst(np.sort(np.concatenate(here)).tolist(), f"all sessions from {name}")
+
+
 def _check_bridges(prepared: Sequence[Prepared], lists: dict[str, Allowlist]) -> None:
     """Packet-out is capped a bridge, however many sessions share it."""
     for name, allowlist in lists.items():
@@ -213,6 +236,7 @@ def permit_run(prepared: Sequence[Prepared], topology: Topology, now_ns: int) ->
         allowlist.check(order)
         check_rate(one.due_ns.tolist(), allowlist.cap_pps(one.plan.vantage), f"session {one.plan.name}")
     _check_bridges(prepared, lists)
+    _check_bursts(prepared)
     _check_bound(prepared, topology)
     _check_mtu(prepared, topology)
     check_tuples(prepared, topology)

@@ -5,7 +5,7 @@ Nothing is injected here. service.permits says whether the host allows it; servi
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 import numpy as np
@@ -26,6 +26,8 @@ from netprobe.wire.mark import min_frame_size
 
 MAX_ORDER_BYTES = MAX_MESSAGE_BYTES // 2
 DUE_BYTES = 8
+STAGGER_NS = 50_000
+"""Sessions begin one after the other: a hundred of them at one instant would be a burst into the vswitch."""
 
 PortSource = Callable[[Attachment, IPAddress, SessionPlan, int], Sequence[int]]
 """(sender, destination address, session, how many) -> source ports that nobody uses."""
@@ -201,7 +203,13 @@ def prepare_run(plan: RunPlan, topology: Topology, port_source: PortSource) -> t
     """All sessions of a run; their numbers are random, so that a record of an earlier run is recognised as stale."""
     first = secrets.randbits(32)
     return tuple(
-        prepare_session(session, topology, seed=plan.seed + i, session=(first + i) % (1 << 32), port_source=port_source)
+        prepare_session(
+            replace(session, start_ns=session.start_ns + i * STAGGER_NS),
+            topology,
+            seed=plan.seed + i,
+            session=(first + i) % (1 << 32),
+            port_source=port_source,
+        )
         for i, session in enumerate(plan.sessions)
     )
 

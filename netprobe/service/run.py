@@ -251,10 +251,9 @@ async def _follow(state: RunState, part: Part, follower: Follower) -> None:
         state.topology = topology
         for one, path, because in moved:
             _write_down(state, one, path)
-            known = set(state.collection.index)
             _begin_epoch(state, one, Epoch(path, noticed_ns, because, noticed_ns))
             state.collection.add_part(HERE, range(len(state.collection.points)), ())
-            places = {i: p for i, p in ring_places(state, [one]).items() if p.place not in known}
+            places = ring_places(state, [one])
             blind = {i: why for i, p in places.items() if (why := topology.unobserved.get(p.id))}
             for i, why in blind.items():
                 state.collection.take(HERE, Unwatched(i, why))

@@ -5,7 +5,7 @@ report is in the block log before it is acknowledged, and a collector that was k
 is lost makes its points unobserved from its last word on; that is never called loss.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 import trio
 
 from netprobe.collect.epochs import Epoch
-from netprobe.errors import NetprobeError
+from netprobe.errors import HostNotReadyError, NetprobeError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
 from netprobe.judge.reason import Reason
-from netprobe.model.observations import FOR_EVER_NS, PartDone
+from netprobe.model.observations import FOR_EVER_NS, HOST_STOPPED, PartDone
+from netprobe.model.points import Path
 from netprobe.model.results import Json, SessionResult
 from netprobe.model.topology import Host, Topology
 from netprobe.plan.allowlist import Allowlist
@@ -25,7 +26,7 @@ from netprobe.service.agents import AgentConn, Agents, RemoteSwitch
 from netprobe.service.collection import Collection
 from netprobe.service.journal import Journal
 from netprobe.service.kept_run import KeptRun, Part
-from netprobe.service.moves import moved_sessions
+from netprobe.service.moves import are_ports_known, moved_sessions
 from netprobe.service.part_orders import Orders, sender_names
 from netprobe.service.permits import ports_asked
 from netprobe.service.prepare import PortSource, Prepared, prepare_run
@@ -49,6 +50,7 @@ LOST_S = 30.0
 
 LEAD_S = 0.2
 ABANDON_S = 2.0
+PORT_CHECKS = 10
 CHECK_S = 0.1
 REPORT_LAG_NS = 1_000_000_000
 
@@ -63,6 +65,7 @@ class SpreadRun(KeptRun):
         extras: what the document also says: of meshes.
         stop: why it is to end early, "" as long as it is not.
         others: runs that were under way when this one began.
+        latest: gives the topology as it is now.
     """
 
     agents: Agents = field(default_factory=Agents)
@@ -72,6 +75,7 @@ class SpreadRun(KeptRun):
     extras: Json = field(default_factory=dict)
     stop: str = ""
     others: list["SpreadRun"] = field(default_factory=list)
+    latest: Callable[[], Topology] = field(default=lambda: Topology((), (), (), {}))
 
     # -----------------------------------------------------------------------------------------------------------------
     # The run
@@ -193,32 +197,38 @@ class SpreadRun(KeptRun):
         if not self.went_ns:
             return
         noticed_ns = realtime_ns()
-        for one, path, because in moved_sessions(self.prepared, self.epochs, before, topology):
-            known = len(self.collection.points)
+        moved = moved_sessions(self.prepared, self.epochs, before, topology)
+        for _ in range(PORT_CHECKS):  # OVN tells of a move before the host has the port
+            if are_ports_known(moved):
+                break
+            await trio.sleep(CHECK_S)
+            self.topology = self.latest()
+            moved = moved_sessions(self.prepared, self.epochs, before, self.topology)
+        for one, path, because in moved:
             self.begin_epoch(one, Epoch(path, FOR_EVER_NS, because, noticed_ns))
-            await self._look_at(range(known, len(self.collection.points)))
+            await self._look_at(path)
             # From now on, not from when it was noticed: what was sent meanwhile was not looked for.
             self.epochs[one.probe.session][-1] = Epoch(path, realtime_ns(), because, noticed_ns)
             self.save()
 
-    async def _look_at(self, points: Iterable[int]) -> None:
-        """Let agents look at points that came into the run."""
+    async def _look_at(self, path: Path) -> None:
+        """Let agents look at the points of a new path; where a ring looks already, nothing changes."""
         by_agent: dict[str, list[int]] = {}
-        for i in points:
+        rings = [s.point for s in (*path.forward, *path.returned) if s.is_observed_by_ring]
+        for i in dict.fromkeys(self.collection.index[point.place] for point in rings):
             agent = self._reporter(i)
             if agent is not None and agent.name not in self.parts:
                 self.unreported[i] = f"no agent of this run may report {self.collection.points[i].place}"
             elif agent is not None:
                 by_agent.setdefault(agent.name, []).append(i)
         for name, mine in by_agent.items():
+            self.parts[name].points += [i for i in mine if i not in self.parts[name].points]
+            self.collection.add_part(name, mine, ())
             places = [place_spec(i, self.collection.points[i]) for i in mine if self.collection.points[i].device]
             try:
                 await self.agents.connected[name].ask("part.look", LookAsked(self.run, places))
             except NetprobeError as error:
                 self.unreported.update(dict.fromkeys(mine, str(error)))
-                continue
-            self.parts[name].points += mine
-            self.collection.add_part(name, mine, ())
 
     async def _abandon(self) -> None:
         for name in self.parts:
@@ -229,6 +239,7 @@ class SpreadRun(KeptRun):
         ended_ns = 0  # by our own clock: agents' may be off
         going: set[str] = set()
         while not self.stop:
+            self._check_kept()
             self._judge_parts()
             for name in self.parts.keys() - going:  # also after a restart: nobody knows who had been told
                 if await self._tell(name, "part.go"):
@@ -242,13 +253,18 @@ class SpreadRun(KeptRun):
         await self._finish_parts()
         return await self._settle()
 
+    def _check_kept(self) -> None:
+        """A disk that failed ends the run; a restarted collector takes it up from what the disk really has."""
+        if self.is_broken:
+            raise HostNotReadyError(f"run {self.run}", "cannot be kept any more", advice="is the disk full?")
+
     def _judge_parts(self) -> None:
         """Notice agents that come and go."""
         now_ns = realtime_ns()
         for name, part in self.parts.items():
             done = self.collection.parts[name].done
-            if done is not None:
-                self.stop = self.stop or done.why  # a host that ends its part early ends the run
+            if done is not None and done.counters.get(HOST_STOPPED):
+                self.stop = self.stop or f"{self.hosts[name]}: {done.why}"
             if part.is_lost or done is not None:
                 continue
             if self.agents.holds(name, PartKey(self.run, part.boot)):
@@ -294,6 +310,7 @@ class SpreadRun(KeptRun):
         """Tell every agent that it is over, and wait for what it still has; those that are away get their time."""
         told: set[str] = set()
         while any(self._is_live(p) for p in self.parts.values()):
+            self._check_kept()
             self._judge_parts()
             for name in [
                 n for n, p in self.parts.items() if self._is_live(p) and not p.away_since_ns and n not in told
@@ -341,13 +358,14 @@ class SpreadRun(KeptRun):
             done = collection.parts[name].done or PartDone()
             for key, value in done.counters.items():
                 counters[key] = counters.get(key, 0) + value
-            if part.is_lost:
-                for point in part.points:
-                    collection.unwatched_since.setdefault(point, part.is_lost)
+            why = part.is_lost or (done.why and f"the agent {name} ended early: {done.why}")
+            for point in part.points if why and why != self.stop else ():
+                collection.unwatched_since.setdefault(point, why)
         hosts = {name: self.hosts.get(name, name) for name in self.parts}
         clocks = clock_map(collection, hosts, [p.agent for p in self.parts.values() if p.sessions])
         leads = {hosts[name]: collection.parts[name].lead_ns or 0 for name in self.parts}
-        ended_ns = realtime_ns() + (leads[clocks.reference] + REPORT_LAG_NS if clocks else 0)
+        reference = clocks.reference if clocks else next(iter(leads), "")
+        ended_ns = realtime_ns() + leads.get(reference, 0) + (0 if self.stop else REPORT_LAG_NS)
         facts = RunFacts(self.plan, collection, ended_ns, counters, clocks, leads, self.topology.stale)
         settled = await trio.to_thread.run_sync(settle_run, self.prepared, self.epochs, facts)
         reasons = await self._explain(settled)

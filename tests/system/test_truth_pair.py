@@ -15,6 +15,7 @@ from netprobe.host.conntrack import Conntrack
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.lab import control
 from netprobe.model.points import Vantage
+from netprobe.model.probes import Protocol
 from netprobe.service.discovery import read_topology
 
 pytestmark = pytest.mark.system
@@ -197,3 +198,43 @@ def test_a_guest_that_moves_leaves_no_connections_of_ours_behind(warm):
         with UnixctlClient(host.ovs_rundir) as unixctl:
             entries = Conntrack(unixctl).dump().entries
         assert not [e for e in entries if {e.original.src, e.original.dst} == ends]
+
+
+def run_while_moving(given, *moves):
+    """Run a session; a second after its first probe the moves are made, a second and a half apart."""
+    begun = threading.Event()
+
+    def move():
+        begun.wait()
+        for guest, host in moves:
+            threading.Event().wait(1.5)  # probes go on meanwhile
+            control.move(guest, host)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        return run(given, progress=lambda _: begun.set())
+    finally:
+        begun.set()
+        mover.join()
+
+
+def test_a_guest_that_comes_back_is_looked_at_again(warm):
+    """vm2 goes to hv1 and back to hv2 in mid-run: three paths, and its port is watched on the last as on the first."""
+    given = probe(count=3_500, rate_pps=500, protocol=Protocol.RAW_UDP, dst_port=862)
+    outcome = run_while_moving(given, ("vm2", "hv1"), ("vm2", "hv2"))
+    first, _, third = outcome.results
+    assert sum(r.forward.planned for r in outcome.results) == 3_500
+    assert [s.id for s in third.forward.segments] == [s.id for s in first.forward.segments]
+    assert third.forward.planned > 500
+    assert third.forward.delivered > 0.9 * third.forward.planned
+
+
+def test_packet_out_ends_when_the_port_leaves(warm):
+    """vm1 goes to hv2 while hv1's vswitch plays it: its port's number means nothing any more, so nothing is sent."""
+    given = probe(count=3_000, rate_pps=500, vantage=Vantage.VSWITCH)
+    outcome = run_while_moving(given, ("vm1", "hv2"))
+    assert any("the port of vm1 left hv1" in note for result in outcome.results for note in result.notes)
+    unsent = sum(r.forward.unsent for r in outcome.results)
+    assert unsent > 1_500  # three of six seconds, at most half a second after the move
+    assert sum(r.forward.lost for r in outcome.results) < 400
