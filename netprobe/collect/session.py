@@ -304,10 +304,11 @@ def settle_session(given: SessionInput) -> SessionOutcome:
 
 
 def _without_imitations(given: SessionInput, there: Arrivals, deadline_ns: Times) -> tuple[SessionInput, int]:
-    """Leave out answers that somebody else gave in the guest's name (an ACL's `reject` sends RSTs), and count them.
+    """Leave out answers that somebody else gave in the guest's name, and count them.
 
-    An answer without the guest's own times proves presence only where the guest's port saw the probe or the answer, or
-    where nobody could look there.
+    An ACL's `reject` sends RSTs, and an agent on the way may say that it saw an answer that never was. So an answer
+    proves presence only where the guest's port saw the probe or the answer, or where nobody could look there; one that
+    bears the guest's own times does so everywhere, as long as one program saw it all.
     """
     stops, returned = given.path.forward, given.path.returned
     if len(stops) < 3 or len(returned) < 2:
@@ -319,7 +320,11 @@ def _without_imitations(given: SessionInput, there: Arrivals, deadline_ns: Times
     out_of_it &= hops.seq < len(seen)
     seen[hops.seq[out_of_it]] = True
     answers = given.answers
-    is_real = (answers.t2_ns != NO_TIME) | seen[answers.seq]
+    if answers.point is None:
+        is_real = seen[answers.seq] | (answers.t2_ns != NO_TIME)
+    else:
+        seen[answers.seq[answers.point == port]] = True
+        is_real = seen[answers.seq]
     imitated = len(np.unique(answers.seq[~is_real]))
     return (given, 0) if is_real.all() else (replace(given, answers=answers.where(is_real)), imitated)
 

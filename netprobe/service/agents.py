@@ -1,18 +1,35 @@
-"""The agents that are connected to a collector: who they are, what they may, what they say their host has."""
+"""The agents that are connected to a collector: who they are, what they may, what they say their host has.
 
+What an agent says is outside input: names that are sane, a bounded number of ports, its own host, its own chassis, its
+own address for clocks. One that does not answer is not waited for.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Annotated
 
 import msgspec
 import trio
+from msgspec import Meta
 
-from netprobe.errors import HostNotReadyError, RefusedError
+from netprobe.errors import HostNotReadyError, RefusedError, WireError
 from netprobe.host.certificates import Identity
 from netprobe.model.inventory import HostInventory
 from netprobe.model.points import Point, PointKind
 from netprobe.model.topology import Topology
 from netprobe.service.link_io import LinkIo
 from netprobe.wire.link_events import Answered
-from netprobe.wire.report import Hello, PartKey, unpack_value_untrusted
+from netprobe.wire.report import Hello, PartKey, printable, unpack_value_untrusted
+
+ANSWER_S = 10.0
+"""How long an agent may take for its answer; some questions are more work: OPS_S."""
+
+OPS_S = {"part.open": 60.0, "ports": 20.0, "part.look": 5.0}
+MAX_PORTS = 8_192
+MAX_NAME = 255
+MAX_ENCAPS = 64
+Port = Annotated[int, Meta(ge=0, lt=1 << 16)]
 
 
 class HostReport(msgspec.Struct, frozen=True):
@@ -25,7 +42,31 @@ class HostReport(msgspec.Struct, frozen=True):
 
     inventory: HostInventory
     guests: tuple[str, ...] = ()
-    exchange: tuple[str, int] = ("", 0)
+    exchange: tuple[str, Port] = ("", 0)
+
+    def texts(self) -> Iterable[str]:
+        """Every text in it."""
+        found = self.inventory
+        yield from (found.host, found.chassis, self.exchange[0], *found.encap_ips, *self.guests)
+        yield from (*found.offloaded, *found.offloaded.values())
+        for row in found.interfaces:
+            yield from (row.name, row.bridge, row.kind, row.iface_id, row.mac, row.driver, row.remote_ip, row.error)
+
+    def check(self) -> None:
+        """Whether it is one that a host may have.
+
+        Raises:
+            WireError: it is not: too much of something, or texts that nobody could read.
+        """
+        found = self.inventory
+        most = max(len(found.interfaces), len(found.offloaded), len(self.guests))
+        if most > MAX_PORTS or len(found.encap_ips) > MAX_ENCAPS:
+            raise WireError("inventory", f"it has {most} ports and {len(found.encap_ips)} tunnel ends")
+        odd = next((t for t in self.texts() if len(t) > MAX_NAME or not t.isprintable()), None)
+        if odd is not None:
+            raise WireError("inventory", f"{odd[:40]!r} is no name")
+        if any(not -1 <= row.ofport < 1 << 32 for row in found.interfaces):
+            raise WireError("inventory", "a port has an impossible number")
 
 
 @dataclass(slots=True)
@@ -34,12 +75,16 @@ class AgentConn:
 
     Attributes:
         since_ns: when it connected, CLOCK_REALTIME.
+        address: where it dialled from.
+        trouble: why it does not say what its host has, "" while it does.
     """
 
     identity: Identity
     hello: Hello
     io: LinkIo
     since_ns: int
+    address: str = ""
+    trouble: str = ""
     report: HostReport = field(default_factory=lambda: HostReport(HostInventory("")))
 
     @property
@@ -48,32 +93,67 @@ class AgentConn:
         return self.identity.name
 
     async def ask(self, op: str, args: object = None) -> Answered:
-        """Ask it. Raises the agent's own error, or HostNotReadyError when it is gone."""
-        return await self.io.ask(op, args)
+        """Ask it. Raises the agent's own error, or HostNotReadyError when it is gone or does not answer in time."""
+        try:
+            return await self.io.ask(op, args, within_s=OPS_S.get(op, ANSWER_S))
+        except HostNotReadyError as error:
+            if error.where != "link":
+                raise
+            raise HostNotReadyError(f"agent {self.name}", error.problem) from error
 
     @property
     def host(self) -> str:
         """The host that it is on, "" until it has said so."""
         return self.report.inventory.host
 
-    async def learn(self) -> bool:
+    async def learn(self, others: Iterable["AgentConn"] = (), topology: Topology | None = None) -> bool:
         """Ask what its host has. Returns whether that is something new.
+
+        Args:
+            others: agents that are connected: what one of them has said of its host, this one cannot say of another.
+            topology: where its host's management address is written down, if anywhere.
 
         Raises:
             WireError: it says something else.
-            RefusedError: it speaks of a host that its certificate does not name.
+            RefusedError: it speaks of a host, a chassis or an address that is not its own.
             HostNotReadyError: it is gone, or its OVSDB does not answer.
         """
         answer = await self.ask("inventory")
         report = unpack_value_untrusted(answer.result, HostReport)
-        host = report.inventory.host
-        if not self.identity.grants.may_report(f"{host}/"):
-            raise RefusedError(
-                f"agent {self.name}", f"says that it is on {host[:80]!r}", allowed="hosts of its certificate"
-            )
+        report.check()
+        self._check_own(report, others, topology)
         is_new = report != self.report
         self.report = report
         return is_new
+
+    def _check_own(self, report: HostReport, others: Iterable["AgentConn"], topology: Topology | None) -> None:
+        host, chassis = report.inventory.host, report.inventory.chassis
+        if not host or not self.identity.grants.may_report(f"{host}/"):
+            raise RefusedError(
+                f"agent {self.name}", f"says that it is on {host[:80]!r}", allowed="hosts of its certificate"
+            )
+        for other in others:
+            if chassis and other.host != host and other.report.inventory.chassis == chassis:
+                raise RefusedError(
+                    f"agent {self.name}", f"says that its chassis is {chassis!r}, which is {other.host}'s"
+                )
+        written = [h.management_ip for h in topology.hosts if h.name == host] if topology is not None else []
+        own, clock = {_normal(ip) for ip in (self.address, *written)} - {""}, report.exchange[0]
+        if clock and _normal(clock) not in own:
+            raise RefusedError(
+                f"agent {self.name}",
+                f"says that others shall compare clocks with {clock}",
+                allowed="the address that it dials from, or its host's management_ip",
+                advice="write management_ip down in the collector's configuration",
+            )
+
+
+def _normal(address: str) -> str:
+    """An address in the one spelling that compares; "" for what is none."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return ""
 
 
 class RemoteSwitch:
@@ -90,7 +170,8 @@ class RemoteSwitch:
             HostNotReadyError: agent or switch does not answer.
         """
         answer = trio.from_thread.run(self._agent.ask, "unixctl", [command, *args])
-        return unpack_value_untrusted(answer.result, str)
+        text = unpack_value_untrusted(answer.result, str)
+        return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
 
 
 def report_name(point: Point, topology: Topology) -> str:

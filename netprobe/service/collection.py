@@ -1,21 +1,20 @@
 """The collection of one run: everything that its parts report, checked against what each may report, and kept.
 
 A part is one program's share of a run (model.observations). In one process there is one part, with all points; spread
-over hosts there is one part an agent, which is not believed about anybody else's points. Settling reads what is here.
+over hosts there is one part an agent, which is believed about its own points, and there about the sessions that pass
+them; whatever it says takes bounded room, and its first word stands. Settling reads what is here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import trio
 
-from netprobe.collect.answers import Answers, timed
 from netprobe.collect.session import BlindWindow
-from netprobe.model.contexts import HopContext
 from netprobe.model.observations import (
     FOR_EVER_NS,
     Blind,
@@ -27,96 +26,59 @@ from netprobe.model.observations import (
     SentReport,
     Sightings,
     Tallies,
-    Tally,
     Unwatched,
     Watermark,
 )
-from netprobe.model.points import Direction, Leg, Path, Point
+from netprobe.model.points import Direction, Leg
 from netprobe.model.probes import ProbeSession
-from netprobe.model.records import NO_CONTEXT, HopBatch
-from netprobe.model.results import Pacing
+from netprobe.model.records import HopBatch
+from netprobe.service.collected import Collected, PartRecord, stop_keys
+from netprobe.service.row_pile import RowPile, Rows
+from netprobe.wire.blocks import EXCHANGE_DTYPE, SIGHTING_DTYPE
 
 MAX_CONTEXTS = 4_096
 """Different surroundings that are kept a point; a spoofing guest must not fill the memory."""
 
-MAX_WINDOWS = 10_000
-"""Blind windows a part; more are merged into one that covers them all."""
+MAX_WINDOWS = 1_000
+"""Blind windows a point; more are merged into one that covers them all."""
+
+ROWS_A_PROBE = 8
+"""Records that are kept a point for each probe that passes it: both legs, four copies of each. More than that is a loop
+or a lie, and must not fill the memory."""
+
+MIN_ROWS = 10_000
+"""Records that are kept a point in any case."""
+
+MAX_EXCHANGES = 2_000_000
+"""Exchanges with other clocks that are kept a part: 64 MB; with one peer, more than a day."""
+
+EXCHANGES_A_SECOND = 64
+"""Exchanges that are kept of a second of the reporting clock, and of a peer; agents make 20."""
+
+SECOND_NS = 1_000_000_000
+
+TOO_MANY = "more records were reported than its probes can make: not all were kept"
 
 
-@dataclass(slots=True)
-class PartRecord:
-    """What is known of one part.
-
-    Attributes:
-        points: indices of the points that it may report.
-        sessions: numbers of the sessions that it sends.
-        exchanges: what it reported of others' clocks.
-        lead_ns: by how much its clock is ahead of the collector's, roughly (some tenths of a second); None: not known.
-        watermark_ns: everything before was reported, by its own clock; 0 before it looked.
-        done: set when it is over.
-        refused: what it reported and may not, by kind.
-    """
-
-    points: frozenset[int]
-    sessions: frozenset[int]
-    watermark_ns: int = 0
-    steps: int = 0
-    done: PartDone | None = None
-    lead_ns: int | None = None
-    exchanges: list[Exchanges] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
+def _rows(report: object, dtype: np.dtype[np.void]) -> Rows:
+    """Columns of a report as rows."""
+    names = dtype.names or ()
+    rows = np.empty(len(getattr(report, names[0])), dtype)
+    for name in names:
+        rows[name] = getattr(report, name)
+    return rows
 
 
-@dataclass(slots=True)
-class Sending:
-    """What is known of the sending of one session; arrays of shape (count,).
-
-    Attributes:
-        times_ns, stamps_ns: as in SentReport; by the sending host's clock.
-        told: which probes the sender has told about; the rest may or may not have been sent.
-    """
-
-    times_ns: npt.NDArray[np.int64]
-    stamps_ns: npt.NDArray[np.int64]
-    told: npt.NDArray[np.bool_]
-    pacing: Pacing | None = None
-    doubtful: int = 0
-    failure: str = ""
-    is_over: bool = False
-
-    @classmethod
-    def of(cls, count: int) -> "Sending":
-        """Nothing is known yet."""
-        return cls(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.bool_))
-
-
-class Collection:
-    """What the parts of one run report.
+class Collection(Collected):
+    """What the parts of one run report: `take` is for reports, everything else is told or asked above.
 
     Args:
         probes: the sessions of the run.
     """
 
     def __init__(self, probes: Iterable[ProbeSession]) -> None:
-        self.probes = {p.session: p for p in probes}
-        self.points: list[Point] = []
-        self.index: dict[str, int] = {}
-        self.parts: dict[str, PartRecord] = {}
-        self.tallies: dict[int, Tally] = {}
-        self.contexts: dict[int, list[HopContext]] = {}
-        self.unwatched: dict[int, str] = {}
-        self.unwatched_since: dict[int, str] = {}
-        self.overflowed: dict[int, str] = {}
-        self.sendings = {number: Sending.of(p.count) for number, p in self.probes.items()}
-        self.changed = trio.Event()
-        self._numbers = np.array(sorted(self.probes), np.uint32)
-        self._counts = np.array([self.probes[int(n)].count for n in self._numbers], np.uint32)
-        self._windows: dict[str, list[BlindWindow]] = {}
-        self._hops: list[HopBatch] = []
-        self._sightings: list[Sightings] = []
-        self._seen = {number: np.zeros(p.count, np.bool_) for number, p in self.probes.items()}
-        self._last: dict[int, set[tuple[int, int, int]]] = {}
-        self._passed: dict[int, set[int]] = {number: set() for number in self.probes}
+        super().__init__(probes)
+        self._used: Counter[tuple[type, int]] = Counter()
         self._takers: dict[type, Callable[[str, PartRecord, Any], None]] = {
             Hops: self._take_hops,
             Sightings: self._take_sightings,
@@ -130,33 +92,6 @@ class Collection:
             PartDone: self._take_done,
         }
 
-    def add_points(self, points: Iterable[Point]) -> list[int]:
-        """Give points an index each; those that have one keep it."""
-        found = []
-        for point in points:
-            if point.place not in self.index:
-                self.index[point.place] = len(self.points)
-                self.points.append(point)
-            found.append(self.index[point.place])
-        return found
-
-    def add_part(self, name: str, points: Iterable[int], sessions: Iterable[int]) -> None:
-        """A part that will report these points, and send these sessions; more of them where it is known already."""
-        record = self.parts.setdefault(name, PartRecord(frozenset(), frozenset()))
-        record.points |= frozenset(points)
-        record.sessions |= frozenset(sessions)
-
-    def expect(self, session: int, path: Path) -> None:
-        """A path of a session: complete is a probe that was seen at the last stop where a ring can see it."""
-        self._passed.setdefault(session, set()).update(
-            self.index[s.point.place] for s in (*path.forward, *path.returned)
-        )
-        leg = Leg.RETURN if path.returned else Leg.FORWARD
-        last = [s for s in path.leg(leg) if s.is_observed_by_ring]
-        if last:
-            key = (self.index[last[-1].point.place], int(last[-1].direction), int(leg))
-            self._last.setdefault(session, set()).add(key)
-
     def take(self, part: str, report: Report, now_ns: int | None = None) -> None:
         """A report of a part. What the part may not report is counted and dropped.
 
@@ -167,241 +102,184 @@ class Collection:
         """
         record = self.parts[part]
         if record.done is not None:
-            record.refused["after-its-end"] += 1
+            record.refuse("after-its-end")
             return
-        if isinstance(report, Watermark) and now_ns is not None:
+        if isinstance(report, Watermark) and now_ns is not None and report.until_ns < FOR_EVER_NS:
             lead_ns = report.until_ns - now_ns
             record.lead_ns = lead_ns if record.lead_ns is None else max(record.lead_ns, lead_ns)
         self._takers[type(report)](part, record, report)
         self.changed.set()
         self.changed = trio.Event()
 
-    def _is_known(self, sessions: npt.NDArray[np.uint32], seqs: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
-        if not len(self._numbers):
-            return np.zeros(len(sessions), np.bool_)
-        row = np.minimum(np.searchsorted(self._numbers, sessions), len(self._numbers) - 1)
-        known: npt.NDArray[np.bool_] = (self._numbers[row] == sessions) & (seqs < self._counts[row])
-        return known
+    def _room(self, point: int) -> int:
+        """How many records of a point are kept."""
+        return max(MIN_ROWS, ROWS_A_PROBE * self.probes_at(point))
 
-    def _take_hops(self, _part: str, record: PartRecord, report: Hops) -> None:
+    def _fitting(self, part: str, record: PartRecord, kind: type, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which rows the part may report, and are kept; the others are counted. They have point, session and seq."""
+        rights = self.rights(part)
+        point, session, seq = (np.ascontiguousarray(rows[name]) for name in ("point", "session", "seq"))
+        is_own = rights.points[point]
+        if len(self._numbers):
+            number = np.minimum(np.searchsorted(self._numbers, session), len(self._numbers) - 1)
+            exists = (self._numbers[number] == session) & (seq < self._counts[number])
+            is_passing = rights.sessions[number]
+        else:
+            exists = is_passing = np.zeros(len(rows), np.bool_)
+        record.refuse("points", int(np.count_nonzero(~is_own)))
+        record.refuse("records", int(np.count_nonzero(is_own & ~exists)))
+        record.refuse("sessions", int(np.count_nonzero(is_own & exists & ~is_passing)))
+        good: npt.NDArray[np.bool_] = is_own & exists & is_passing
+        counts = np.bincount(point[good], minlength=1)
+        for index in np.flatnonzero(counts).tolist():
+            room = self._room(index) - self._used[kind, index]
+            if counts[index] > room:
+                good[np.flatnonzero(good & (point == index))[max(room, 0) :]] = False
+                record.refuse("too-many", int(counts[index]) - max(room, 0))
+                self.overflowed[index] = TOO_MANY
+                self._windows[index] = [BlindWindow(index, 0, FOR_EVER_NS)]
+            self._used[kind, index] += min(int(counts[index]), max(room, 0))
+        return good
+
+    def _take_hops(self, part: str, record: PartRecord, report: Hops) -> None:
         hops = report.hops
-        is_own = np.isin(hops.point, np.array(sorted(record.points), np.uint16))
         fits = (hops.direction <= max(Direction)) & (hops.leg <= max(Leg)) & (hops.t_ns > 0) & (hops.t_ns < FOR_EVER_NS)
-        fits &= self._is_known(hops.session, hops.seq)
-        record.refused["points"] += int(np.count_nonzero(~is_own))
-        record.refused["records"] += int(np.count_nonzero(is_own & ~fits))
-        good = hops if (is_own & fits).all() else hops.where(is_own & fits)
-        self._hops.append(good)
-        self._complete(good)
+        record.refuse("records", int(np.count_nonzero(~fits)))
+        if not fits.all():
+            hops = hops.where(fits)
+        good = self._fitting(part, record, Hops, hops.rows)
+        if not good.all():
+            hops = hops.where(good)
+        self._hops.add(hops.rows)
+        self._complete(hops)
 
     def _complete(self, hops: HopBatch) -> None:
-        if not len(hops):
+        if not len(hops) or not self._last:
             return
-        session, seq = hops.session, hops.seq
-        point, direction, leg = hops.point, hops.direction, hops.leg
-        for number in np.unique(session).tolist():
-            for wanted in self._last.get(number, ()):
-                here = (session == number) & (point == wanted[0]) & (direction == wanted[1]) & (leg == wanted[2])
-                self._seen[number][seq[here]] = True
+        wanted = np.fromiter(self._last, np.uint64, len(self._last))
+        here = np.isin(stop_keys(hops.session, hops.point, hops.direction, hops.leg), wanted)
+        row = np.searchsorted(self._numbers, hops.session[here])
+        self._seen[self._starts[row] + hops.seq[here]] = True
 
-    def _take_sightings(self, _part: str, record: PartRecord, s: Sightings) -> None:
-        is_own = np.isin(s.point, np.array(sorted(record.points), np.uint16))
-        fits = (s.seen_ns > 0) & (s.seen_ns < FOR_EVER_NS) & self._is_known(s.session, s.seq)
-        for number in np.unique(s.session[fits]).tolist():  # who is not on a session's way knows no answer to it
-            here = s.session == number
-            fits[here] &= np.isin(s.point[here], np.array(sorted(self._passed[number]), np.uint16))
-        record.refused["points"] += int(np.count_nonzero(~is_own))
-        record.refused["records"] += int(np.count_nonzero(is_own & ~fits))
-        ok = is_own & fits
-        self._sightings.append(
-            Sightings(
-                s.point[ok], s.session[ok], s.seq[ok], s.t2_ns[ok], s.t3_ns[ok], s.reflector_seq[ok], s.seen_ns[ok]
-            )
-        )
+    def _take_sightings(self, part: str, record: PartRecord, report: Sightings) -> None:
+        rows = _rows(report, SIGHTING_DTYPE)
+        fits = (report.seen_ns > 0) & (report.seen_ns < FOR_EVER_NS)
+        for values, least in ((report.t2_ns, 0), (report.t3_ns, 0), (report.reflector_seq, -1)):
+            fits &= (values >= least) & (values < FOR_EVER_NS)
+        fits &= self.is_on_way(report.session, report.point)  # who is not on a session's way knows no answer to it
+        record.refuse("records", int(np.count_nonzero(~fits)))
+        rows = rows[fits]
+        self._sightings.add(rows[self._fitting(part, record, Sightings, rows)])
 
     def _take_contexts(self, _part: str, record: PartRecord, report: Contexts) -> None:
+        if report.point not in record.points:
+            record.refuse("points", len(report.contexts))
+            return
         here = self.contexts.setdefault(report.point, [])
-        if report.point not in record.points or report.first != len(here):
-            record.refused["contexts"] += len(report.contexts)
+        if report.first != len(here):
+            record.refuse("contexts", len(report.contexts))
             return
         here += report.contexts[: MAX_CONTEXTS - len(here)]
 
     def _take_tallies(self, _part: str, record: PartRecord, report: Tallies) -> None:
         for point, tally in report.by_point.items():
             if point in record.points:
-                self.tallies[point] = tally
+                known = {number: count for number, count in tally.remarked.items() if number in self.probes}
+                self.tallies[point] = replace(tally, remarked=known)
             else:
-                record.refused["points"] += 1
+                record.refuse("points")
 
-    def _take_blind(self, part: str, record: PartRecord, report: Blind) -> None:
+    def _take_blind(self, _part: str, record: PartRecord, report: Blind) -> None:
         if report.point not in record.points:
-            record.refused["points"] += 1
+            record.refuse("points")
             return
-        if report.end_ns < FOR_EVER_NS:
+        if report.end_ns < FOR_EVER_NS and self.overflowed.get(report.point) != TOO_MANY:
             self.overflowed[report.point] = report.why
-        windows = self._windows.setdefault(part, [])
+        windows = self._windows.setdefault(report.point, [])
         window = BlindWindow(report.point, report.start_ns, report.end_ns)
         if window in windows[-16:] or (report.end_ns >= FOR_EVER_NS and window in windows):
             return  # said again
         windows.append(window)
         if len(windows) > MAX_WINDOWS:  # wider is never wrong, only less sharp
-            merged: dict[int, BlindWindow] = {}
-            for w in windows:
-                m = merged.get(w.point, w)
-                merged[w.point] = BlindWindow(w.point, min(m.start_ns, w.start_ns), max(m.end_ns, w.end_ns))
-            self._windows[part] = list(merged.values())
+            start, end = min(w.start_ns for w in windows), max(w.end_ns for w in windows)
+            self._windows[report.point] = [BlindWindow(report.point, start, end)]
 
-    def _take_unwatched(self, part: str, record: PartRecord, report: Unwatched) -> None:
+    def _take_unwatched(self, _part: str, record: PartRecord, report: Unwatched) -> None:
         if report.point not in record.points:
-            record.refused["points"] += 1
+            record.refuse("points")
         elif not report.why:
-            self._look_again(part, report)
+            self._look_again(report)
         elif report.since_ns:
             self.unwatched_since[report.point] = report.why
         else:
             self.unwatched[report.point] = report.why
 
-    def _look_again(self, part: str, report: Unwatched) -> None:
+    def _look_again(self, report: Unwatched) -> None:
         """From now on somebody looks at a point again, or for the first time; what was before stays unseen."""
-        windows = self._windows.setdefault(part, [])
-        ended = [
-            BlindWindow(w.point, w.start_ns, report.since_ns)
-            if w.point == report.point and w.end_ns >= FOR_EVER_NS
-            else w
-            for w in windows
+        if self.overflowed.get(report.point) == TOO_MANY:
+            return  # what it reports is not kept
+        windows = [
+            BlindWindow(w.point, w.start_ns, report.since_ns) if w.end_ns >= FOR_EVER_NS else w
+            for w in self._windows.get(report.point, ())
         ]
         if self.unwatched.pop(report.point, None) is not None:
-            ended.append(BlindWindow(report.point, 0, report.since_ns))
-        self._windows[part] = ended
+            windows.append(BlindWindow(report.point, 0, report.since_ns))
+        self._windows[report.point] = windows
 
     def _take_sent(self, _part: str, record: PartRecord, report: SentReport) -> None:
+        """What the sender said first stands."""
         sending = self.sendings.get(report.session)
         end = report.first + len(report.times_ns)
-        if sending is None or report.session not in record.sessions or end > len(sending.told):
-            record.refused["sends"] += 1
+        if sending is None or report.session not in record.sessions or end > len(sending.told) or sending.is_over:
+            record.refuse("sends")
             return
-        rows = slice(report.first, end)
-        sending.times_ns[rows] = report.times_ns
-        sending.stamps_ns[rows] = report.stamps_ns
-        sending.told[rows] = True
-        sending.pacing = report.pacing or sending.pacing
-        sending.doubtful += report.doubtful
-        sending.failure = report.failure or sending.failure
+        there = slice(report.first, end)
+        possible = [(t >= 0) & (t < FOR_EVER_NS) for t in (report.times_ns, report.stamps_ns)]
+        times, stamps = np.where(possible[0], report.times_ns, 0), np.where(possible[1], report.stamps_ns, 0)
+        told = sending.told[there]
+        is_other = (sending.times_ns[there] != times) | (sending.stamps_ns[there] != stamps)
+        record.refuse("records", sum(int(np.count_nonzero(~p)) for p in possible))
+        record.refuse("sends", int(np.count_nonzero(told & is_other)))
+        sending.times_ns[there] = np.where(told, sending.times_ns[there], times)
+        sending.stamps_ns[there] = np.where(told, sending.stamps_ns[there], stamps)
+        told[:] = True  # a view
+        sending.pacing = sending.pacing or report.pacing
+        sending.doubtful = min(sending.doubtful + report.doubtful, len(sending.told))
+        sending.failure = sending.failure or report.failure
         if report.is_last:
             sending.told[:] = True
             sending.is_over = True
 
-    @staticmethod
-    def _take_exchanges(_part: str, record: PartRecord, report: Exchanges) -> None:
-        record.exchanges.append(report)
+    def _take_exchanges(self, _part: str, record: PartRecord, report: Exchanges) -> None:
+        """What an agent says of clocks takes bounded room, and bounded time to make sense of."""
+        rows = _rows(report, EXCHANGE_DTYPE)
+        if report.peer not in self.peers:
+            record.refuse("exchanges", len(rows))
+            return
+        left = MAX_EXCHANGES - sum(map(len, record.clocks.values()))
+        keep = np.zeros(len(rows), np.bool_)
+        order = np.argsort(report.t4_ns, kind="stable")
+        seconds, starts = np.unique(report.t4_ns[order] // SECOND_NS, return_index=True)
+        for second, here in zip(seconds.tolist(), np.split(order, starts[1:]), strict=False):
+            counts = record.seconds.get(second)
+            if counts is None and len(record.seconds) < self.lasts_s:
+                counts = record.seconds[second] = Counter()
+            if counts is not None:
+                few = here[: max(EXCHANGES_A_SECOND - counts[report.peer], 0)]
+                counts[report.peer] += len(few)
+                keep[few] = True
+        keep[np.flatnonzero(keep)[max(left, 0) :]] = False
+        record.refuse("exchanges", int(np.count_nonzero(~keep)))
+        record.clocks.setdefault(report.peer, RowPile(EXCHANGE_DTYPE)).add(rows[keep])
 
     @staticmethod
     def _take_watermark(_part: str, record: PartRecord, report: Watermark) -> None:
+        if report.until_ns >= FOR_EVER_NS:
+            record.refuse("records")
+            return
         record.watermark_ns = max(record.watermark_ns, report.until_ns)
         record.steps = max(record.steps, report.steps)
 
     @staticmethod
     def _take_done(_part: str, record: PartRecord, report: PartDone) -> None:
         record.done = report
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Questions
-    # -----------------------------------------------------------------------------------------------------------------
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether every sender is done."""
-        return all(s.is_over for s in self.sendings.values())
-
-    @property
-    def was_any_sent(self) -> bool:
-        """Whether any probe has left."""
-        return any(bool((s.times_ns > 0).any()) for s in self.sendings.values())
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is outstanding: all is sent, and every probe was seen where it can be seen last."""
-        if not self.is_sent:
-            return False
-        return all(bool((self._seen[n] | (s.times_ns <= 0)).all()) for n, s in self.sendings.items())
-
-    @property
-    def steps(self) -> int:
-        """How often wall clocks were stepped."""
-        return sum(p.steps for p in self.parts.values())
-
-    def windows(self) -> list[BlindWindow]:
-        """When points may have lost sight of probes.
-
-        A part without an end, or that ended early, is blind from its last word on.
-        """
-        found = [w for windows in self._windows.values() for w in windows]
-        for record in self.parts.values():
-            if record.done is None or record.done.why:
-                found += [BlindWindow(point, record.watermark_ns, FOR_EVER_NS) for point in sorted(record.points)]
-        return found
-
-    def point_names(self) -> tuple[str, ...]:
-        """A name for each point, by index: its id, or `<id>@<host>` where a guest has taken it to another host."""
-        ids = [p.id for p in self.points]
-        return tuple(p.id if p.id not in ids[:i] else f"{p.id}@{p.host}" for i, p in enumerate(self.points))
-
-    def hops(self) -> HopBatch:
-        """All hop records, those of one point in arrival order."""
-        return HopBatch.concat(self._hops)
-
-    def hops_by_session(self) -> Mapping[int, HopBatch]:
-        """The hop records of each session, those of one point in arrival order."""
-        hops = self.hops()
-        order = np.argsort(hops.session, kind="stable")
-        rows = hops.rows[order]
-        numbers, starts = np.unique(rows["session"], return_index=True)
-        ends = [*starts[1:].tolist(), len(rows)][: len(starts)]
-        return {int(n): HopBatch(rows[a:b]) for n, a, b in zip(numbers, starts, ends, strict=True)}
-
-    def sightings(self, session: int) -> Sightings:
-        """All sightings of answers to one session's probes; their times are of the points' own clocks."""
-        columns: list[list[npt.NDArray[np.generic]]] = [[] for _ in Sightings.__slots__]
-        for s in self._sightings:
-            mine = s.session == session
-            for column, name in zip(columns, Sightings.__slots__, strict=True):
-                column.append(getattr(s, name)[mine])
-        if not self._sightings:
-            none = np.empty(0, np.int64)
-            return Sightings(none.astype(np.uint16), none.astype(np.uint32), none.astype(np.uint32), *([none] * 4))
-        return Sightings(*(np.concatenate(c) for c in columns))
-
-    def answers(self, session: int, *, with_points: bool = False) -> Answers:
-        """The answers to one session's probes: the distinct ones, or all sightings with their points.
-
-        Args:
-            session: its number.
-            with_points: points have clocks of their own, so that their times cannot be compared as they are.
-        """
-        s = self.sightings(session)
-        answers = Answers(
-            seq=s.seq,
-            t2_ns=timed(s.t2_ns),
-            t3_ns=timed(s.t3_ns),
-            reflector_seq=s.reflector_seq,
-            seen_ns=s.seen_ns,
-            point=s.point.astype(np.int64) if with_points else None,
-        )
-        return answers if with_points else answers.unique()
-
-    def contexts_of(self, hops: HopBatch) -> list[tuple[Point, int, int, HopContext, int]]:
-        """What was around these records: (point, direction, leg, context, how many), in no order."""
-        known = hops.context != NO_CONTEXT
-        if not known.any():
-            return []
-        rows = hops.rows[known][["point", "direction", "leg", "context"]]
-        packed = rows["point"].astype(np.uint64) << np.uint64(32) | rows["direction"].astype(np.uint64) << np.uint64(24)
-        packed |= rows["leg"].astype(np.uint64) << np.uint64(16) | rows["context"].astype(np.uint64)
-        values, counts = np.unique(packed, return_counts=True)
-        found = []
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            point, context = value >> 32, value & 0xFFFF
-            here = self.contexts.get(point, [])
-            if context < len(here):
-                found.append((self.points[point], value >> 24 & 0xFF, value >> 16 & 0xFF, here[context], count))
-        return found

@@ -22,15 +22,16 @@ from netprobe.plan.grants import Role
 from netprobe.plan.mesh import compile_plan
 from netprobe.plan.plans import parse_plan
 from netprobe.service.agents import AgentConn, Agents
+from netprobe.service.door import Door, LineLimit
 from netprobe.service.following import Follower, open_follower
 from netprobe.service.kept_run import Taken
 from netprobe.service.link_io import LinkIo, monotonic_ns
 from netprobe.service.run_files import RunFolder, unfinished_runs
 from netprobe.service.spread_run import SpreadRun, load_run
-from netprobe.wire.flow_control import Limits
+from netprobe.wire.flow_control import SECOND_NS, Limits
 from netprobe.wire.link import CollectorLink
-from netprobe.wire.link_events import Asked, BlockArrived, Event, Greeted, ShedArrived
-from netprobe.wire.report import PartKey
+from netprobe.wire.link_events import Asked, BlockArrived, Closed, Ending, Event, Greeted, ShedArrived
+from netprobe.wire.report import Hello, PartKey
 
 JUDGE_S = 1.0
 COMMIT_S = 0.05
@@ -40,7 +41,19 @@ LEARN_S = 0.5
 """How often an agent is asked what its host has: a guest that moves is followed within 2 s."""
 
 MAX_CONNECTIONS = 1_000
+"""Of agents and operators that have proved who they are."""
+
+MAX_OPERATORS = 64
+"""Connections of one operator: each run that is waited for has one."""
+
+MIN_STAY_NS = 2 * SECOND_NS
+"""A connection that is younger is not replaced by another one under the same name: of a stolen and an honest one, each
+has its time, and the log says so."""
+
 MAX_RUNS = 64
+MISBEHAVED = frozenset({Ending.GARBAGE, Ending.FLOOD, Ending.UNREAD})
+"""How links end that an honest peer never ends so."""
+
 ROLES = frozenset({Role.VSWITCH, Role.OPERATOR})
 Say = Callable[[str], None]
 
@@ -87,6 +100,7 @@ class RunEntry:
     over: trio.Event
     document: Json | None = None
     failure: NetprobeError | None = None
+    is_following: bool = False
 
 
 class Collector:
@@ -99,7 +113,8 @@ class Collector:
         self._boot = secrets.token_hex(16)
         self._agents = Agents()
         self._runs: dict[str, RunEntry] = {}
-        self._connections = 0
+        self._door = Door()
+        self._lines = LineLimit()
         self._peers: set[_Peer] = set()
         self._nursery: trio.Nursery | None = None
         self._follower: Follower | None = None
@@ -139,29 +154,50 @@ class Collector:
     def _count(self, what: str) -> None:
         self.counters[what] = self.counters.get(what, 0) + 1
 
+    def _say_of(self, name: str, text: str) -> None:
+        """A line about somebody, "" for somebody unknown; no more of them than a log can bear."""
+        line = self._lines.admit(name or "strangers", text, monotonic_ns())
+        if line is not None:
+            self._say(line)
+
     # -----------------------------------------------------------------------------------------------------------------
     # Connections
     # -----------------------------------------------------------------------------------------------------------------
 
     async def _serve_connection(self, stream: trio.SocketStream) -> None:
-        if self._connections >= MAX_CONNECTIONS:
-            self._count("connections_refused")
-            await trio.aclose_forcefully(stream)
-            return
-        self._connections += 1
+        """Never raises: one connection that fails must not end the collector."""
         try:
-            secure, identity = await accept(stream, self._tls)
-            await self._talk(secure, identity)
-        except NetprobeError as error:
-            self._count("handshakes_failed")
-            self._say(f"a connection was refused: {error}")
+            await self._let_in(stream)
+        except Exception as error:  # noqa: BLE001  said above; groups of exceptions are among them
+            self._count("connections_failed")
+            self._say_of("", f"a connection failed: {error!r}")
         finally:
-            self._connections -= 1
             await trio.aclose_forcefully(stream)
 
-    async def _talk(self, stream: trio.abc.Stream, identity: Identity) -> None:
+    async def _let_in(self, stream: trio.SocketStream) -> None:
+        try:
+            address = str(stream.socket.getpeername()[0])
+        except OSError:
+            return  # gone already
+        if len(self._peers) >= MAX_CONNECTIONS or not self._door.knock(address, monotonic_ns()):
+            self._count("connections_refused")
+            return
+        identity: Identity | None = None
+        with self._door.handshake(address):
+            try:
+                secure, identity = await accept(stream, self._tls)
+            except NetprobeError as error:
+                self._count("handshakes_failed")
+                self._say_of("", f"a connection from {address} was refused: {error}")
+                return
+        if identity is None:
+            self._count("handshakes_cut")
+            return
+        await self._talk(secure, identity, address)
+
+    async def _talk(self, stream: trio.abc.Stream, identity: Identity, address: str) -> None:
         link = CollectorLink(self._config.limits, monotonic_ns())
-        peer = _Peer(self, identity, link)
+        peer = _Peer(self, identity, link, address)
         io = LinkIo(stream, link, peer.handle)
         peer.io = io
         self._peers.add(peer)
@@ -170,29 +206,54 @@ class Collector:
         finally:
             self._peers.discard(peer)
             peer.leave()
-        self._say(f"{identity.name} is gone: {io.ended}")
+            self._say_of(identity.name, f"{identity.name} is gone: {io.ended}")
+
+    def ended(self, peer: "_Peer", event: Closed) -> None:
+        """A link has ended; who broke the protocol stays outside for a while."""
+        self._count(f"links_{event.ending.value}")
+        if event.ending in MISBEHAVED:
+            self._door.strike(peer.identity.name, monotonic_ns())
 
     def greet(self, peer: "_Peer", event: Greeted) -> None:
         """Let somebody in, or refuse: the name and role in the greeting must be those of the certificate."""
         hello, identity, link = event.hello, peer.identity, peer.link
-        if (hello.name, hello.role) != (identity.name, identity.role.value):
+        why = self._why_not(peer, hello)
+        if why:
             self._count("hellos_refused")
-            said = f"{hello.name}'s ({hello.role})"
-            link.refuse(f"the certificate is {identity.name}'s ({identity.role.value}), not {said}")
+            link.refuse(why)
             return
-        if identity.role not in ROLES:
-            self._count("hellos_refused")
-            link.refuse(f"role {hello.role} has nothing to do here: its host's agent asks for it")
-            return
+        before = self._agents.connected.get(hello.name) if identity.role.is_agent else None
+        if before is not None:
+            self._count("connections_replaced")
+            assert isinstance(before.io.link, CollectorLink)
+            before.io.link.refuse(f"another connection came under the name {hello.name}, from {peer.address}")
+            before.io.wake()
         resume = {PartKey(p.run, p.boot): self._resume_at(hello.name, p.run, p.boot, p.next_block) for p in hello.parts}
         link.let_in(self._boot, realtime_ns(), resume)
-        self._say(f"{hello.name} ({hello.role}) dialled in, with {len(hello.parts)} parts")
-        if hello.role != "operator":
+        self._say_of(hello.name, f"{hello.name} ({hello.role}) dialled in, with {len(hello.parts)} parts")
+        if identity.role.is_agent:
             assert peer.io is not None
-            peer.agent = AgentConn(identity, hello, peer.io, realtime_ns())
+            peer.agent = AgentConn(identity, hello, peer.io, realtime_ns(), peer.address)
             self._agents.connected[hello.name] = peer.agent
             assert self._nursery is not None
             self._nursery.start_soon(self._learn, peer.agent)
+
+    def _why_not(self, peer: "_Peer", hello: Hello) -> str:
+        """Why somebody is not let in, "" if he is."""
+        identity, now_ns = peer.identity, monotonic_ns()
+        if (hello.name, hello.role) != (identity.name, identity.role.value):
+            said = f"{hello.name}'s ({hello.role})"
+            return f"the certificate is {identity.name}'s ({identity.role.value}), not {said}"
+        if identity.role not in ROLES:
+            return f"role {hello.role} has nothing to do here: its host's agent asks for it"
+        outside_ns = self._door.stays_outside_ns(hello.name, now_ns)
+        if outside_ns:
+            return f"{hello.name} broke the protocol: it is let in again in {outside_ns / SECOND_NS:.1f} s"
+        mine = [p for p in self._peers if p is not peer and p.identity.name == hello.name and p.link.is_open]
+        if identity.role is Role.OPERATOR:
+            return f"{len(mine)} connections of {hello.name} are open" if len(mine) >= MAX_OPERATORS else ""
+        young = any(now_ns - p.began_ns < MIN_STAY_NS for p in mine)
+        return f"another connection under the name {hello.name} has just come" if young else ""
 
     def _resume_at(self, agent: str, run: str, boot: str, next_block: int) -> int:
         entry = self._runs.get(run)
@@ -205,16 +266,22 @@ class Collector:
 
     async def _learn(self, agent: AgentConn) -> None:
         """Ask an agent what its host has, again and again, as long as it is connected."""
-        assert self._follower is not None
+        follower = self._follower
+        assert follower is not None
         while self._agents.connected.get(agent.name) is agent:
             try:
                 was_silent = not agent.host
-                if await agent.learn():
-                    self._follower.take_inventory(agent.report.inventory)
+                others = [a for a in self._agents.connected.values() if a is not agent]
+                if await agent.learn(others, follower.topology):
+                    follower.take_inventory(agent.report.inventory)
                 if was_silent:
-                    self._say(f"{agent.name} is on {agent.host}")
+                    self._say_of(agent.name, f"{agent.name} is on {agent.host}")
+                agent.trouble = ""
             except NetprobeError as error:
-                self._say(f"{agent.name} does not say what it has: {error}")
+                if str(error) != agent.trouble:
+                    self._count("inventories_refused")
+                    self._say_of(agent.name, f"{agent.name} does not say what it has: {error}")
+                agent.trouble = str(error)
             await trio.sleep(LEARN_S)
 
     def forget(self, agent: AgentConn) -> None:
@@ -225,34 +292,50 @@ class Collector:
                 self._follower.lose_host(agent.host, f"the agent {agent.name} is not connected")
 
     async def _follow(self) -> None:
-        """Tell every run what has changed."""
+        """Tell every run what has changed; one that takes long keeps no other one waiting."""
         assert self._follower is not None
+        assert self._nursery is not None
         version = 0
         while True:
-            version, topology = await self._follower.wait_changed(version)
+            version, _ = await self._follower.wait_changed(version)
             for entry in list(self._runs.values()):
-                if not entry.over.is_set():
-                    await entry.run.follow(topology)
+                if not entry.over.is_set() and not entry.is_following:
+                    entry.is_following = True
+                    self._nursery.start_soon(self._follow_one, entry)
+
+    async def _follow_one(self, entry: RunEntry) -> None:
+        """Tell one run, until it has heard the newest. A run that fails at it goes on as it was."""
+        assert self._follower is not None
+        version = 0
+        try:
+            while version < self._follower.version and not entry.over.is_set():
+                version = self._follower.version
+                await entry.run.follow(self._follower.topology)
+        except Exception as error:  # noqa: BLE001  neither ends it, nor the collector
+            self._count("follows_failed")
+            self._say(f"run {entry.run.run} cannot follow what has changed: {error!r}")
+        finally:
+            entry.is_following = False
 
     # -----------------------------------------------------------------------------------------------------------------
     # Blocks
     # -----------------------------------------------------------------------------------------------------------------
 
-    def take_block(self, peer: "_Peer", event: BlockArrived) -> None:
+    async def take_block(self, peer: "_Peer", event: BlockArrived) -> None:
         """A block: kept and acknowledged at the next commit; one that nobody wants is acknowledged at once."""
         entry, name, part = self._runs.get(event.part.run), peer.identity.name, event.part
         taken = Taken.UNWANTED
         if entry is not None and not entry.over.is_set():
-            taken = entry.run.take_block(name, part.boot, event.number, event.octets)
+            taken = await entry.run.take_block(name, part.boot, event.number, event.octets)
         self._answer_block(peer, taken, part, event.number + 1)
 
-    def take_shed(self, peer: "_Peer", event: ShedArrived) -> None:
+    async def take_shed(self, peer: "_Peer", event: ShedArrived) -> None:
         """Blocks that an agent lost."""
         entry, name, part = self._runs.get(event.part.run), peer.identity.name, event.part
         taken = Taken.UNWANTED
         if entry is not None and not entry.over.is_set():
             span = (event.from_ns, event.to_ns)
-            taken = entry.run.take_shed(name, part.boot, event.first, event.next, span)
+            taken = await entry.run.take_shed(name, part.boot, event.first, event.next, span)
         self._answer_block(peer, taken, part, event.next)
 
     def _answer_block(self, peer: "_Peer", taken: Taken, part: PartKey, following: int) -> None:
@@ -264,6 +347,8 @@ class Collector:
             peer.link.acknowledge(part, entry.durable(peer.identity.name))
         elif taken is Taken.IMPOSSIBLE:
             self._count("blocks_refused")
+            if not self._runs[part.run].run.is_broken:  # else it is our own disk that cannot take it
+                self._door.strike(peer.identity.name, monotonic_ns())
             peer.link.refuse(f"block of {part.run} is not the next one, or more than this agent may write")
 
     async def _commit_now_and_then(self) -> None:
@@ -404,9 +489,11 @@ class Collector:
 class _Peer:
     """Somebody on a connection: an agent or an operator."""
 
-    def __init__(self, collector: Collector, identity: Identity, link: CollectorLink) -> None:
+    def __init__(self, collector: Collector, identity: Identity, link: CollectorLink, address: str) -> None:
         self.identity = identity
         self.link = link
+        self.address = address
+        self.began_ns = monotonic_ns()
         self.io: LinkIo | None = None
         self.agent: AgentConn | None = None
         self._collector = collector
@@ -417,32 +504,37 @@ class _Peer:
             case Greeted():
                 self._collector.greet(self, event)
             case BlockArrived():
-                self._collector.take_block(self, event)
+                await self._collector.take_block(self, event)
             case ShedArrived():
-                self._collector.take_shed(self, event)
+                await self._collector.take_shed(self, event)
             case Asked():
                 assert self._collector._nursery is not None  # noqa: SLF001  its own helper
                 self._collector._nursery.start_soon(self._answer, event)  # noqa: SLF001
+            case Closed():
+                self._collector.ended(self, event)
             case _:
                 pass
 
     async def _answer(self, asked: Asked) -> None:
         """Only operators ask."""
         try:
-            match asked.op:
-                case "run":
-                    result = self._collector.begin_run(asked.arguments_untrusted(RunAsked))
-                case "wait":
-                    result = await self._collector.wait_run(asked.arguments_untrusted(RunWanted))
-                case "status":
-                    result = self._collector.status()
-                case _:
-                    raise UsageError(f"question {asked.op!r}", "is none", allowed="run, wait, status")
-            self.link.answer(asked.id, result)
+            self.link.answer(asked.id, await self._result(asked))
         except NetprobeError as error:
             self.link.fail(asked.id, error)
+        except Exception as error:  # noqa: BLE001  one question that fails must not end the collector
+            self.link.fail(asked.id, NetprobeError("collector", f"failed at {asked.op}: {error!r}"))
         if self.io is not None:
             self.io.wake()
+
+    async def _result(self, asked: Asked) -> Json:
+        match asked.op:
+            case "run":
+                return self._collector.begin_run(asked.arguments_untrusted(RunAsked))
+            case "wait":
+                return await self._collector.wait_run(asked.arguments_untrusted(RunWanted))
+            case "status":
+                return self._collector.status()
+        raise UsageError(f"question {asked.op!r}", "is none", allowed="run, wait, status")
 
     def leave(self) -> None:
         """The connection has ended."""

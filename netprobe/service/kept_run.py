@@ -4,10 +4,13 @@ A block is on the disk before it is acknowledged, and what it says is in the col
 reads both again. How the run goes is service.spread_run's, above; the files are service.run_files'.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+import trio
 
 from netprobe.collect.epochs import Epoch
 from netprobe.errors import HostNotReadyError, WireError
@@ -18,6 +21,7 @@ from netprobe.model.topology import Topology
 from netprobe.plan.plans import RunPlan
 from netprobe.plan.schedule import session_due_ns
 from netprobe.service.collection import Collection
+from netprobe.service.part_orders import lasts_s
 from netprobe.service.prepare import Prepared
 from netprobe.service.run_files import (
     SCHEMA,
@@ -31,9 +35,11 @@ from netprobe.service.run_files import (
     save_point,
     save_stops,
 )
-from netprobe.wire.blocks import decode_reports_untrusted
+from netprobe.wire.blocks import each_report_untrusted
 from netprobe.wire.frames import FrameBlock
 from netprobe.wire.orders import probe_of_untrusted, probe_spec
+
+SLICE_S = 0.005
 
 
 class Taken(Enum):
@@ -52,6 +58,7 @@ class Part:
     Attributes:
         is_lost: the program that had it is gone, and all that it left has come.
         away_since_ns: when its agent was last seen, 0 while it is connected.
+        turn: held while one of its blocks is taken.
     """
 
     agent: str
@@ -60,6 +67,7 @@ class Part:
     sessions: list[int]
     is_lost: str = ""
     away_since_ns: int = 0
+    turn: trio.Lock = field(default_factory=trio.Lock)
 
     @property
     def key(self) -> Source:
@@ -111,6 +119,17 @@ class KeptRun:
         self.collection.expect(session, path)
         self.epochs.setdefault(session, []).append(epoch)
 
+    def begin_collection(self) -> None:
+        """Begin to collect, for the sessions that are prepared."""
+        self.collection = Collection(one.probe for one in self.prepared)
+        self.collection.lasts_s = lasts_s(self.plan, self.prepared)
+
+    def add_part(self, part: Part, host: str) -> None:
+        """An agent takes part."""
+        self.parts[part.agent], self.hosts[part.agent] = part, host
+        self.collection.add_part(part.agent, part.points, part.sessions)
+        self.collection.peers |= {host}
+
     def open_log(self) -> None:
         """Begin to keep blocks. Raises HostNotReadyError where the disk does not take them."""
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -125,34 +144,40 @@ class KeptRun:
             if part is None:
                 continue
             if isinstance(record, LoggedBlock):
-                self._apply(part, record.octets)
+                deque(self._apply(part, record.octets), maxlen=0)
             else:
-                self._apply_shed(part, record.end - record.first, record.span_ns)
+                deque(self._apply_shed(part, record.end - record.first, record.span_ns), maxlen=0)
 
-    def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> Taken:
+    async def take_block(self, agent: str, boot: str, number: int, octets: bytes) -> Taken:
         """A block of an agent."""
         part, source = self.parts.get(agent), Source(agent, boot)
         if part is None or self.log is None or self.is_settling or part.key != source:
             self._refuse("blocks_of_no_part")
             return Taken.UNWANTED
-        if self.is_broken:
-            return Taken.IMPOSSIBLE
-        outcome = self.log.append(source, number, octets).outcome
-        if outcome is Outcome.NEW:
-            self._apply(part, octets, realtime_ns())
+        async with part.turn:  # a connection that takes the place of another one may bring the next block already
+            if self.log is None or self.is_settling:
+                return Taken.UNWANTED
+            if self.is_broken:
+                return Taken.IMPOSSIBLE
+            outcome = self.log.append(source, number, octets).outcome
+            if outcome is Outcome.NEW:
+                await _in_slices(self._apply(part, octets, realtime_ns()))
         return self._taken(outcome)
 
-    def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> Taken:
+    async def take_shed(self, agent: str, boot: str, first: int, end: int, span_ns: tuple[int, int]) -> Taken:
         """Blocks that an agent lost: its points were blind in that time."""
         part, source = self.parts.get(agent), Source(agent, boot)
         if part is None or self.log is None or self.is_settling or part.key != source:
             self._refuse("blocks_of_no_part")
             return Taken.UNWANTED
-        if self.is_broken:
-            return Taken.IMPOSSIBLE
-        outcome = self.log.append_shed(source, first, end, span_ns).outcome
-        if outcome is Outcome.NEW:
-            self._apply_shed(part, end - first, span_ns)
+        async with part.turn:
+            if self.log is None or self.is_settling:
+                return Taken.UNWANTED
+            if self.is_broken:
+                return Taken.IMPOSSIBLE
+            outcome = self.log.append_shed(source, first, end, span_ns).outcome
+            if outcome is Outcome.NEW:
+                await _in_slices(self._apply_shed(part, end - first, span_ns))
         return self._taken(outcome)
 
     def _taken(self, outcome: Outcome) -> Taken:
@@ -172,20 +197,28 @@ class KeptRun:
     def _refuse(self, what: str) -> None:
         self.refused[what] = self.refused.get(what, 0) + 1
 
-    def _apply(self, part: Part, octets: bytes, now_ns: int | None = None) -> None:
+    def _apply(self, part: Part, octets: bytes, now_ns: int | None = None) -> Iterator[None]:
+        """Take what a block says, report by report; of one that is damaged nothing."""
+        reports = []
         try:
-            reports = decode_reports_untrusted(octets)
+            for report in each_report_untrusted(octets):
+                reports.append(report)
+                yield
         except WireError:
             self._refuse("garbage_blocks")
             return
         for report in reports:
-            self.collection.take(part.agent, report, now_ns)
+            if not self.is_settling:
+                self.collection.take(part.agent, report, now_ns)
+            yield
 
-    def _apply_shed(self, part: Part, blocks: int, span_ns: tuple[int, int]) -> None:
+    def _apply_shed(self, part: Part, blocks: int, span_ns: tuple[int, int]) -> Iterator[None]:
         self._refuse("shed_blocks")
         start, end = max(span_ns[0], 0), min(max(span_ns[1], 0), FOR_EVER_NS)
         for point in part.points:
-            self.collection.take(part.agent, Blind(point, start, end, f"its agent had no room for {blocks} blocks"))
+            if not self.is_settling:
+                self.collection.take(part.agent, Blind(point, start, end, f"its agent had no room for {blocks} blocks"))
+            yield
 
     def save(self) -> None:
         """Write the order down. Raises HostNotReadyError where the disk does not take it."""
@@ -236,18 +269,25 @@ class KeptRun:
             HostNotReadyError: a guest that it is about is gone.
         """
         self.prepared = tuple(_prepared(s, topology) for s in saved.sessions)
-        self.collection = Collection(one.probe for one in self.prepared)
+        self.begin_collection()
         self.collection.add_points(load_point(p) for p in saved.points)
         for one, session in zip(self.prepared, saved.sessions, strict=True):
             for e in session.epochs:
                 path = load_path(e.forward, e.returned)
                 self.begin_epoch(one, Epoch(path, e.from_ns, e.because, e.noticed_ns))
-        self.hosts = {p.agent: p.host for p in saved.parts}
-        self.parts = {p.agent: Part(p.agent, p.boot, p.points, p.sessions) for p in saved.parts}
-        for part in self.parts.values():
-            self.collection.add_part(part.agent, part.points, part.sessions)
+        for p in saved.parts:
+            self.add_part(Part(p.agent, p.boot, p.points, p.sessions), p.host)
         self.unreported = dict(saved.unreported)
         self.started_ns, self.went_ns = saved.started_ns, saved.went_ns
+
+
+async def _in_slices(steps: Iterator[None]) -> None:
+    """Do work step by step, and let others have their turn every SLICE_S: a large block must not keep them waiting."""
+    until = trio.current_time() + SLICE_S
+    for _ in steps:
+        if trio.current_time() > until:
+            await trio.lowlevel.checkpoint()
+            until = trio.current_time() + SLICE_S
 
 
 def _prepared(saved: SavedSession, topology: Topology) -> Prepared:

@@ -4,6 +4,7 @@ Both ends use it: an agent, an operator, and the collector once for each connect
 gives a function for events.
 """
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -49,6 +50,7 @@ class LinkIo:
         self._wake = trio.Event()
         self._closing = trio.Event()
         self._waiting: dict[int, tuple[trio.Event, list[Answered | HostNotReadyError]]] = {}
+        self._overdue: dict[int, str] = {}
 
     def wake(self) -> None:
         """There is something to send."""
@@ -120,6 +122,7 @@ class LinkIo:
         for event in events:
             if isinstance(event, Answered):
                 asked, answers = self._waiting.pop(event.id)
+                self._overdue.pop(event.id, None)
                 answers.append(event)
                 asked.set()
             elif isinstance(event, Closed):
@@ -129,18 +132,30 @@ class LinkIo:
             else:
                 await self._handle(event)
 
-    async def ask(self, op: str, args: object = None, body: bytes = b"") -> Answered:
+    async def ask(self, op: str, args: object = None, body: bytes = b"", *, within_s: float = math.inf) -> Answered:
         """Ask the peer, and wait for its answer.
+
+        Args:
+            op: what is asked; a peer that still owes an answer to the same, in vain waited for, is not asked again.
+            args: of the question.
+            body: octets that go along.
+            within_s: how long to wait.
 
         Raises:
             NetprobeError: the peer's own error.
-            HostNotReadyError: the link ended before.
+            HostNotReadyError: the link ended before, or no answer came in time.
         """
         assert not isinstance(self.link, AgentLink), "agents are asked"
+        if op in self._overdue.values():
+            raise HostNotReadyError("link", f"the peer still owes an answer to {op!r}")
         number = self.link.ask(op, args, body)
         event, answers = self._waiting[number] = (trio.Event(), [])
         self.wake()
-        await event.wait()
+        with trio.move_on_after(within_s):
+            await event.wait()
+        if not answers:
+            self._overdue[number] = op
+            raise HostNotReadyError("link", f"the peer did not answer {op!r} within {within_s:g} s")
         (answer,) = answers
         if isinstance(answer, NetprobeError):
             raise answer

@@ -13,6 +13,11 @@ UNTIL_GRACE_S = 120.0
 """A part that hears no more from the collector ends by itself, so long after its last probe could arrive."""
 
 
+def lasts_s(plan: RunPlan, prepared: Sequence[Prepared]) -> float:
+    """How long the parts of a run go on at most, in seconds."""
+    return max(one.plan.duration_ns for one in prepared) / 1e9 + plan.tmax_ns / 1e9 + UNTIL_GRACE_S
+
+
 @dataclass(frozen=True, slots=True)
 class Orders:
     """What the orders of one run are made from.
@@ -40,14 +45,13 @@ class Orders:
         own = {one.sender.chain[0].place for one in sent if one.is_sent_by_agent}
         rings = {s.point.place for one in self.prepared for s in one.stops if s.is_observed_by_ring} - own
         passing = [one for one in self.prepared if one in sent or not set(mine).isdisjoint(self._indices(one))]
-        lasts_s = max(one.plan.duration_ns for one in self.prepared) / 1e9 + self.plan.tmax_ns / 1e9
         return PartSpec(
             run=self.run,
             places=[place_spec(i, self.points[i]) for i in mine if self.points[i].place in rings],
             probes=[probe_spec(one.probe) for one in passing],
             sends=[self._send(one) for one in sent],
             peers=[peer for other, agent in self.agents.items() if other != name for peer in _peers(agent)],
-            until_s=lasts_s + UNTIL_GRACE_S,
+            until_s=lasts_s(self.plan, self.prepared),
         )
 
     def _send(self, one: Prepared) -> SendSpec:

@@ -137,8 +137,8 @@ async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: P
     state = RunState(plan, prepared, topology, collection, stop, started_ns)
     with open_journal(prepared, topology) as journal:
         state.journal = journal
-        counters = await _look_and_send(state, follower, allowlists, progress)
-        facts = RunFacts(plan, collection, realtime_ns(), counters, stale=state.topology.stale)
+        await _look_and_send(state, follower, allowlists, progress)
+        facts = RunFacts(plan, collection, realtime_ns(), stale=state.topology.stale)
         settled = settle_run(prepared, state.epochs, facts)
         reasons = await _explain(state, settled, allowlists, ports, journal)
     undone = {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept}
@@ -199,7 +199,7 @@ def ring_places(state: RunState, prepared: Sequence[Prepared]) -> dict[int, Poin
 
 async def _look_and_send(
     state: RunState, follower: Follower, allowlists: dict[str, Allowlist], progress: Progress
-) -> dict[str, int]:
+) -> None:
     first_epochs(state)
     collection = state.collection
     order = PartOrder(
@@ -220,9 +220,7 @@ async def _look_and_send(
             await part.send(emit)
             await _wait_for_the_last(state)
             nursery.cancel_scope.cancel()
-        counters = await part.finish()
-        emit(PartDone(counters))
-    return counters
+        emit(PartDone(await part.finish()))
 
 
 async def _wait_for_the_last(state: RunState) -> None:

@@ -1,27 +1,26 @@
-"""The clocks of a spread run: from what its agents exchanged to a map of offsets (collect.domains). Pure.
+"""The clocks of a spread run: from what its agents exchanged to maps of offsets (collect.domains). Pure.
 
-A host's clock stamps what its agent reports. The first sender's is the reference; exchanges between it and another host
-count, whoever of the two asked. An agent is believed about its own clock only: it can ruin what is said of that.
+A host's clock stamps what its agent reports. Each sender's clock is the reference of the sessions that it sends;
+exchanges between it and another host count, whoever of the two asked. So an agent can ruin what is said of its own
+clock, and nothing that is said of two others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from netprobe.collect import domains
 from netprobe.collect.domains import ClockMap
 from netprobe.service.collection import Collection
 
 
-def clock_map(collection: Collection, hosts: Mapping[str, str], senders: Sequence[str]) -> ClockMap | None:
-    """The clocks of a run, None where one agent stamped everything.
+def clock_maps(collection: Collection, hosts: Mapping[str, str]) -> dict[int, ClockMap] | None:
+    """The clocks of a run by session, None where one agent stamped everything.
 
     Args:
         collection: what was reported.
         hosts: the host of each part, by the part's name.
-        senders: parts that send, in the order of the plan.
     """
     if len(hosts) < 2:
         return None
-    reference = hosts[senders[0]] if senders else min(hosts.values())
     known = frozenset(hosts.values())
     exchanges = [
         (host, report)
@@ -32,4 +31,6 @@ def clock_map(collection: Collection, hosts: Mapping[str, str], senders: Sequenc
     names = {
         collection.points[index].host: host for part, host in hosts.items() for index in collection.parts[part].points
     }
-    return domains.clock_map(reference, exchanges, names=names)
+    references = {number: hosts[part] for part in hosts for number in collection.parts[part].sessions}
+    maps = {host: domains.clock_map(host, exchanges, names=names) for host in set(references.values())}
+    return {number: maps[host] for number, host in references.items()}

@@ -1,5 +1,6 @@
 """From what a run saw to what it says: settles each session and puts the result together. No I/O of its own."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,7 @@ from netprobe.model.probes import Flow, Protocol
 from netprobe.model.records import HopBatch
 from netprobe.model.results import Json, SessionResult
 from netprobe.plan.plans import RunPlan
+from netprobe.service.collected import PartRecord
 from netprobe.service.collection import Collection
 from netprobe.service.prepare import Prepared, type_p_json
 
@@ -41,6 +43,9 @@ PROTOCOL_NOTES = {
     Protocol.UDP: (),
 }
 
+MAX_CONTEXTS = 32
+"""Different surroundings that are told of one stop: neither spoofing guests nor lying agents may fill a result."""
+
 
 FOLLOWED_WITHIN_NS = 2_000_000_000
 """A change of a path is noticed within this time of when it took effect."""
@@ -54,18 +59,16 @@ class RunFacts:
     """What the sessions of a run have in common.
 
     Attributes:
-        ended_ns: when looking ended, by the clock that is the reference.
-        counters: what the parts shed or dropped, by name.
-        clocks: whose clock stamps where; None: one clock stamps everywhere.
+        ended_ns: when looking ended, by the clock that epochs are noted by.
+        clocks: whose clock stamps where, by session; None: one clock stamps everywhere.
+        leads_ns: by how much a host's clock is ahead of the one that epochs are noted by, by the host's name.
         stale: sources of the topology that cannot be read at present, and why.
-        leads_ns: by how much a sending host's clock is ahead of the one that epochs are noted by, by the host's name.
     """
 
     plan: RunPlan
     collection: Collection
     ended_ns: int
-    counters: dict[str, int]
-    clocks: ClockMap | None = None
+    clocks: Mapping[int, ClockMap] | None = None
     leads_ns: Mapping[str, int] = field(default_factory=dict)
     stale: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,16 +96,27 @@ class Settled:
 def settle_run(prepared: Sequence[Prepared], epochs: Mapping[int, Sequence[Epoch]], facts: RunFacts) -> list[Settled]:
     """Settle every session of a run, and of a session whose path changed every epoch by itself."""
     hops = facts.collection.hops_by_session()
-    return [
-        settled
-        for one in prepared
-        for settled in _settle(one, epochs[one.probe.session], facts, hops.get(one.probe.session, HopBatch.empty()))
-    ]
+    windows: dict[int, list[BlindWindow]] = {}
+    for window in facts.collection.windows():
+        windows.setdefault(window.point, []).append(window)
+    found = []
+    for one in prepared:
+        number = one.probe.session
+        found += _settle(one, epochs[number], facts, hops.get(number, HopBatch.empty()), windows)
+    return found
 
 
-def _settle(one: Prepared, epochs: Sequence[Epoch], facts: RunFacts, hops: HopBatch) -> list[Settled]:
+def _settle(
+    one: Prepared,
+    epochs: Sequence[Epoch],
+    facts: RunFacts,
+    hops: HopBatch,
+    windows: Mapping[int, Sequence[BlindWindow]],
+) -> list[Settled]:
     collection, number = facts.collection, one.probe.session
     sending = collection.sendings[number]
+    clocks = facts.clocks[number] if facts.clocks is not None else None
+    places = {s.point.place for epoch in epochs for s in (*epoch.path.forward, *epoch.path.returned)}
     given = SessionInput(
         session=number,
         path=one.path,
@@ -110,13 +124,13 @@ def _settle(one: Prepared, epochs: Sequence[Epoch], facts: RunFacts, hops: HopBa
         sent_ns=sending.times_ns,
         sender_ns=sending.stamps_ns,
         tmax_ns=facts.plan.tmax_ns,
-        now_ns=facts.ended_ns,
+        now_ns=facts.ended_ns + facts.leads_ns.get(one.sender.host if clocks is None else clocks.reference, 0),
         hops=hops,
-        answers=collection.answers(number, with_points=facts.clocks is not None),
-        windows=collection.windows(),
+        answers=collection.answers(number, with_points=clocks is not None),
+        windows=[window for place in places for window in windows.get(collection.index[place], ())],
         is_numbered=one.probe.type_p.flow is Flow.SAME,
         untold=None if sending.told.all() else ~sending.told,
-        clocks=facts.clocks,
+        clocks=clocks,
     )
     left_ns = _left_ns(one, facts, hops) if len(epochs) > 1 else np.zeros(len(sending.times_ns), np.int64)
     found = []
@@ -204,14 +218,26 @@ def _places(one: Settled, facts: RunFacts) -> list[int]:
     return list(dict.fromkeys(facts.collection.index[s.point.place] for s in stops))
 
 
+def counted(one: Settled, facts: RunFacts, name: str) -> int:
+    """What the parts on a session's way shed, dropped or tidied up, by the name of the counter."""
+    return sum(record.done.counters.get(name, 0) for record in _parts(one, facts) if record.done is not None)
+
+
+def _parts(one: Settled, facts: RunFacts) -> list[PartRecord]:
+    """The parts that send a session or look at it."""
+    places, number = _places(one, facts), one.prepared.probe.session
+    parts = facts.collection.parts.values()
+    return [part for part in parts if number in part.sessions or not part.points.isdisjoint(places)]
+
+
 def _counters(one: Settled, facts: RunFacts) -> dict[str, int]:
     """What the points on a session's way counted; what happens elsewhere is no business of its."""
     tallies = [facts.collection.tallies.get(i, Tally()) for i in _places(one, facts)]
     refused = sum(sum(p.refused.values()) for p in facts.collection.parts.values())
     return {
         "ring_dropped": sum(t.dropped for t in tallies),
-        "agent_shed": facts.counters.get("agent_shed", 0),
-        "port_dropped": facts.counters.get("port_dropped", 0),
+        "agent_shed": counted(one, facts, "agent_shed"),
+        "port_dropped": counted(one, facts, "port_dropped"),
         "unknown_session": sum(t.unknown_session for t in tallies),
         "foreign": sum(t.foreign for t in tallies),
         "merged": sum(t.merged for t in tallies),
@@ -219,9 +245,14 @@ def _counters(one: Settled, facts: RunFacts) -> dict[str, int]:
         "unstamped": sum(t.unstamped for t in tallies),
         "icmp_errors": sum(t.icmp_errors for t in tallies),
         "contexts_shed": sum(t.contexts_shed for t in tallies),
-        "clock_steps": facts.collection.steps,
+        "clock_steps": _steps(one, facts),
         "refused_reports": refused,
     }
+
+
+def _steps(one: Settled, facts: RunFacts) -> int:
+    """How often clocks on a session's way were stepped."""
+    return sum(part.steps for part in _parts(one, facts))
 
 
 def _unobserved(one: Settled, facts: RunFacts) -> list[str]:
@@ -244,7 +275,7 @@ def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
         notes.append(
             f"{outcome.imitated} probes were answered by somebody else in the guest's name: a rule that rejects?"
         )
-    dropped = facts.counters.get("port_dropped", 0)
+    dropped = counted(one, facts, "port_dropped")
     if dropped:
         notes.append(f"the switch's ports on the way dropped {dropped} frames meanwhile, ours or others'")
     unanswered = outcome.forward.ledger.count(Fate.UNOBSERVED)
@@ -260,7 +291,7 @@ def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
         untold = len(sending.told) - int(np.count_nonzero(sending.told))
         notes.append(f"of {untold} probes nobody knows whether they were sent: the program that sends was lost")
     notes += [f"where things are may have changed since: {why}" for why in facts.stale.values()]
-    if collection.steps:
+    if _steps(one, facts):
         notes.append("the wall clock was stepped during the run: delays, lost and late across the step are doubtful")
     return tuple(notes)
 
@@ -274,12 +305,18 @@ def _remarked_at(one: Settled, facts: RunFacts) -> str | None:
 
 
 def _contexts(one: Settled, facts: RunFacts) -> tuple[Json, ...]:
-    """What was around the probes at each stop, in travel order; the most frequent first."""
+    """What was around the probes at each stop, in travel order; the most frequent first, MAX_CONTEXTS of them."""
     order = {
         (s.point.place, int(s.direction)): i for i, s in enumerate((*one.epoch.path.forward, *one.epoch.path.returned))
     }
     found = facts.collection.contexts_of(one.hops)
     found.sort(key=lambda row: (row[2], order.get((row[0].place, row[1]), len(order)), -row[4]))
+    ranks: Counter[tuple[str, int, int]] = Counter()
+    shown = []
+    for row in found:
+        ranks[row[0].place, row[1], row[2]] += 1
+        if ranks[row[0].place, row[1], row[2]] <= MAX_CONTEXTS:
+            shown.append(row)
     return tuple(
         {
             "point": point.id,
@@ -288,7 +325,7 @@ def _contexts(one: Settled, facts: RunFacts) -> tuple[Json, ...]:
             **context.to_json(),
             "records": count,
         }
-        for point, direction, leg, context, count in found
+        for point, direction, leg, context, count in shown
     )
 
 

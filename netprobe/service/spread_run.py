@@ -23,7 +23,6 @@ from netprobe.model.results import Json, SessionResult
 from netprobe.model.topology import Host, Topology
 from netprobe.plan.allowlist import Allowlist
 from netprobe.service.agents import AgentConn, Agents, RemoteSwitch
-from netprobe.service.collection import Collection
 from netprobe.service.journal import Journal
 from netprobe.service.kept_run import KeptRun, Part
 from netprobe.service.moves import are_ports_known, moved_sessions
@@ -31,12 +30,12 @@ from netprobe.service.part_orders import Orders, sender_names
 from netprobe.service.permits import ports_asked
 from netprobe.service.prepare import PortSource, Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
-from netprobe.service.run_clocks import clock_map
+from netprobe.service.run_clocks import clock_maps
 from netprobe.service.run_files import (
     RunFolder,
     run_plan_of,
 )
-from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
+from netprobe.service.settling import RunFacts, Settled, counted, session_result, settle_run
 from netprobe.wire.orders import (
     LookAsked,
     PartSpec,
@@ -53,6 +52,7 @@ ABANDON_S = 2.0
 PORT_CHECKS = 10
 CHECK_S = 0.1
 REPORT_LAG_NS = 1_000_000_000
+TIDIED_UP = ("conntrack_deleted", "conntrack_kept")
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class SpreadRun(KeptRun):
         self.started_ns = realtime_ns()
         ports = self._port_source()
         self.prepared = await trio.to_thread.run_sync(prepare_run, self.plan, self.topology, ports)
-        self.collection = Collection(one.probe for one in self.prepared)
+        self.begin_collection()
         for one in self.prepared:
             self.begin_epoch(one, Epoch(one.path))
         specs = self._order_parts()
@@ -134,9 +134,7 @@ class SpreadRun(KeptRun):
             mine = [i for i, reporter in reporters.items() if reporter is agent]
             sent = [one for one in self.prepared if senders[one.probe.session] is agent]
             specs[name] = orders.spec(name, mine, sent)
-            self.hosts[name] = agent.host
-            self.parts[name] = Part(name, agent.hello.boot, mine, [one.probe.session for one in sent])
-            self.collection.add_part(name, mine, self.parts[name].sessions)
+            self.add_part(Part(name, agent.hello.boot, mine, [one.probe.session for one in sent]), agent.host)
             self._check_grants(agent)
         return specs
 
@@ -353,26 +351,22 @@ class SpreadRun(KeptRun):
         collection = self.collection
         for index, why in self.unreported.items():
             collection.unwatched.setdefault(index, why)
-        counters: dict[str, int] = {}
         for name, part in self.parts.items():
             done = collection.parts[name].done or PartDone()
-            for key, value in done.counters.items():
-                counters[key] = counters.get(key, 0) + value
             why = part.is_lost or (done.why and f"the agent {name} ended early: {done.why}")
             for point in part.points if why and why != self.stop else ():
                 collection.unwatched_since.setdefault(point, why)
         hosts = {name: self.hosts.get(name, name) for name in self.parts}
-        clocks = clock_map(collection, hosts, [p.agent for p in self.parts.values() if p.sessions])
+        clocks = await trio.to_thread.run_sync(clock_maps, collection, hosts)
         leads = {hosts[name]: collection.parts[name].lead_ns or 0 for name in self.parts}
-        reference = clocks.reference if clocks else next(iter(leads), "")
-        ended_ns = realtime_ns() + leads.get(reference, 0) + (0 if self.stop else REPORT_LAG_NS)
-        facts = RunFacts(self.plan, collection, ended_ns, counters, clocks, leads, self.topology.stale)
+        ended_ns = realtime_ns() + (0 if self.stop else REPORT_LAG_NS)
+        facts = RunFacts(self.plan, collection, ended_ns, clocks, leads, self.topology.stale)
         settled = await trio.to_thread.run_sync(settle_run, self.prepared, self.epochs, facts)
         reasons = await self._explain(settled)
-        undone = {k: counters.get(k, 0) for k in ("conntrack_deleted", "conntrack_kept")}
-        undone |= {f"refused_{k}": n for k, n in self.refused.items()}
+        refused = {f"refused_{k}": n for k, n in self.refused.items()}
         self.results = tuple(
-            session_result(one, facts, reason, undone) for one, reason in zip(settled, reasons, strict=True)
+            session_result(one, facts, reason, {k: counted(one, facts, k) for k in TIDIED_UP} | refused)
+            for one, reason in zip(settled, reasons, strict=True)
         )
         self.numbers = tuple(one.prepared.probe.session for one in settled)
         self.document = {

@@ -6,12 +6,14 @@ octets give reports or a WireError. What a part may report is service.collection
 """
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
-from typing import Any
+from itertools import count
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from netprobe.errors import WireError
 from netprobe.model.contexts import HopContext, Tunnel
@@ -31,10 +33,21 @@ from netprobe.model.observations import (
 )
 from netprobe.model.records import HOP_DTYPE, HopBatch
 from netprobe.model.results import Pacing
+from netprobe.wire.report import printable
 
 MAX_BLOCK_BYTES = 4 << 20
-MAX_TEXT = 1_000
-"""Characters of a reason that are kept; an agent must not fill the collector's memory with words."""
+MAX_TEXT = 300
+"""Characters of a reason that are kept: they stand in each result that it is about."""
+
+MAX_REPORTS = 20_000
+"""In one block. An honest agent's blocks have less: each report is counted with 64 octets or more (`size_of`)."""
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_TALLIES = 1_000
+"""Points in one report; more are several reports. Together they bound what decoding one report may take."""
+
+MAX_COUNT = 1 << 53
+"""What was counted is below it: such a number fits into JSON and any database, and so does a sum of some."""
 
 _WHAT = "report block"
 _HEAD = struct.Struct("<BII")  # kind, octets of the header, octets of the body
@@ -67,12 +80,12 @@ class _Context(msgspec.Struct, array_like=True, frozen=True):
 class _Contexts(msgspec.Struct, array_like=True, frozen=True):
     point: int
     first: int
-    contexts: list[_Context]
+    contexts: Annotated[list[_Context], Meta(max_length=4_096)]
 
 
 class _Tallies(msgspec.Struct, array_like=True, frozen=True):
-    by_point: dict[int, dict[str, int]]
-    remarked: dict[int, dict[int, int]]
+    by_point: Annotated[dict[int, Annotated[dict[str, int], Meta(max_length=32)]], Meta(max_length=MAX_TALLIES)]
+    remarked: Annotated[dict[int, dict[int, int]], Meta(max_length=MAX_TALLIES)]
 
 
 class _Blind(msgspec.Struct, array_like=True, frozen=True):
@@ -103,7 +116,7 @@ class _Watermark(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _Done(msgspec.Struct, array_like=True, frozen=True):
-    counters: dict[str, int]
+    counters: Annotated[dict[str, int], Meta(max_length=100)]
     why: str
 
 
@@ -113,7 +126,15 @@ _TALLY = tuple(name for name in Tally.__slots__ if name != "remarked")
 
 def encode_reports(reports: Iterable[Report]) -> bytes:
     """The octets of a block; the caller keeps it below MAX_BLOCK_BYTES (`size_of`)."""
-    return b"".join(_encode(report) for report in reports)
+    return b"".join(_encode(piece) for report in reports for piece in _pieces(report))
+
+
+def _pieces(report: Report) -> Iterable[Report]:
+    """A report as several, where one may not hold it."""
+    if not isinstance(report, Tallies) or len(report.by_point) <= MAX_TALLIES:
+        return (report,)
+    rows = list(report.by_point.items())
+    return (Tallies(dict(rows[i : i + MAX_TALLIES])) for i in range(0, len(rows), MAX_TALLIES))
 
 
 def size_of(report: Report) -> int:
@@ -179,22 +200,34 @@ def decode_reports_untrusted(block: bytes) -> list[Report]:
     Raises:
         WireError: it is none.
     """
-    reports = []
+    return list(each_report_untrusted(block))
+
+
+def each_report_untrusted(block: bytes) -> Iterator[Report]:
+    """The reports of a block, one at a time; each takes some ten milliseconds at most.
+
+    Raises:
+        WireError: it is none. What came before counts for nothing.
+    """
     at = 0
-    while at < len(block):
+    for number in count(1):
+        if at == len(block):
+            return
         if len(block) - at < _HEAD.size:
             raise WireError(_WHAT, f"{len(block) - at} octets are left over")
         kind, header_bytes, body_bytes = _HEAD.unpack_from(block, at)
         at += _HEAD.size
-        if kind >= len(_KINDS) or header_bytes + body_bytes > len(block) - at:
+        if kind >= len(_KINDS) or header_bytes > MAX_HEADER_BYTES or header_bytes + body_bytes > len(block) - at:
             raise WireError(_WHAT, f"a report of kind {kind} with {header_bytes} and {body_bytes} octets does not fit")
+        if number > MAX_REPORTS:
+            raise WireError(_WHAT, f"it has more than {MAX_REPORTS} reports")
         header, body = block[at : at + header_bytes], block[at + header_bytes : at + header_bytes + body_bytes]
         at += header_bytes + body_bytes
         try:
-            reports.append(_DECODERS[kind](header, body))
+            report = _DECODERS[kind](header, body)
         except (msgspec.MsgspecError, ValueError, OverflowError, TypeError, RecursionError) as error:
             raise WireError(_WHAT, f"a report of kind {kind} is damaged: {error}") from error
-    return reports
+        yield report
 
 
 def _rows(body: bytes, dtype: np.dtype[np.void]) -> dict[str, Any]:
@@ -206,6 +239,15 @@ def _number(value: int, most: int = 2**63 - 1, least: int = 0) -> int:
     if not least <= value <= most:
         raise ValueError(f"{value} is not from {least} to {most}")
     return value
+
+
+def _count(value: int) -> int:
+    return _number(value, MAX_COUNT)
+
+
+def _words(text: str) -> str:
+    """A reason, which will be shown to people."""
+    return printable(text[:MAX_TEXT])
 
 
 def _decode_contexts(header: bytes, _body: bytes) -> Contexts:
@@ -224,45 +266,45 @@ def _decode_tallies(header: bytes, _body: bytes) -> Tallies:
     got = msgspec.msgpack.decode(header, type=_Tallies)
     found = {}
     for point, counts in got.by_point.items():
-        tally = Tally(remarked={_number(s): _number(n) for s, n in got.remarked.get(point, {}).items()})
+        tally = Tally(remarked={_number(s): _count(n) for s, n in got.remarked.get(point, {}).items()})
         for name in _TALLY:
-            setattr(tally, name, _number(counts.get(name, 0)))
+            setattr(tally, name, _count(counts.get(name, 0)))
         found[_number(point, 0xFFFF)] = tally
     return Tallies(found)
 
 
 def _decode_blind(header: bytes, _body: bytes) -> Blind:
     got = msgspec.msgpack.decode(header, type=_Blind)
-    return Blind(_number(got.point, 0xFFFF), _number(got.start_ns), _number(got.end_ns), got.why[:MAX_TEXT])
+    return Blind(_number(got.point, 0xFFFF), _number(got.start_ns), _number(got.end_ns), _words(got.why))
 
 
 def _decode_unwatched(header: bytes, _body: bytes) -> Unwatched:
     got = msgspec.msgpack.decode(header, type=_Unwatched)
-    return Unwatched(_number(got.point, 0xFFFF), got.why[:MAX_TEXT], _number(got.since_ns))
+    return Unwatched(_number(got.point, 0xFFFF), _words(got.why), _number(got.since_ns))
 
 
 def _decode_sent(header: bytes, body: bytes) -> SentReport:
     got = msgspec.msgpack.decode(header, type=_Sent)
-    pacing = None if got.pacing is None else Pacing(*(_number(n) for n in got.pacing))
+    pacing = None if got.pacing is None else Pacing(*(_count(n) for n in got.pacing))
     return SentReport(
         session=_number(got.session, 2**32 - 1),
         first=_number(got.first, 2**32 - 1),
         **_rows(body, SEND_DTYPE),
         pacing=pacing,
-        doubtful=_number(got.doubtful),
-        failure=got.failure[:MAX_TEXT],
+        doubtful=_count(got.doubtful),
+        failure=_words(got.failure),
         is_last=got.is_last,
     )
 
 
 def _decode_watermark(header: bytes, _body: bytes) -> Watermark:
     got = msgspec.msgpack.decode(header, type=_Watermark)
-    return Watermark(_number(got.until_ns), _number(got.steps))
+    return Watermark(_number(got.until_ns), _count(got.steps))
 
 
 def _decode_done(header: bytes, _body: bytes) -> PartDone:
     got = msgspec.msgpack.decode(header, type=_Done)
-    return PartDone({name[:100]: _number(n) for name, n in got.counters.items()}, got.why[:MAX_TEXT])
+    return PartDone({name[:100]: _count(n) for name, n in got.counters.items()}, _words(got.why))
 
 
 _DECODERS: tuple[Callable[[bytes, bytes], Report], ...] = (

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from netprobe.wire.report import PartKey
+from netprobe.wire.report import MAX_PARTS, PartKey
 
 SECOND_NS: Final = 1_000_000_000
 FRAME_COST_BYTES: Final = 4096  # what a frame costs beyond its octets, so that many small ones are bounded too
@@ -72,7 +72,9 @@ class Flight:
 
     def acknowledge(self, part: PartKey, next_number: int) -> None:
         """Everything of a part below `next_number` is done with."""
-        self._done[part] = max(next_number, self._done.get(part, 0))
+        self._done[part] = max(next_number, self._done.pop(part, 0))
+        if len(self._done) > MAX_PARTS:  # a peer may name parts that never were, without end
+            del self._done[next(iter(self._done))]
         waiting = self._parts.get(part)
         while waiting and waiting[0][0] < next_number:
             self.bytes -= waiting.popleft()[1]

@@ -91,7 +91,7 @@ class Run:
             self.collection.take(name, PartDone(why=why))
 
     def settle(self, **more):
-        facts = RunFacts(self.plan, self.collection, T0 + 60_000 * MS, {}, **more)
+        facts = RunFacts(self.plan, self.collection, T0 + 60_000 * MS, **more)
         return settle_run([self.one], {self.session: self.epochs}, facts)
 
 
@@ -151,7 +151,7 @@ def test_an_agent_that_is_not_on_the_way_cannot_make_a_lost_probe_delivered():
 
 
 def test_an_agent_that_is_not_on_the_way_cannot_make_an_unsent_probe_lost():
-    """Records off the path are counted as forged, and prove no sending."""
+    """Records of a session that passes none of its points are refused: they prove no sending, and no forgery."""
     run = Run()
     nothing = np.zeros(COUNT, np.int64)
     run.collection.take("hv1", SentReport(run.session, 0, nothing, nothing))
@@ -159,7 +159,8 @@ def test_an_agent_that_is_not_on_the_way_cannot_make_an_unsent_probe_lost():
     run.end("hv1", "hv2", "fabric", "hv9")
     (settled,) = run.settle()
     assert fates(settled) == [Fate.UNSENT] * COUNT
-    assert settled.outcome.forged == COUNT
+    assert settled.outcome.forged == 0
+    assert run.collection.parts["hv9"].refused["sessions"] == COUNT
 
 
 def moved_run(protocol, at, *, noticed):

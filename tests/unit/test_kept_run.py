@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+import trio
 from support.clouds import topology
 
 from netprobe.collect.epochs import Epoch
@@ -52,7 +53,7 @@ def seen(run, point, seq=0):
 
 def test_a_run_that_is_taken_up_is_the_run_that_was_saved(run):
     """Sessions, keys, paths of all epochs, points in order, parts; and what was delivered before."""
-    assert run.take_block("hv1", BOOT, 0, seen(run, 1)) is Taken.NEW
+    assert trio.run(run.take_block, "hv1", BOOT, 0, seen(run, 1)) is Taken.NEW
     run.log.commit()
     run.log.close()
     again = load_run(run.folder, run.topology, Agents())
@@ -63,8 +64,8 @@ def test_a_run_that_is_taken_up_is_the_run_that_was_saved(run):
     assert again.parts.keys() == run.parts.keys()
     assert again.collection.hops().rows.tolist() == run.collection.hops().rows.tolist()
     assert again.collection.parts["hv1"].watermark_ns == 50
-    assert again.take_block("hv1", BOOT, 0, seen(run, 1)) is Taken.AGAIN
-    assert again.take_block("hv1", BOOT, 1, seen(run, 1, 1)) is Taken.NEW
+    assert trio.run(again.take_block, "hv1", BOOT, 0, seen(run, 1)) is Taken.AGAIN
+    assert trio.run(again.take_block, "hv1", BOOT, 1, seen(run, 1, 1)) is Taken.NEW
     again.log.close()
     run.log = None
 
@@ -80,21 +81,21 @@ def test_a_run_that_is_taken_up_is_the_run_that_was_saved(run):
 )
 def test_a_block_counts_once_in_order_and_of_who_has_the_part(run, agent, boot, number, taken):
     """Gaps, other lives of the program and strangers are refused; nothing of theirs is in the collection."""
-    assert run.take_block(agent, boot, number, seen(run, 1)) is taken
+    assert trio.run(run.take_block, agent, boot, number, seen(run, 1)) is taken
     assert len(run.collection.hops()) == (taken is Taken.NEW)
 
 
 def test_a_repeated_block_changes_nothing(run):
     """The second copy is told to be there already."""
-    run.take_block("hv1", BOOT, 0, seen(run, 1))
-    assert run.take_block("hv1", BOOT, 0, seen(run, 0)) is Taken.AGAIN
+    trio.run(run.take_block, "hv1", BOOT, 0, seen(run, 1))
+    assert trio.run(run.take_block, "hv1", BOOT, 0, seen(run, 0)) is Taken.AGAIN
     assert len(run.collection.hops()) == 1
 
 
 def test_garbage_and_others_points_are_counted_and_dropped(run):
     """A block that is none, and one about points of another agent."""
-    run.take_block("hv1", BOOT, 0, b"\xff" * 40)
-    run.take_block("hv1", BOOT, 1, seen(run, 3))
+    trio.run(run.take_block, "hv1", BOOT, 0, b"\xff" * 40)
+    trio.run(run.take_block, "hv1", BOOT, 1, seen(run, 3))
     assert len(run.collection.hops()) == 0
     assert run.refused["garbage_blocks"] == 1
     assert run.collection.parts["hv1"].refused["points"] == 1
@@ -102,7 +103,7 @@ def test_garbage_and_others_points_are_counted_and_dropped(run):
 
 def test_blocks_that_were_shed_make_the_agents_points_blind(run):
     """For the time that they stood for, at its own points alone."""
-    assert run.take_shed("hv2", BOOT, 0, 3, (100, 200)) is Taken.NEW
+    assert trio.run(run.take_shed, "hv2", BOOT, 0, 3, (100, 200)) is Taken.NEW
     windows = [(w.point, w.start_ns, w.end_ns) for w in run.collection.windows() if w.end_ns == 200]
     assert windows == [(2, 100, 200), (3, 100, 200)]
 
@@ -110,7 +111,7 @@ def test_blocks_that_were_shed_make_the_agents_points_blind(run):
 def test_nothing_counts_once_a_run_is_being_settled(run):
     """What comes then is for nobody."""
     run.is_settling = True
-    assert run.take_block("hv1", BOOT, 0, seen(run, 1)) is Taken.UNWANTED
+    assert trio.run(run.take_block, "hv1", BOOT, 0, seen(run, 1)) is Taken.UNWANTED
 
 
 def test_runs_without_a_result_are_unfinished(run, tmp_path):
