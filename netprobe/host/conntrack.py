@@ -1,4 +1,4 @@
-"""The userspace datapath's conntrack table: how full it is, what is in it, and our own entries out of it.
+"""A switch's conntrack table: how full it is, what is in it, and our own entries out of it.
 
 Deletes exact 5-tuples only; whole zones are flushed nowhere but in lab. What the lines and tuples mean is
 judge.conntrack's, below; the socket is host.unixctl's.
@@ -6,6 +6,7 @@ judge.conntrack's, below; the socket is host.unixctl's.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host.unixctl import CommandError, UnixctlClient
@@ -21,6 +22,9 @@ from netprobe.judge.conntrack import (
 from netprobe.plan.budget import Room
 
 _NOT_THERE = "No such file or directory"  # ENOENT, as OVS words it
+_UNSUPPORTED = "Operation not supported"  # EOPNOTSUPP, likewise
+KERNEL_TABLE = Path("/proc/sys/net/netfilter")
+"""Where Linux says how full its own table is, which the kernel's datapath uses (nf_conntrack-sysctl)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,17 @@ class Conntrack:
         self._datapath = (datapath,) if datapath else ()
 
     def use(self) -> Room:
-        """How full the table is.
+        """How full the table is. The kernel's datapath has no counters of its own (ovs-vswitchd(8)): Linux's then.
 
         Raises:
-            HostNotReadyError: the switch does not say.
+            HostNotReadyError: neither the switch nor the kernel says.
         """
-        return Room(self._number("dpctl/ct-get-nconns"), self._number("dpctl/ct-get-maxconns"))
+        try:
+            return Room(self._number("dpctl/ct-get-nconns"), self._number("dpctl/ct-get-maxconns"))
+        except CommandError as error:
+            if _UNSUPPORTED not in error.said:
+                raise
+        return Room(_kernel_number("nf_conntrack_count"), _kernel_number("nf_conntrack_max"))
 
     def _number(self, command: str) -> int:
         text = self._unixctl.call(command, *self._datapath).strip()
@@ -131,3 +140,12 @@ class Conntrack:
             absent += [tuple_ for tuple_ in doubtful if tuple_ not in there]
             kept = [(tuple_, why) for tuple_, why in kept if tuple_ not in doubtful or tuple_ in there]
         return Deletion(tuple(deleted), tuple(absent), tuple(kept))
+
+
+def _kernel_number(name: str) -> int:
+    try:
+        return int((KERNEL_TABLE / name).read_text())
+    except (OSError, ValueError) as error:
+        raise HostNotReadyError(
+            "conntrack table", f"{KERNEL_TABLE / name}: {error}", advice="modprobe nf_conntrack"
+        ) from error
