@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ovs-rundir", default="/run/openvswitch", metavar="DIR", help='"" where there is no switch')
     parser.add_argument("--bridge", default="br-int", help="the integration bridge (default: %(default)s)")
     parser.add_argument("--zone", type=int, help="conntrack zone of all ports (default: each has its own, as in OVN)")
-    parser.add_argument("--allowlist", default="/etc/netprobe/allow.toml", metavar="FILE", help="what may be ordered")
+    parser.add_argument(
+        "--allowlist", default="/etc/netprobe/allowlist.toml", metavar="FILE", help="what may be ordered"
+    )
     parser.add_argument(
         "--guests", default="/run/netprobe/guests", metavar="DIR", help="control sockets of guests' agents, NAME.sock"
     )

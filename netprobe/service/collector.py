@@ -220,6 +220,7 @@ class Collector:
         why = self._why_not(peer, hello)
         if why:
             self._count("hellos_refused")
+            self._say_of(identity.name, f"{identity.name} from {peer.address} was not let in: {why}")
             link.refuse(why)
             return
         before = self._agents.connected.get(hello.name) if identity.role.is_agent else None

@@ -306,11 +306,11 @@ def _remarked_at(one: Settled, facts: RunFacts) -> str | None:
 
 def _contexts(one: Settled, facts: RunFacts) -> tuple[Json, ...]:
     """What was around the probes at each stop, in travel order; the most frequent first, MAX_CONTEXTS of them."""
-    order = {
-        (s.point.place, int(s.direction)): i for i, s in enumerate((*one.epoch.path.forward, *one.epoch.path.returned))
-    }
+    legs = ((Leg.FORWARD, one.epoch.path.forward), (Leg.RETURN, one.epoch.path.returned))
+    stops = [(int(leg), s.point.place, int(s.direction)) for leg, path in legs for s in path]
+    order = {stop: i for i, stop in enumerate(stops)}
     found = facts.collection.contexts_of(one.hops)
-    found.sort(key=lambda row: (row[2], order.get((row[0].place, row[1]), len(order)), -row[4]))
+    found.sort(key=lambda row: (row[2], order.get((row[2], row[0].place, row[1]), len(order)), -row[4]))
     ranks: Counter[tuple[str, int, int]] = Counter()
     shown = []
     for row in found:
