@@ -83,10 +83,13 @@ class _Merge:
     # -- hosts
 
     def _names_of_chassis(self) -> dict[str, str]:
-        """The host behind each chassis: as it was written down, as its own OVSDB says, or by its host name."""
+        """The host behind each chassis: as it was written down, by its host name, or as a host's own OVSDB says.
+
+        An agent reports what its OVSDB says, and may lie: it takes no chassis from a host that is known by another way.
+        """
         known = {host.name for host in self._base.hosts}
-        names = {row.name: row.hostname for row in self._chassis.values() if row.hostname in known}
-        names |= {found.chassis: name for name, found in self._inventories.items() if found.chassis}
+        names = {found.chassis: name for name, found in self._inventories.items() if found.chassis}
+        names |= {row.name: row.hostname for row in self._chassis.values() if row.hostname in known}
         return names | {host.chassis: host.name for host in self._base.hosts if host.chassis}
 
     def _host_of(self, chassis: str) -> str:

@@ -4,7 +4,8 @@ What an agent says is outside input: names that are sane, a bounded number of po
 own address for clocks. One that does not answer is not waited for.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Annotated
@@ -13,7 +14,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from netprobe.errors import HostNotReadyError, RefusedError, WireError
+from netprobe.errors import HostNotReadyError, NetprobeError, RefusedError, WireError
 from netprobe.host.certificates import Identity
 from netprobe.model.inventory import HostInventory
 from netprobe.model.points import Point, PointKind
@@ -25,7 +26,10 @@ from netprobe.wire.report import Hello, PartKey, printable, unpack_value_untrust
 ANSWER_S = 10.0
 """How long an agent may take for its answer; some questions are more work: OPS_S."""
 
-OPS_S = {"part.open": 60.0, "ports": 20.0, "part.look": 5.0}
+OPS_S = {"part.open": 60.0, "ports": 20.0, "part.look": 5.0, "part.go": 2.0, "part.finish": 2.0}
+EXPLAIN_S = 30.0
+"""How long one switch may keep a run waiting that wants to know why probes were lost."""
+
 MAX_PORTS = 8_192
 MAX_NAME = 255
 MAX_ENCAPS = 64
@@ -156,11 +160,42 @@ def _normal(address: str) -> str:
         return ""
 
 
-class RemoteSwitch:
-    """A switch whose host's agent is asked; from a worker thread of the event loop."""
+async def ask_all(op: str, questions: Mapping[str, tuple[AgentConn, object]]) -> dict[str, NetprobeError | None]:
+    """Ask several agents the same at once, so that none is kept waiting by one that does not answer.
 
-    def __init__(self, agent: AgentConn) -> None:
+    Args:
+        op: the question.
+        questions: whom, and with which arguments, by name.
+
+    Returns:
+        What went wrong with each, None where it answered well.
+    """
+    found: dict[str, NetprobeError | None] = {}
+
+    async def ask(name: str, agent: AgentConn, args: object) -> None:
+        try:
+            await agent.ask(op, args)
+            found[name] = None
+        except NetprobeError as error:
+            found[name] = error
+
+    async with trio.open_nursery() as nursery:
+        for name, (agent, args) in questions.items():
+            nursery.start_soon(ask, name, agent, args)
+    return found
+
+
+class RemoteSwitch:
+    """A switch whose host's agent is asked; from a worker thread of the event loop.
+
+    Args:
+        agent: of its host.
+        spent_s: how long each agent has taken until now, by name; kept up to date.
+    """
+
+    def __init__(self, agent: AgentConn, spent_s: dict[str, float]) -> None:
         self._agent = agent
+        self._spent_s = spent_s
 
     def call(self, command: str, *args: str) -> str:
         """Ask `ovs-appctl` questions that change nothing.
@@ -169,7 +204,14 @@ class RemoteSwitch:
             RefusedError: the agent does not ask its switch that.
             HostNotReadyError: agent or switch does not answer.
         """
-        answer = trio.from_thread.run(self._agent.ask, "unixctl", [command, *args])
+        name = self._agent.name
+        if self._spent_s.get(name, 0.0) > EXPLAIN_S:
+            raise HostNotReadyError(f"agent {name}", f"has taken more than {EXPLAIN_S:g} s to answer")
+        began = time.monotonic()
+        try:
+            answer = trio.from_thread.run(self._agent.ask, "unixctl", [command, *args])
+        finally:
+            self._spent_s[name] = self._spent_s.get(name, 0.0) + time.monotonic() - began
         text = unpack_value_untrusted(answer.result, str)
         return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
 

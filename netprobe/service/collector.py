@@ -31,7 +31,7 @@ from netprobe.service.spread_run import SpreadRun, load_run
 from netprobe.wire.flow_control import SECOND_NS, Limits
 from netprobe.wire.link import CollectorLink
 from netprobe.wire.link_events import Asked, BlockArrived, Closed, Ending, Event, Greeted, ShedArrived
-from netprobe.wire.report import Hello, PartKey
+from netprobe.wire.report import Hello, PartKey, pack_value
 
 JUDGE_S = 1.0
 COMMIT_S = 0.05
@@ -51,6 +51,9 @@ MIN_STAY_NS = 2 * SECOND_NS
 has its time, and the log says so."""
 
 MAX_RUNS = 64
+MAX_RESULT_BYTES = 512 << 10
+"""What stands in an answer's header; the document of a large mesh goes as its body."""
+
 MISBEHAVED = frozenset({Ending.GARBAGE, Ending.FLOOD, Ending.UNREAD})
 """How links end that an honest peer never ends so."""
 
@@ -206,7 +209,8 @@ class Collector:
         finally:
             self._peers.discard(peer)
             peer.leave()
-            self._say_of(identity.name, f"{identity.name} is gone: {io.ended}")
+            if not peer.is_refused:
+                self._say_of(identity.name, f"{identity.name} is gone: {io.ended}")
 
     def ended(self, peer: "_Peer", event: Closed) -> None:
         """A link has ended; who broke the protocol stays outside for a while."""
@@ -221,6 +225,7 @@ class Collector:
         if why:
             self._count("hellos_refused")
             self._say_of(identity.name, f"{identity.name} from {peer.address} was not let in: {why}")
+            peer.is_refused = True
             link.refuse(why)
             return
         before = self._agents.connected.get(hello.name) if identity.role.is_agent else None
@@ -431,6 +436,11 @@ class Collector:
             if run.log is not None:
                 run.log.close()
                 run.log = None
+        for name, record in run.collection.parts.items():
+            if record.refused:
+                what = ", ".join(f"{count} {kind}" for kind, count in sorted(record.refused.items()))
+                self._count("reports_refused")
+                self._say_of(name, f"run {run.run}: {name} reported what it may not: {what}")
         self._say(f"run {run.run} is over" + (f": {entry.failure}" if entry.failure else ""))
 
     def begin_run(self, asked: RunAsked) -> Json:
@@ -495,6 +505,7 @@ class _Peer:
         self.link = link
         self.address = address
         self.began_ns = monotonic_ns()
+        self.is_refused = False
         self.io: LinkIo | None = None
         self.agent: AgentConn | None = None
         self._collector = collector
@@ -519,7 +530,9 @@ class _Peer:
     async def _answer(self, asked: Asked) -> None:
         """Only operators ask."""
         try:
-            self.link.answer(asked.id, await self._result(asked))
+            result = pack_value(await self._result(asked))
+            is_long = len(result) > MAX_RESULT_BYTES
+            self.link.answer(asked.id, None if is_long else result, bytes(result) if is_long else b"")
         except NetprobeError as error:
             self.link.fail(asked.id, error)
         except Exception as error:  # noqa: BLE001  one question that fails must not end the collector

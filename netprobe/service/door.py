@@ -92,7 +92,7 @@ class Door:
     def strike(self, name: str, now_ns: int) -> None:
         """Somebody broke the protocol: he stays outside, the longer the more often."""
         penalty = self._penalties.setdefault(name, _Penalty())
-        is_new = now_ns > penalty.until_ns + FORGIVEN_NS
+        is_new = not penalty.lasts_ns or now_ns > penalty.until_ns + FORGIVEN_NS
         penalty.lasts_ns = FIRST_PENALTY_NS if is_new else min(2 * penalty.lasts_ns, LAST_PENALTY_NS)
         penalty.until_ns = now_ns + penalty.lasts_ns
 

@@ -20,7 +20,7 @@ from netprobe.model.observations import FOR_EVER_NS, Blind
 from netprobe.model.topology import Topology
 from netprobe.plan.plans import RunPlan
 from netprobe.plan.schedule import session_due_ns
-from netprobe.service.collection import Collection
+from netprobe.service.collection import ROWS_A_PROBE, Collection
 from netprobe.service.part_orders import lasts_s
 from netprobe.service.prepare import Prepared
 from netprobe.service.run_files import (
@@ -41,6 +41,14 @@ from netprobe.wire.orders import probe_of_untrusted, probe_spec
 
 SLICE_S = 0.005
 
+MIN_ROOM_BYTES = 64 << 20
+ROW_BYTES = 64
+"""What one record of a point takes: a hop and an answer."""
+
+FLUSHES_A_SECOND = 10
+FLUSH_BYTES = 512
+"""What a point and a part report besides: tallies, watermarks, exchanges."""
+
 
 class Taken(Enum):
     """What became of a block."""
@@ -58,6 +66,7 @@ class Part:
     Attributes:
         is_lost: the program that had it is gone, and all that it left has come.
         away_since_ns: when its agent was last seen, 0 while it is connected.
+        heard_ns: when its last block came.
         turn: held while one of its blocks is taken.
     """
 
@@ -67,6 +76,7 @@ class Part:
     sessions: list[int]
     is_lost: str = ""
     away_since_ns: int = 0
+    heard_ns: int = 0
     turn: trio.Lock = field(default_factory=trio.Lock)
 
     @property
@@ -133,11 +143,17 @@ class KeptRun:
     def open_log(self) -> None:
         """Begin to keep blocks. Raises HostNotReadyError where the disk does not take them."""
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.log = BlockLog.open(self.folder.blocks)
+        self.log = BlockLog.open(self.folder.blocks, self._room_bytes())
+
+    def _room_bytes(self) -> int:
+        """What each agent may write of this run: far more than it has to report, and far less than a disk."""
+        rows = sum(one.probe.count * len(one.stops) for one in self.prepared)
+        flushes = FLUSHES_A_SECOND * self.collection.lasts_s * (1 + len(self.collection.points))
+        return MIN_ROOM_BYTES + ROWS_A_PROBE * ROW_BYTES * rows + int(FLUSH_BYTES * flushes)
 
     def replay(self) -> None:
         """Take up what an earlier life of the collector kept. Raises HostNotReadyError where it cannot be read."""
-        self.log = BlockLog.open(self.folder.blocks)
+        self.log = BlockLog.open(self.folder.blocks, self._room_bytes())
         by_source = {part.key: part for part in self.parts.values()}
         for record in self.log.records():
             part = by_source.get(record.source)
@@ -161,6 +177,7 @@ class KeptRun:
                 return Taken.IMPOSSIBLE
             outcome = self.log.append(source, number, octets).outcome
             if outcome is Outcome.NEW:
+                part.heard_ns = realtime_ns()
                 await _in_slices(self._apply(part, octets, realtime_ns()))
         return self._taken(outcome)
 

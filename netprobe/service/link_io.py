@@ -63,8 +63,9 @@ class LinkIo:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
-                nursery.start_soon(self._tick)
+                nursery.start_soon(self._tick, nursery.cancel_scope)
                 await self._read()
+                await self._take(self.link.tick(monotonic_ns()))  # how it ended, where that is not told yet
                 nursery.cancel_scope.cancel()
         finally:
             self.ended = self.ended or "the connection was closed"
@@ -105,7 +106,7 @@ class LinkIo:
             except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
                 await self._take(self.link.receive_eof())
 
-    async def _tick(self) -> None:
+    async def _tick(self, scope: trio.CancelScope) -> None:
         """Timers go on while sending hangs: that is just when the peer may be gone."""
         while not self.link.is_closed:
             await self._take(self.link.tick(monotonic_ns()))
@@ -114,9 +115,8 @@ class LinkIo:
             wait_s = MAX_WAIT_S if deadline_ns is None else max((deadline_ns - monotonic_ns()) / 1e9, MIN_WAIT_S)
             with trio.move_on_after(min(wait_s, MAX_WAIT_S)):
                 await self._closing.wait()
-        with trio.move_on_after(CLOSE_S):
-            await self._say_last()  # why it was refused
-        await trio.aclose_forcefully(self._stream)  # reader and writer wake up
+        await self._take(self.link.tick(monotonic_ns()))
+        scope.cancel()  # reader and writer may wait for a peer that is gone
 
     async def _take(self, events: list[Event]) -> None:
         for event in events:

@@ -67,7 +67,7 @@ async def _ask_once(config: OperatorConfig, op: str, args: object) -> Json:
         await welcomed.wait()
         try:
             answer = await io.ask(op, args)
-            answers.append(unpack_value_untrusted(answer.result, dict))
+            answers.append(unpack_value_untrusted(answer.body or answer.result, dict))
         except NetprobeError as error:
             failures.append(error)
         scope.cancel()

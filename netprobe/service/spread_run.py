@@ -13,16 +13,16 @@ from datetime import UTC, datetime
 import trio
 
 from netprobe.collect.epochs import Epoch
-from netprobe.errors import HostNotReadyError, NetprobeError
+from netprobe.errors import HostNotReadyError, WireError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
-from netprobe.judge.reason import Reason
+from netprobe.judge.reason import Reason, unknown_reason
 from netprobe.model.observations import FOR_EVER_NS, HOST_STOPPED, PartDone
 from netprobe.model.points import Path
 from netprobe.model.results import Json, SessionResult
 from netprobe.model.topology import Host, Topology
 from netprobe.plan.allowlist import Allowlist
-from netprobe.service.agents import AgentConn, Agents, RemoteSwitch
+from netprobe.service.agents import AgentConn, Agents, RemoteSwitch, ask_all
 from netprobe.service.journal import Journal
 from netprobe.service.kept_run import KeptRun, Part
 from netprobe.service.moves import are_ports_known, moved_sessions
@@ -47,7 +47,11 @@ from netprobe.wire.report import PartKey, unpack_value_untrusted
 LOST_S = 30.0
 """An agent that was away for so long does not come back in time: its points are unobserved from its last word on."""
 
+FINISH_S = 120.0
+"""A part that is told to end has this long for what it still has to report."""
+
 LEAD_S = 0.2
+CALM_S = 0.02
 ABANDON_S = 2.0
 PORT_CHECKS = 10
 CHECK_S = 0.1
@@ -66,6 +70,7 @@ class SpreadRun(KeptRun):
         stop: why it is to end early, "" as long as it is not.
         others: runs that were under way when this one began.
         latest: gives the topology as it is now.
+        explained_s: how long each agent has taken to help explaining losses.
     """
 
     agents: Agents = field(default_factory=Agents)
@@ -76,6 +81,7 @@ class SpreadRun(KeptRun):
     stop: str = ""
     others: list["SpreadRun"] = field(default_factory=list)
     latest: Callable[[], Topology] = field(default=lambda: Topology((), (), (), {}))
+    explained_s: dict[str, float] = field(default_factory=dict)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The run
@@ -118,7 +124,10 @@ class SpreadRun(KeptRun):
             asked = ports_asked(sender, dst, plan, wanted)  # type: ignore[arg-type]
             agent = self.agents.on_host(sender.host)  # type: ignore[attr-defined]
             answer = trio.from_thread.run(agent.ask, "ports", asked)
-            return unpack_value_untrusted(answer.result, list[int])
+            given = unpack_value_untrusted(answer.result, list[int])
+            if len(set(given)) < wanted or not all(0 < port < 1 << 16 for port in given):
+                raise WireError(f"agent {agent.name}", f"gave {len(given)} ports of {wanted}, or some that are none")
+            return given
 
         return ports
 
@@ -163,36 +172,36 @@ class SpreadRun(KeptRun):
         )
 
     async def _open_parts(self, specs: Mapping[str, PartSpec]) -> None:
-        """All agents look before anybody sends."""
-        errors: list[NetprobeError] = []
+        """All agents look before anybody sends. Who sends nothing, and cannot look, is left out."""
+        connected = self.agents.connected
+        found = await ask_all("part.open", {n: (connected[n], spec) for n, spec in specs.items()})
+        for name, error in found.items():
+            if error is not None and self.parts[name].sessions:
+                raise error
+        for name, error in found.items():
+            if error is not None:
+                part = self.parts.pop(name)
+                self.unreported.update(dict.fromkeys(part.points, f"the agent {name} does not look: {error}"))
 
-        async def open_one(name: str, spec: PartSpec) -> None:
-            try:
-                await self.agents.connected[name].ask("part.open", spec)
-            except NetprobeError as error:
-                errors.append(error)
+    async def _tell(self, op: str, whys: Mapping[str, str]) -> set[str]:
+        """Tell agents something about this run, those that are there. Returns which have heard.
 
-        async with trio.open_nursery() as nursery:
-            for name, spec in specs.items():
-                nursery.start_soon(open_one, name, spec)
-        if errors:
-            raise errors[0]
-
-    async def _tell(self, name: str, op: str, why: str = "") -> bool:
-        """Tell an agent something about this run, if it is there. Returns whether it heard."""
-        agent = self.agents.connected.get(name)
-        if agent is None or agent.hello.boot != self.parts[name].boot:
-            return False
-        try:
-            await agent.ask(op, RunNamed(self.run, why))
-        except NetprobeError:
-            return False
-        return True
+        Args:
+            op: what.
+            whys: by the agent's name, "" for no reason.
+        """
+        connected = self.agents.connected
+        there = {
+            name: (connected[name], RunNamed(self.run, why))
+            for name, why in whys.items()
+            if name in connected and connected[name].hello.boot == self.parts[name].boot
+        }
+        return {name for name, error in (await ask_all(op, there)).items() if error is None}
 
     async def follow(self, topology: Topology) -> None:
         """The cloud has changed: sessions whose guests moved have a new path from when its points are looked at."""
         before, self.topology = self.topology, topology
-        if not self.went_ns:
+        if not self.went_ns or self.is_settling:
             return
         noticed_ns = realtime_ns()
         moved = moved_sessions(self.prepared, self.epochs, before, topology)
@@ -219,18 +228,18 @@ class SpreadRun(KeptRun):
                 self.unreported[i] = f"no agent of this run may report {self.collection.points[i].place}"
             elif agent is not None:
                 by_agent.setdefault(agent.name, []).append(i)
+        questions: dict[str, tuple[AgentConn, object]] = {}
         for name, mine in by_agent.items():
             self.parts[name].points += [i for i in mine if i not in self.parts[name].points]
             self.collection.add_part(name, mine, ())
             places = [place_spec(i, self.collection.points[i]) for i in mine if self.collection.points[i].device]
-            try:
-                await self.agents.connected[name].ask("part.look", LookAsked(self.run, places))
-            except NetprobeError as error:
-                self.unreported.update(dict.fromkeys(mine, str(error)))
+            questions[name] = self.agents.connected[name], LookAsked(self.run, places)
+        for name, error in (await ask_all("part.look", questions)).items():
+            if error is not None:
+                self.unreported.update(dict.fromkeys(by_agent[name], str(error)))
 
     async def _abandon(self) -> None:
-        for name in self.parts:
-            await self._tell(name, "part.finish", "the run was given up")
+        await self._tell("part.finish", dict.fromkeys(self.parts, "the run was given up"))
 
     async def _see_through(self) -> Json:
         """From the first probe to the result; the collector may be killed anywhere in here."""
@@ -239,17 +248,21 @@ class SpreadRun(KeptRun):
         while not self.stop:
             self._check_kept()
             self._judge_parts()
-            for name in self.parts.keys() - going:  # also after a restart: nobody knows who had been told
-                if await self._tell(name, "part.go"):
-                    going.add(name)
-            if self._is_sent():
+            # Also after a restart: nobody knows who had been told.
+            going |= await self._tell("part.go", dict.fromkeys(self.parts.keys() - going, ""))
+            if self._is_sent() or self._is_overdue():
                 ended_ns = ended_ns or self._sent_by_ns()
                 if self.collection.is_complete or self._is_waited_for(ended_ns + self.plan.tmax_ns):
                     break
-            with trio.move_on_after(CHECK_S):
-                await self.collection.changed.wait()
+            await self._wait_for_news()
         await self._finish_parts()
         return await self._settle()
+
+    async def _wait_for_news(self) -> None:
+        """Until something was reported, or it is time to look; not at once, however much is reported."""
+        with trio.move_on_after(CHECK_S):
+            await self.collection.changed.wait()
+        await trio.sleep(CALM_S)
 
     def _check_kept(self) -> None:
         """A disk that failed ends the run; a restarted collector takes it up from what the disk really has."""
@@ -257,11 +270,12 @@ class SpreadRun(KeptRun):
             raise HostNotReadyError(f"run {self.run}", "cannot be kept any more", advice="is the disk full?")
 
     def _judge_parts(self) -> None:
-        """Notice agents that come and go."""
+        """Notice agents that come and go, and hosts that do not want any more: those that have a switch on the way."""
         now_ns = realtime_ns()
+        switches = {host.name for host in self.topology.hosts}
         for name, part in self.parts.items():
             done = self.collection.parts[name].done
-            if done is not None and done.counters.get(HOST_STOPPED):
+            if done is not None and done.counters.get(HOST_STOPPED) and self.hosts[name] in switches:
                 self.stop = self.stop or f"{self.hosts[name]}: {done.why}"
             if part.is_lost or done is not None:
                 continue
@@ -293,31 +307,50 @@ class SpreadRun(KeptRun):
         over = {s for s, sending in self.collection.sendings.items() if sending.is_over}
         return all(set(p.sessions) <= over or not self._is_live(p) for p in self.parts.values())
 
+    def _planned_ns(self) -> int:
+        """When the last probe is due."""
+        return self.went_ns + max(one.plan.duration_ns for one in self.prepared) + int(LEAD_S * 1e9)
+
+    def _is_overdue(self) -> bool:
+        """Whether senders that have not said that they are done are not waited for any longer."""
+        return realtime_ns() > self._planned_ns() + LOST_S * 1e9
+
     def _sent_by_ns(self) -> int:
         """Until when probes may have been sent: now; or as planned, where the sender can no longer say."""
-        planned_ns = self.went_ns + max(one.plan.duration_ns for one in self.prepared) + int(LEAD_S * 1e9)
-        return realtime_ns() if self.collection.is_sent else max(realtime_ns(), planned_ns)
+        return realtime_ns() if self.collection.is_sent else max(realtime_ns(), self._planned_ns())
 
     def _is_waited_for(self, deadline_ns: int) -> bool:
         """Whether everybody who still reports has reported up to the deadline (agents' clocks may be off: by ours)."""
-        if realtime_ns() < deadline_ns + REPORT_LAG_NS:
+        late_ns = realtime_ns() - deadline_ns - REPORT_LAG_NS
+        if late_ns < 0:
             return False
-        return all(not self._is_live(p) or not p.away_since_ns for p in self.parts.values())
+        return late_ns > LOST_S * 1e9 or all(not self._is_live(p) or not p.away_since_ns for p in self.parts.values())
 
     async def _finish_parts(self) -> None:
         """Tell every agent that it is over, and wait for what it still has; those that are away get their time."""
         told: set[str] = set()
+        began_ns = realtime_ns()
         while any(self._is_live(p) for p in self.parts.values()):
             self._check_kept()
             self._judge_parts()
-            for name in [
-                n for n, p in self.parts.items() if self._is_live(p) and not p.away_since_ns and n not in told
-            ]:
-                if await self._tell(name, "part.finish", self.stop):
-                    told.add(name)
+            there = [n for n, p in self.parts.items() if self._is_live(p) and not p.away_since_ns and n not in told]
+            told |= await self._tell("part.finish", {n: self.stop or self._why_stopped(n) for n in there})
             told -= {n for n, p in self.parts.items() if p.away_since_ns}
-            with trio.move_on_after(CHECK_S):
-                await self.collection.changed.wait()
+            self._lose_patience(began_ns)
+            await self._wait_for_news()
+
+    def _why_stopped(self, name: str) -> str:
+        """Why an agent that is still sending shall stop, "" for one that is done."""
+        is_over = all(self.collection.sendings[number].is_over for number in self.parts[name].sessions)
+        return "" if is_over else "it went on sending long after the plan"
+
+    def _lose_patience(self, began_ns: int) -> None:
+        """A part that is told to end reports the rest and ends; one that does neither is not waited for."""
+        now_ns = realtime_ns()
+        for name, part in self.parts.items():
+            is_silent = not part.away_since_ns and now_ns - max(part.heard_ns, began_ns) > LOST_S * 1e9
+            if self._is_live(part) and (is_silent or now_ns - began_ns > FINISH_S * 1e9):
+                part.is_lost = f"the agent {name} does not end its part"
 
     # -----------------------------------------------------------------------------------------------------------------
     # The end
@@ -338,13 +371,16 @@ class SpreadRun(KeptRun):
                 switches=self._open_switch,
                 bridges=None,
             )
-            reasons.append(await trio.to_thread.run_sync(find_reason, inquiry, one.outcome.forward))
+            try:
+                reasons.append(await trio.to_thread.run_sync(find_reason, inquiry, one.outcome.forward))
+            except Exception as error:  # noqa: BLE001  what a switch says, or its agent, keeps no run from its end
+                reasons.append(unknown_reason(f"what its switch says makes no sense: {error!r}"))
         return reasons
 
     @contextmanager
     def _open_switch(self, host: Host) -> Iterator[RemoteSwitch]:
         """A host's switch by way of its agent. Raises HostNotReadyError where that is not connected."""
-        yield RemoteSwitch(self.agents.on_host(host.name))
+        yield RemoteSwitch(self.agents.on_host(host.name), self.explained_s)
 
     async def _settle(self) -> Json:
         self.is_settling = True
@@ -361,7 +397,8 @@ class SpreadRun(KeptRun):
         leads = {hosts[name]: collection.parts[name].lead_ns or 0 for name in self.parts}
         ended_ns = realtime_ns() + (0 if self.stop else REPORT_LAG_NS)
         facts = RunFacts(self.plan, collection, ended_ns, clocks, leads, self.topology.stale)
-        settled = await trio.to_thread.run_sync(settle_run, self.prepared, self.epochs, facts)
+        epochs = {number: tuple(found) for number, found in self.epochs.items()}
+        settled = await trio.to_thread.run_sync(settle_run, self.prepared, epochs, facts)
         reasons = await self._explain(settled)
         refused = {f"refused_{k}": n for k, n in self.refused.items()}
         self.results = tuple(
