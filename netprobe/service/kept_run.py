@@ -175,7 +175,11 @@ class KeptRun:
                 return Taken.UNWANTED
             if self.is_broken:
                 return Taken.IMPOSSIBLE
-            outcome = self.log.append(source, number, octets).outcome
+            try:
+                outcome = self.log.append(source, number, octets).outcome
+            except HostNotReadyError:
+                self.give_up_log()
+                return Taken.IMPOSSIBLE
             if outcome is Outcome.NEW:
                 part.heard_ns = realtime_ns()
                 await _in_slices(self._apply(part, octets, realtime_ns()))
@@ -192,7 +196,11 @@ class KeptRun:
                 return Taken.UNWANTED
             if self.is_broken:
                 return Taken.IMPOSSIBLE
-            outcome = self.log.append_shed(source, first, end, span_ns).outcome
+            try:
+                outcome = self.log.append_shed(source, first, end, span_ns).outcome
+            except HostNotReadyError:
+                self.give_up_log()
+                return Taken.IMPOSSIBLE
             if outcome is Outcome.NEW:
                 await _in_slices(self._apply_shed(part, end - first, span_ns))
         return self._taken(outcome)

@@ -264,6 +264,12 @@ def _unobserved(one: Settled, facts: RunFacts) -> list[str]:
     return [f"{point.id} is unobserved: {why}" for point, why in points if point.place in on_path]
 
 
+def _stale(one: Settled, facts: RunFacts) -> list[str]:
+    """Why what is known of the way may be old: a host's own source (`<what> of <host>`) bears on that host alone."""
+    hosts = {s.point.host for s in (*one.epoch.path.forward, *one.epoch.path.returned)} | one.prepared.hosts
+    return [why for source, why in facts.stale.items() if " of " not in source or source.split(" of ")[-1] in hosts]
+
+
 def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
     plan, outcome, collection = one.prepared.plan, one.outcome, facts.collection
     sending = collection.sendings[one.prepared.probe.session]
@@ -290,7 +296,7 @@ def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
     if not sending.told.all():
         untold = len(sending.told) - int(np.count_nonzero(sending.told))
         notes.append(f"of {untold} probes nobody knows whether they were sent: the program that sends was lost")
-    notes += [f"where things are may have changed since: {why}" for why in facts.stale.values()]
+    notes += [f"where things are may have changed since: {why}" for why in _stale(one, facts)]
     if _steps(one, facts):
         notes.append("the wall clock was stepped during the run: delays, lost and late across the step are doubtful")
     return tuple(notes)

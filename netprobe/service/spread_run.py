@@ -54,6 +54,9 @@ LEAD_S = 0.2
 CALM_S = 0.02
 ABANDON_S = 2.0
 PORT_CHECKS = 10
+MAX_EPOCHS = 64
+"""Paths of one session: where there is no OVN to ask, an agent that lies about its ports could change them for ever."""
+
 CHECK_S = 0.1
 REPORT_LAG_NS = 1_000_000_000
 TIDIED_UP = ("conntrack_deleted", "conntrack_kept")
@@ -212,6 +215,8 @@ class SpreadRun(KeptRun):
             self.topology = self.latest()
             moved = moved_sessions(self.prepared, self.epochs, before, self.topology)
         for one, path, because in moved:
+            if len(self.epochs[one.probe.session]) >= MAX_EPOCHS:
+                continue
             self.begin_epoch(one, Epoch(path, FOR_EVER_NS, because, noticed_ns))
             await self._look_at(path)
             # From now on, not from when it was noticed: what was sent meanwhile was not looked for.

@@ -434,7 +434,8 @@ class Liar(Attacker):
                         return
                     await trio.sleep(0.01)
                 if self.ends:
-                    await client.block(spec.run, encode_reports([PartDone({"port_dropped": 2**52, HOST_STOPPED: 1}, "enough")]))
+                    end = PartDone({"port_dropped": 2**52, HOST_STOPPED: 1}, "enough")
+                    await client.block(spec.run, encode_reports([end]))
                 await client.block(spec.run, block)
                 self.count("lies", client.acked.get(spec.run, 0))
 

@@ -15,7 +15,8 @@ from support.clouds import pair
 from support.databases import inventory
 from support.evil import NOTHING, Client, Liar, report_of
 
-from netprobe.errors import WireError
+from netprobe.errors import HostNotReadyError, WireError
+from netprobe.host.block_log import BlockLog
 from netprobe.host.clock import realtime_ns
 from netprobe.host.tls import Credentials
 from netprobe.model.inventory import HostInventory, InterfaceRow
@@ -487,6 +488,40 @@ def test_an_agent_that_owes_an_answer_is_not_asked_the_same_again(tmp_path, monk
         assert len(asked) == 1
 
     in_world(tmp_path, test, hosts=())
+
+
+def test_a_disk_that_takes_no_block_ends_the_run_and_nothing_else(tmp_path, monkeypatch):
+    """The run fails with the reason; agents stay, nobody is punished for it."""
+
+    async def test(world):
+        def fail(*_):
+            raise HostNotReadyError("block log", "cannot be written: no space left")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(BlockLog, "append", fail)
+            with pytest.raises(HostNotReadyError, match="cannot be kept any more"):
+                await world.run()
+        assert "connections_failed" not in (await world.status())["counters"]
+        assert (await world.run())["sessions"][0]["received"] == COUNT
+
+    in_world(tmp_path, test)
+
+
+def test_an_agent_that_is_gone_is_no_note_where_it_was_not_on_the_way(tmp_path):
+    """hv1's own session says nothing of the fabric's agent; the one across the fabric does."""
+
+    async def test(world):
+        client = Client(world.place, world.credentials("liar", "fabric/*"), "liar")
+        assert await client.connect()
+        world.nursery.start_soon(client.serve, lambda _ask: report_of("fabric"))
+        await world.wait_for("liar is on fabric")
+        await client.close()
+        await world.wait_for("liar is gone")
+        document = await world.run()
+        notes = ["liar is not connected" in " ".join(one["notes"]) for one in document["sessions"]]
+        assert notes == [False, True, False]
+
+    in_world(tmp_path, test)
 
 
 def test_a_connection_that_fails_ends_nothing_else(tmp_path, monkeypatch):
