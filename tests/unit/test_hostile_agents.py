@@ -20,7 +20,7 @@ from netprobe.host.block_log import BlockLog
 from netprobe.host.clock import realtime_ns
 from netprobe.host.tls import Credentials
 from netprobe.model.inventory import HostInventory, InterfaceRow
-from netprobe.model.observations import Hops, PartDone, SentReport, Sightings, Watermark
+from netprobe.model.observations import HOST_STOPPED, Hops, PartDone, SentReport, Sightings, Watermark
 from netprobe.model.points import Leg, Vantage
 from netprobe.model.probes import Protocol
 from netprobe.model.records import HopBatch, HopRecord
@@ -309,6 +309,29 @@ def test_an_agent_that_does_not_do_its_part_keeps_no_run_from_its_end(tmp_path, 
         is_said = any("fabric.hv1 is unobserved" in note for note in document["sessions"][1]["notes"])
         assert is_said != lazy.ends  # one that ends in good order says that it has looked
         assert not any("fabric" in note for note in document["sessions"][0]["notes"])
+
+    in_world(tmp_path, test)
+
+
+class Stopper(Lazy):
+    """An agent of the fabric that says at once that its host does not want any more."""
+
+    def answer(self, ask):
+        if ask.op == "part.open":
+            run = unpack_value_untrusted(ask.args, PartSpec).run
+            self.todo.append((run, [PartDone({HOST_STOPPED: 1}, "enough")]))
+        return super().answer(ask)
+
+
+def test_only_a_host_with_a_switch_on_the_way_can_stop_a_run(tmp_path):
+    """The fabric has none: its points are unobserved, and nothing is stopped."""
+
+    async def test(world):
+        without = figures(await world.run())
+        world.nursery.start_soon(Stopper(world.place, world.credentials("lazy", "fabric/*")).run)
+        await world.wait_for("lazy is on fabric")
+        document = await world.run()
+        assert (document["stopped"], figures(document)) == (None, without)
 
     in_world(tmp_path, test)
 
