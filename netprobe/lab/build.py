@@ -53,6 +53,7 @@ ports = [{ports}]
 protocols = ["udp", "raw-udp", "icmp", "tcp"]
 max_pps = 20000
 packet_out_pps = {packet_out_pps}
+verify = true
 """
 
 

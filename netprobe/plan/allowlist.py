@@ -18,7 +18,7 @@ SCHEMA = 1
 DEFAULT_PACKET_OUT_PPS = 100  # design §6a: packet-out is worked off by the switch's slow path, next to tenants
 MAX_PPS = 1_000_000
 FAMILIES = (4, 6)
-_KEYS = ("schema", "ports", "protocols", "max_pps", "packet_out_pps", "families", "vantages")
+_KEYS = ("schema", "ports", "protocols", "max_pps", "packet_out_pps", "families", "vantages", "verify")
 _REQUIRED = ("schema", "ports", "protocols", "max_pps")
 
 
@@ -47,6 +47,8 @@ class Allowlist:
         ports: shell patterns; a port is allowed when one of them fits one of its names.
         max_pps: for each order, any vantage.
         packet_out_pps: for each bridge, vantage vswitch; never more than max_pps.
+        verify: policies may be proved here: packets of every protocol and shape, both ends of a connection played, and
+            senders' addresses that are not the port's own, which the cloud should drop. Rates hold all the same.
         lines: line number of each key in the file, for errors.
     """
 
@@ -57,6 +59,7 @@ class Allowlist:
     packet_out_pps: float = DEFAULT_PACKET_OUT_PPS
     families: frozenset[int] = frozenset(FAMILIES)
     vantages: frozenset[Vantage] = frozenset(Vantage)
+    verify: bool = False
     lines: dict[str, int] = field(default_factory=dict)
 
     def cap_pps(self, vantage: Vantage) -> float:
@@ -83,6 +86,17 @@ class Allowlist:
         if not 0 < order.pps <= cap:
             key = "max_pps" if cap == self.max_pps else "packet_out_pps"
             self._refuse(key, f"{order.pps:g} packets/s from vantage {order.vantage.value}", f"up to {cap:g} packets/s")
+
+    def check_verify(self, names: tuple[str, ...]) -> None:
+        """Let a port take part in the proof of a policy.
+
+        Raises:
+            RefusedError: policies may not be proved on this host, or not on this port.
+        """
+        if not self.verify:
+            self._refuse("verify", "proving a policy", "`verify = true`")
+        if not any(fnmatchcase(name, glob) for name in names for glob in self.ports):
+            self._refuse("ports", f"port {' / '.join(names)}", ", ".join(self.ports) or "none")
 
     def _refuse(self, key: str, problem: str, allowed: str) -> None:
         line = self.lines.get(key)
@@ -127,6 +141,7 @@ def parse_allowlist(text: str, where: str) -> Allowlist:
         packet_out_pps=_rate(table, "packet_out_pps", where, DEFAULT_PACKET_OUT_PPS),
         families=_families(table, where),
         vantages=frozenset(vantages[name] for name in _names(table, "vantages", where, vantages)),
+        verify=_flag(table, "verify", where),
         lines=_lines(text),
     )
 
@@ -162,6 +177,13 @@ def _rate(table: dict[str, object], key: str, where: str, default: float) -> flo
     value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_PPS:
         raise UsageError(f"{where}: {key}", f"got {value!r}", allowed=f"a number of packets/s from 0 to {MAX_PPS}")
+    return value
+
+
+def _flag(table: dict[str, object], key: str, where: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{where}: {key}", f"got {value!r}", allowed="true or false")
     return value
 
 

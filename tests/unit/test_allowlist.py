@@ -58,6 +58,17 @@ def test_a_refusal_names_the_line_that_forbids_the_order(changes, message):
         parse_allowlist(TEXT, "list").check(order(**changes))
 
 
+def test_policies_are_proved_only_where_the_list_says_so_and_on_its_ports():
+    with pytest.raises(RefusedError, match=r"verify, by default: proving a policy .*\(allowed: `verify = true`\)"):
+        parse_allowlist(TEXT, "list").check_verify(("vm1",))
+    willing = parse_allowlist(TEXT + "verify = true\n", "list")
+    willing.check_verify(("vm1",))
+    with pytest.raises(RefusedError, match=r"line 3, ports: port db "):
+        willing.check_verify(("db",))
+    with pytest.raises(UsageError, match=r"verify: got 1 \(allowed: true or false\)"):
+        parse_allowlist(TEXT + "verify = 1\n", "list")
+
+
 def test_packet_out_is_faster_only_where_the_list_says_so():
     faster = parse_allowlist(TEXT + "packet_out_pps = 500\n", "list")
     faster.check(order(vantage=Vantage.VSWITCH, pps=500))
