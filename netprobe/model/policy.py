@@ -234,6 +234,9 @@ class Policy:
     Attributes:
         remarks: what its source says and nobody can check (an ACL that matches on something unknown), one line each;
             each becomes a finding `unproven`.
+        has_default_deny: at a port with port security, what no rule allows is dropped at DENY_PRIORITY. False for a
+            policy that is made of ACLs alone, as OVN's northbound database has it: there the default deny is an ACL
+            like the others, and what no ACL matches goes on.
     """
 
     groups: tuple[Group, ...] = ()
@@ -241,6 +244,7 @@ class Policy:
     address_groups: tuple[AddressGroup, ...] = ()
     acls: tuple[NetworkAcl, ...] = ()
     remarks: tuple[str, ...] = ()
+    has_default_deny: bool = True
     _groups: dict[str, Group] = field(default_factory=dict, init=False, repr=False, compare=False)
     _members: dict[str, tuple[PolicyPort, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -1,6 +1,6 @@
 """Reading a TOML table with errors that help: every value is checked, an unknown key is refused with the nearest one.
 
-Pure. Used for plans; the units (durations, ratios) are those of the command line too.
+Pure. Used for plans and policies; the units (durations, ratios) are those of the command line too.
 """
 
 import re
@@ -106,10 +106,10 @@ class Fields:
             raise self._wrong(key, value, "true or false")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
+    def texts(self, key: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
         """An array of non-empty strings; empty where the key is missing."""
         value = self._get(key)
-        if value is None:
+        if value is None or (may_be_empty and value == []):
             return ()
         if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
             raise self._wrong(key, value, "an array of non-empty strings")
@@ -148,6 +148,14 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
             raise self._wrong(key, value, f"an array of tables: [[{key}]]")
         return [(f"{self._where}: {key}[{i}]", v) for i, v in enumerate(value)]
+
+    def accept(self, keys: Iterable[str]) -> None:
+        """Let keys stand that somebody else reads."""
+        self._known.update(keys)
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there."""
+        return self._get(key) is not None
 
     def finish(self) -> None:
         """Refuse keys that nobody asked for, with the nearest known one."""
