@@ -110,19 +110,23 @@ class OvnRuleBook:
         """The logical flow behind a rule; asked by stage first, which a large cloud answers at once."""
         if not step.cookie:
             return None
-        stages = [
-            _select(
-                "Logical_Flow",
-                [("pipeline", "==", pipeline), ("table_id", "==", table), ("priority", "==", step.priority)],
-            )
-            for pipeline, table in logical_tables(step)
-        ]
+        stages = self._queries(step)
         anywhere = [_select("Logical_Flow", [("priority", "==", step.priority)])]
         for queries in (stages, anywhere):
             for rows in self._south(queries) if queries else ():
                 if (found := find_flow(rows, step.cookie)) is not None:
                     return found
         return None
+
+    def _queries(self, step: TraceStep) -> list[Query]:
+        """What asks for the logical flows that may stand behind a rule, one question a stage."""
+        return [
+            _select(
+                "Logical_Flow",
+                [("pipeline", "==", pipeline), ("table_id", "==", table), ("priority", "==", step.priority)],
+            )
+            for pipeline, table in logical_tables(step)
+        ]
 
     def _evaluated(self, trace: Trace, step: TraceStep, flow: LogicalFlow) -> tuple[TraceStep, LogicalFlow]:
         """Where the ACL was evaluated that this stage carries out; itself where that cannot be found."""

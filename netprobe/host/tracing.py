@@ -169,18 +169,19 @@ def follow_probe(
         except (HostNotReadyError, NoAnswerError) as error:
             passages.append(Passage(here, Trace(), error=error))
             break
-        output = output_of(trace, _nics(here))
+        output = output_of(trace, nics_of(here))
         labels = {entry.acl_label for entry in dump if entry.original == tuple_} - {0}
         passages.append(Passage(here, trace, output, acl_labels=tuple(sorted(labels))))
-        here = _next_host(output, [by_name[name] for name in way[len(passages) :] if name in by_name], hosts)
+        here = next_host(output, [by_name[name] for name in way[len(passages) :] if name in by_name], hosts)
     return passages
 
 
-def _nics(host: Host) -> list[str]:
+def nics_of(host: Host) -> list[str]:
+    """The devices by which a host's switch sends packets to other hosts as they are."""
     return [point.device for point in host.uplink if point.kind is PointKind.NIC]
 
 
-def _next_host(output: Output | None, planned: Sequence[Host], hosts: Sequence[Host]) -> Host | None:
+def next_host(output: Output | None, planned: Sequence[Host], hosts: Sequence[Host]) -> Host | None:
     """Where a probe goes from here; None where it goes nowhere, or to no host that is known."""
     if output is None:
         return None
@@ -204,7 +205,7 @@ def _arrived(question: Question, before: Passage, here: Host, switch: SwitchAnsw
     """
     assert before.output is not None  # nothing else leads on
     ports = parse_ports(switch.call("dpif/show"))
-    port = next((p for p in ports if _takes(p, before, here)), None)
+    port = next((p for p in ports if takes(p, before, here)), None)
     if port is None:
         way_in = "tunnel to" if before.output.tunnel is not None else "port on its NIC for what comes from"
         raise NoAnswerError(
@@ -215,9 +216,9 @@ def _arrived(question: Question, before: Passage, here: Host, switch: SwitchAnsw
     return port.bridge, Question(flow, behind, question.own | {behind}, is_answered=question.is_answered)
 
 
-def _takes(port: SwitchPort, before: Passage, here: Host) -> bool:
+def takes(port: SwitchPort, before: Passage, here: Host) -> bool:
     """Whether what the switch before sent comes in by this port."""
     tunnel = before.output.tunnel if before.output is not None else None
     if tunnel is None:
-        return port.device in _nics(here)
+        return port.device in nics_of(here)
     return port.is_tunnel and port.bridge == here.bridge and port.remote in {*before.host.encap_ips, tunnel.src, None}

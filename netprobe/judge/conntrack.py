@@ -178,6 +178,7 @@ class CtState(Enum):
     NEW = "trk,new"
     ESTABLISHED = "trk,est"
     REPLY = "trk,est,rpl"
+    RELATED = "trk,rel,rpl"
     INVALID = "trk,inv"
 
 
