@@ -12,8 +12,10 @@ from netprobe.plan.policy_checks import check_policy
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
+NOWHERE = "is attached nowhere that netprobe knows: nothing is sent from it or to it"
 
-def bind(policy: Policy, attachments: Iterable[Attachment], where: str) -> Policy:
+
+def bind(policy: Policy, attachments: Iterable[Attachment], where: str, *, must_exist: bool = True) -> Policy:
     """The policy with the MAC, addresses, network and UUID that its ports have where they are attached.
 
     A port's name may be the guest's name, an address, the MAC or the UUID; groups stay those of the policy.
@@ -22,6 +24,8 @@ def bind(policy: Policy, attachments: Iterable[Attachment], where: str) -> Polic
         policy: from any reader.
         attachments: guests, and NICs that stand in for them.
         where: what the policy was read from, for messages.
+        must_exist: whether each port has to be attached. If not, as in a policy of a whole cloud, a port that is
+            attached nowhere stays a member of its groups, without a MAC, and is told in a remark.
 
     Raises:
         UsageError: no guest, or more than one, is meant by a port; two ports mean one guest; what the policy says of a
@@ -33,18 +37,26 @@ def bind(policy: Policy, attachments: Iterable[Attachment], where: str) -> Polic
             index.setdefault(name, []).append(attachment)
     taken: dict[int, str] = {}
     ports: list[PolicyPort] = []
+    remarks: list[str] = []
     for port in policy.ports:
         place = f"{where}: guest {port.name}"
         attachment = _found(port, index, place)
+        if attachment is None:
+            if must_exist:
+                known = {attachment.name for attachments in index.values() for attachment in attachments}
+                raise unknown_name(place, port.name, known, kind="guest")
+            remarks.append(f"guest {port.name} {NOWHERE}")
+            ports.append(replace(port, mac=""))
+            continue
         other = taken.setdefault(id(attachment), port.name)
         if other != port.name:
             raise UsageError(place, f"is guest {attachment.name}, which guest {other} is too", advice="name it once")
         ports.append(_agreed(port, attachment, place))
-    return check_policy(replace(policy, ports=tuple(ports)), where)
+    return check_policy(replace(policy, ports=tuple(ports), remarks=(*policy.remarks, *remarks)), where)
 
 
-def _found(port: PolicyPort, index: dict[str, list[Attachment]], where: str) -> Attachment:
-    """By UUID, else by name, else by MAC, else by address."""
+def _found(port: PolicyPort, index: dict[str, list[Attachment]], where: str) -> Attachment | None:
+    """By UUID, else by name, else by MAC, else by address; None where it is not attached."""
     for name in (port.id, port.name, port.mac, *map(str, port.ips)):
         found = index.get(_normal(name), []) if name else []
         there = [attachment for attachment in found if _is_network(port, attachment)]
@@ -53,8 +65,7 @@ def _found(port: PolicyPort, index: dict[str, list[Attachment]], where: str) -> 
         if found:
             which = ", ".join(f"{a.name} on {a.network or a.host}" for a in there or found)
             raise UsageError(where, f"{name!r} is said of several guests", allowed=which, advice="name it by its UUID")
-    known = {attachment.name for attachments in index.values() for attachment in attachments}
-    raise unknown_name(where, port.name, known, kind="guest")
+    return None
 
 
 def _agreed(port: PolicyPort, attachment: Attachment, where: str) -> PolicyPort:
