@@ -236,7 +236,7 @@ class Policy:
             each becomes a finding `unproven`.
         has_default_deny: at a port with port security, what no rule allows is dropped at DENY_PRIORITY. False for a
             policy that is made of ACLs alone, as OVN's northbound database has it: there the default deny is an ACL
-            like the others, and what no ACL matches goes on.
+            like the others, what no ACL matches goes on, and ACLs hold also where there is no port security.
     """
 
     groups: tuple[Group, ...] = ()
