@@ -32,9 +32,9 @@ def bind(policy: Policy, attachments: Iterable[Attachment], where: str, *, must_
             port's addresses is not what it has.
     """
     index: dict[str, list[Attachment]] = {}
-    for attachment in attachments:
-        for name in {_normal(name) for name in attachment.names if name}:
-            index.setdefault(name, []).append(attachment)
+    for each in attachments:
+        for name in {_normal(name) for name in each.names if name}:
+            index.setdefault(name, []).append(each)
     taken: dict[int, str] = {}
     ports: list[PolicyPort] = []
     remarks: list[str] = []
@@ -43,7 +43,7 @@ def bind(policy: Policy, attachments: Iterable[Attachment], where: str, *, must_
         attachment = _found(port, index, place)
         if attachment is None:
             if must_exist:
-                known = {attachment.name for attachments in index.values() for attachment in attachments}
+                known = {each.name for same in index.values() for each in same}
                 raise unknown_name(place, port.name, known, kind="guest")
             remarks.append(f"guest {port.name} {NOWHERE}")
             ports.append(replace(port, mac=""))
