@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
                 "journals": done.journals,
                 "conntrack_deleted": done.conntrack_deleted,
                 "flows_deleted": done.flows_deleted,
+                "taps_undone": done.taps_undone,
                 "damaged": list(done.damaged),
                 "unreachable": list(done.unreachable),
             }
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             f"{done.journals} runs undone: {done.conntrack_deleted} conntrack entries,"
-            f" {done.flows_deleted} flows removed"
+            f" {done.flows_deleted} flows removed, {done.taps_undone} taps as they were"
         )
     for problem in (
         *(f"{path} is damaged: see what it says, and remove it by hand" for path in done.damaged),

@@ -1,4 +1,4 @@
-"""A packet ring (AF_PACKET, TPACKET_V3) on one device: frames that an in-kernel filter passed, a block at a time.
+"""A packet ring (AF_PACKET, TPACKET_V3) on one device, or on all of a namespace: filtered frames, a block at a time.
 
 Knows nothing of marks; observe.observer decodes. Blocks x retire time is 640 ms, so that a stalled reader loses nothing
 at probe rates. Layouts: linux/if_packet.h; the design's reasons are in docs/architecture.md.
@@ -24,6 +24,7 @@ SOL_PACKET = 263
 PACKET_RX_RING = 5
 PACKET_STATISTICS = 6
 PACKET_VERSION = 10
+PACKET_IGNORE_OUTGOING = 23  # Linux 4.20
 SO_ATTACH_FILTER = 26
 SO_TIMESTAMPNS = 35
 TPACKET_V3 = 2
@@ -36,7 +37,8 @@ ETH_P_ALL = 3
 BLOCK_BYTES = 1 << 17  # holds a 64 KiB merged frame
 BLOCKS = 32
 RETIRE_MS = 20  # a decode costs the same for one frame as for hundreds
-SLL_PKTTYPE = 48 + 10  # tpacket3_hdr is 48 octets; sockaddr_ll.sll_pkttype stands at 10
+SLL_IFINDEX = 48 + 4  # tpacket3_hdr is 48 octets; sockaddr_ll.sll_ifindex stands at 4, sll_pkttype at 10
+SLL_PKTTYPE = 48 + 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class FrameBlock:
         direction: shape (n,), uint8 of model.points.Direction.
         vlan: shape (n,), int64; VLAN id that the kernel took off the frame, -1 where none; None where none at all.
         unstamped: frames whose stamp flag was not set: stamped late, by the ring.
+        ifindex: shape (n,), int64; number of the device that each frame came by or left by.
     """
 
     buffer: npt.NDArray[np.uint8]
@@ -60,27 +63,33 @@ class FrameBlock:
     direction: npt.NDArray[np.uint8]
     vlan: npt.NDArray[np.int64] | None
     unstamped: int
+    ifindex: npt.NDArray[np.int64]
 
 
-def _attach(sock: socket.socket, program: bytes) -> None:
+def attach_filter(sock: socket.socket, program: bytes) -> None:
+    """Let a socket receive only what a program (an array of struct sock_filter) passes."""
     buffer = ctypes.create_string_buffer(program)
     fprog = struct.pack("HL", len(program) // 8, ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
 
 
-def _open_socket(device: str, program: bytes) -> tuple[socket.socket, mmap.mmap]:
-    # Protocol 0: nothing is received before filter, stamps and ring are in place; bind() starts it.
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+def _open_socket(device: str, program: bytes, *, incoming_only: bool) -> tuple[socket.socket, mmap.mmap]:
+    # Protocol 0: nothing is received before filter, stamps and ring are in place; bind() starts it. Python binds to no
+    # "all devices": such a socket receives at once, and the kernel drops what came before its ring (packet_set_ring).
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0 if device else socket.htons(ETH_P_ALL))
     try:
-        _attach(sock, program)
+        attach_filter(sock, program)
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        if incoming_only:
+            sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
         frame_bytes = 2048
         frames = BLOCK_BYTES * BLOCKS // frame_bytes
         request = struct.pack("7I", BLOCK_BYTES, BLOCKS, frame_bytes, frames, RETIRE_MS, 0, 0)
         sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
         memory = mmap.mmap(sock.fileno(), BLOCK_BYTES * BLOCKS)
-        sock.bind((device, ETH_P_ALL))
+        if device:
+            sock.bind((device, ETH_P_ALL))
     except BaseException:
         sock.close()
         raise
@@ -93,24 +102,26 @@ class RxRing:
 
     Args:
         netns: namespace of the device, "" for the caller's own.
-        device: its name.
+        device: its name; "" for all devices of the namespace, of which one may go down without a `failure`.
         program: classic BPF, as wire.bpf makes it.
+        incoming_only: frames that leave are not seen.
 
     Raises:
         HostNotReadyError: the namespace or the device is not there, or packet sockets are not permitted.
     """
 
-    def __init__(self, netns: str, device: str, program: bytes) -> None:
+    def __init__(self, netns: str, device: str, program: bytes, *, incoming_only: bool = False) -> None:
+        where = f"packet ring on {device or f'all devices of {netns}'}"
         try:
-            self._sock, self._memory = in_netns(netns, lambda: _open_socket(device, program))
+            self._sock, self._memory = in_netns(
+                netns, lambda: _open_socket(device, program, incoming_only=incoming_only)
+            )
         except PermissionError as error:
             raise HostNotReadyError(
-                f"packet ring on {device}", "packet sockets are not permitted", advice="run as root (CAP_NET_RAW)"
+                where, "packet sockets are not permitted", advice="run as root (CAP_NET_RAW)"
             ) from error
         except OSError as error:
-            raise HostNotReadyError(
-                f"packet ring on {device}", f"cannot be opened: {error.strerror}", advice="is the lab up?"
-            ) from error
+            raise HostNotReadyError(where, f"cannot be opened: {error.strerror}", advice="is the lab up?") from error
         self._buffer: npt.NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
         self._words = memoryview(self._memory).cast("I")
         self._next = 0
@@ -163,6 +174,7 @@ class RxRing:
             direction=np.where(outgoing, int(Direction.OUT), int(Direction.IN)).astype(np.uint8),
             vlan=vlan,
             unstamped=int(np.count_nonzero(status & TP_STATUS_TS_SOFTWARE == 0)),
+            ifindex=word[at + (SLL_IFINDEX >> 2)].astype(np.int64),
         )
 
     def drops(self) -> int:

@@ -1,4 +1,4 @@
-"""What a run leaves in a switch, written down before it is made: conntrack entries, by exact tuple.
+"""What a run leaves behind, written down before it is made: conntrack entries, by tuple; links and filters of taps.
 
 The run itself undoes its journal at its end; `netprobe clean` undoes those that a `kill -9` left behind.
 """
@@ -23,6 +23,7 @@ from netprobe.model.topology import Host, Topology
 from netprobe.service.discovery import base_dir
 from netprobe.service.permits import own_tuples
 from netprobe.service.prepare import Prepared
+from netprobe.service.tap_links import TapLinks, undo_links
 
 JOURNAL_SCHEMA = 1
 DAMAGED = (OSError, ValueError, LookupError, TypeError, RecursionError)
@@ -109,6 +110,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._shares: list[Share] = []
+        self._taps: list[TapLinks] = []
         self.deleted = 0
         self.kept = 0
 
@@ -129,12 +131,34 @@ class Journal:
         self._shares += _shares(probe, hosts)
         self._write()
 
+    def add_taps(self, links: TapLinks) -> None:
+        """Write down what will be made on the hypervisors.
+
+        Raises:
+            HostNotReadyError: it cannot be written, so nothing may be made.
+        """
+        self._taps.append(links)
+        self._write()
+
+    def undo_taps(self, links: TapLinks) -> tuple[str, ...]:
+        """Take away what was made; what cannot be taken away stays written down.
+
+        Returns:
+            What is left and why, one line each.
+        """
+        problems = undo_links(links)
+        if not problems:
+            self._taps.remove(links)
+            self._save()
+        return problems
+
     def _write(self) -> None:
         document = {
             "schema": JOURNAL_SCHEMA,
             "pid": os.getpid(),
             "start_ticks": start_ticks(os.getpid()),
             "conntrack": [_to_json(s) for s in self._shares],
+            "taps": [links.to_json() for links in self._taps],
         }
         new = self._path.with_suffix(".new")
         try:
@@ -151,16 +175,20 @@ class Journal:
                 advice="are you root, and is the disk full?",
             ) from error
 
+    def _save(self) -> None:
+        if self._shares or self._taps:
+            self._write()
+        else:
+            self._path.unlink(missing_ok=True)
+
     def undo(self) -> None:
         """Delete what the run made. What a busy switch could not be asked about stays for `netprobe clean`."""
+        self._taps = [links for links in self._taps if undo_links(links)]
         removal = _remove(self._shares)
         self.deleted += removal.deleted
         self.kept += removal.kept
         self._shares = list(removal.left)
-        if self._shares:
-            self._write()
-        else:
-            self._path.unlink(missing_ok=True)
+        self._save()
 
     def forget(self) -> None:
         """Take the file away; nothing was made."""
@@ -204,7 +232,8 @@ class Cleaned:
 
     Attributes:
         damaged: journals that could not be read; they were left where they are.
-        unreachable: switches that did not answer.
+        unreachable: switches that did not answer, and what is left on taps.
+        taps_undone: ports whose links and filters were taken away.
     """
 
     journals: int
@@ -212,18 +241,28 @@ class Cleaned:
     flows_deleted: int
     damaged: tuple[str, ...]
     unreachable: tuple[str, ...]
+    taps_undone: int = 0
 
 
-def _read(path: Path) -> list[Share] | None:
-    """The shares of a journal whose run is gone; None while it still runs."""
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What a journal says of a run that is gone."""
+
+    shares: tuple[Share, ...]
+    taps: tuple[TapLinks, ...]
+
+
+def _read(path: Path) -> _Left | None:
+    """What is in a journal whose run is gone; None while it still runs."""
     document = json.loads(path.read_text())
     pid, ticks = int(document["pid"]), int(document["start_ticks"])
     if ticks and start_ticks(pid) == ticks:
         return None
-    return [
+    shares = [
         Share(str(s["rundir"]), _zone(s["zone"]), tuple(_tuple(row) for row in s["tuples"]))
         for s in document["conntrack"]
     ]
+    return _Left(tuple(shares), tuple(TapLinks.from_json(table) for table in document.get("taps", [])))
 
 
 def stale_journals() -> list[Path]:
@@ -244,21 +283,23 @@ def clean(topology: Topology | None) -> Cleaned:
     Args:
         topology: for the bridges; None where no cloud is known.
     """
-    journals = deleted = flows = 0
+    journals = deleted = flows = taps = 0
     damaged: list[str] = []
     unreachable: list[str] = []
     for path in sorted(_folder().glob("run-*.json")):
         try:
-            shares = _read(path)
+            left = _read(path)
         except DAMAGED:
             damaged.append(str(path))
             continue
-        if shares is None:
+        if left is None:
             continue
-        removal = _remove(shares)
+        stuck = [problem for links in left.taps for problem in undo_links(links)]
+        taps += sum(len(links.links) for links in left.taps)
+        removal = _remove(left.shares)
         deleted += removal.deleted
-        unreachable += removal.problems
-        if not removal.left:
+        unreachable += [*stuck, *removal.problems]
+        if not removal.left and not stuck:
             path.unlink(missing_ok=True)
             journals += 1
     for host in (h for h in topology.hosts if h.ovs_rundir) if topology else ():
@@ -268,4 +309,4 @@ def clean(topology: Topology | None) -> Cleaned:
                 client.delete_own_flows()
         except NetprobeError as error:
             unreachable.append(str(error))
-    return Cleaned(journals, deleted, flows, tuple(damaged), tuple(unreachable))
+    return Cleaned(journals, deleted, flows, tuple(damaged), tuple(unreachable), taps)
