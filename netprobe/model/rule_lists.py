@@ -81,7 +81,7 @@ class Entry:
     Attributes:
         rule: the user's id of the rule or ACL.
         text: the rule for people.
-        action: never ALLOW: it is known here what that means.
+        action: never ALLOW: it is known here what that means; at a stateless port every allow is so.
         protocol: the number in packets of this family.
         dst_ports, src_ports: first and last.
         sources, destinations: whom it is about; empty where a group has no member of the family.
@@ -158,15 +158,15 @@ class RuleLists:
 
     def __post_init__(self) -> None:
         related = [acl for acl in self.policy.acls if acl.action is Action.ALLOW_RELATED]
-        for port in self.policy.ports:
-            if self._has_stateful_group(port) or any(acl.is_on(port) for acl in related):
-                self._stateful_networks.add(port.network)
+        self._stateful_networks.update(
+            port.network for port in self.policy.ports if any(acl.is_on(port) for acl in related)
+        )
 
     def at(self, port: PolicyPort) -> PortRules:
         """What stands at a port, whether or not it has port security."""
         acls = tuple(acl for acl in self.policy.acls if acl.is_on(port))
         groups = tuple(dict.fromkeys(port.groups))
-        is_stateful = self._is_stateful(port, acls)
+        is_stateful = self._is_stateful(port)
         profile = (groups, tuple(id(acl) for acl in acls), is_stateful)
         if profile not in self._by_profile:
             lists = {way: self._entries(groups, acls, way, is_stateful=is_stateful) for way in Way}
@@ -182,14 +182,11 @@ class RuleLists:
         """Whether its list is asked at all. Neutron turns everything off with port security; bare ACLs know of none."""
         return port.has_port_security or not self.policy.has_default_deny
 
-    def _has_stateful_group(self, port: PolicyPort) -> bool:
-        return any(self.policy.group(group).is_stateful for group in port.groups)
-
-    def _is_stateful(self, port: PolicyPort, acls: tuple[NetworkAcl, ...]) -> bool:
-        """One stateful thing makes a port so; without groups a plain allow is as its network is (OVN)."""
-        if any(acl.action is Action.ALLOW_RELATED for acl in acls) or self._has_stateful_group(port):
-            return True
-        return not port.groups and port.network in self._stateful_networks
+    def _is_stateful(self, port: PolicyPort) -> bool:
+        """Groups of a port are of one kind. Among bare ACLs one `allow-related` makes all of its network so (OVN)."""
+        if port.groups:
+            return any(self.policy.group(group).is_stateful for group in port.groups)
+        return self.policy.has_default_deny or port.network in self._stateful_networks
 
     def _entries(
         self, groups: tuple[str, ...], acls: tuple[NetworkAcl, ...], way: Way, *, is_stateful: bool
@@ -241,7 +238,7 @@ class RuleLists:
 
 def _acl_entries(acl: NetworkAcl, *, is_stateful: bool) -> Iterable[Entry]:
     action = acl.action
-    if action is Action.ALLOW:
+    if action in (Action.ALLOW, Action.ALLOW_RELATED):
         action = Action.ALLOW_RELATED if is_stateful else Action.ALLOW_STATELESS
     for match in acl.matches:
         for family in match.families:

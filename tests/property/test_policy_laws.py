@@ -59,14 +59,8 @@ def naive_at(policy: Policy, port, way: Way, packet: Packet, state: ConnState) -
     acls = [a for a in policy.acls if a.way is way and a.is_on(port) and any(naive_acl(m, packet) for m in a.matches)]
     groups = [policy.group(g) for g in port.groups]
     rules = [(g, r) for g in groups for r in g.rules if r.way is way and naive_rule(policy, r, packet)]
-    is_stateful = any(g.is_stateful for g in groups) or any(
-        a.action is Action.ALLOW_RELATED and a.is_on(port) for a in policy.acls
-    )
-    if not groups:
-        related = [a for a in policy.acls if a.action is Action.ALLOW_RELATED]
-        is_stateful |= any(policy.group(g).is_stateful for p in policy.ports for g in p.groups)
-        is_stateful |= any(a.is_on(p) for a in related for p in policy.ports)
-    loose = (Action.ALLOW_STATELESS,) if is_stateful else (Action.ALLOW_STATELESS, Action.ALLOW)
+    is_stateful = not groups or any(g.is_stateful for g in groups)
+    loose = (Action.ALLOW_STATELESS,) if is_stateful else tuple(Action)
     is_loose = any(a.action in loose and a.priority > 1001 for a in acls) or any(not g.is_stateful for g, _ in rules)
     if state is ConnState.INVALID and is_stateful and not is_loose:
         return False
@@ -142,8 +136,7 @@ def test_an_answer_passes_where_its_question_did(seed):
     policy = replace(policy, acls=tuple(acl for acl in policy.acls if acl.action not in STATELESS))
     evaluator = Evaluator(policy)
     for src, dst, packet, state in samples(rng, policy):
-        is_tracked = all(policy.port(name).groups for name in (src, dst))  # without groups an allow may be stateless
-        if is_tracked and state is ConnState.NEW and evaluator.decide(packet, src, dst, state).is_allowed:
+        if state is ConnState.NEW and evaluator.decide(packet, src, dst, state).is_allowed:
             back = answer_to(packet)
             back = replace(back, src_mac=policy.port(dst).mac)
             if policy.port(dst).may_send_from(back.src_ip):
