@@ -3,8 +3,8 @@
 Ours have a preference number that nobody else uses and a handle of their run, and are added beside those of others:
 what has a lower number goes first, as it did before. Whole lists of commands go to one `tc -batch`. cls_bpf with
 classic bytecode is the only classifier used; it matches a frame from its Ethernet header on. The parsers are total:
-what says nothing known is skipped. Open vSwitch deletes a port's clsact when it sets policing there, so whoever relies
-on a filter asks for it again (`is_absorbing`).
+what says nothing known is skipped. Open vSwitch may delete a port's clsact when it sets policing or offload there, so
+whoever relies on a filter asks for it again (`is_absorbing`).
 """
 
 import json

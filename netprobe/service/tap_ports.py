@@ -169,7 +169,7 @@ class TapPorts:
             return f"device {device} is gone"
         kinds = tc.qdiscs(one.netns).get(one.tap, frozenset())
         if "clsact" not in kinds:
-            return f"clsact of {device} is gone; Open vSwitch deletes it when it sets policing"
+            return f"clsact of {device} is gone; Open vSwitch may delete it when it sets policing"
         if not tc.is_absorbing(one.netns, one.tap, one.link):
             return f"netprobe's filter on {device} is gone"
         return f"another filter of {device} took its canary first, or it got lost"
