@@ -8,17 +8,19 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute, netns, ovn_central, ovs, process
-from netprobe.lab import links, logical
+from netprobe.lab import guard, links, logical
 from netprobe.lab.acls import compile_acls
 from netprobe.lab.config import LabConfig
 from netprobe.lab.daemons import SWITCH, start_central, start_controller, start_switch
 from netprobe.lab.flows import compile_flows
+from netprobe.lab.hybrid import compile_forwarding
+from netprobe.lab.iptables_rules import compile_iptables
 from netprobe.lab.journal import Journal
 from netprobe.lab.shapes import (
     BRIDGE,
@@ -31,13 +33,15 @@ from netprobe.lab.shapes import (
     Shape,
 )
 from netprobe.lab.state import NamespaceRecord, Places, State
-from netprobe.lab.topology import Endpoint, endpoints
+from netprobe.lab.topology import Endpoint, bound_policy, endpoints
 from netprobe.lab.warm_up import pings, warm_up
 
 TOOLS = ("ip", "ethtool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl", "ovsdb-tool", "ovsdb-server", "ovs-vswitchd")
 OVN_TOOLS = ("ovn-nbctl", "ovn-northd", "ovn-controller")
+HYBRID_TOOLS = ("iptables-restore", "iptables-save", "ip6tables-restore", "ip6tables-save", "ipset")
 PACKAGES = "iproute2 ethtool openvswitch-switch"
 OVN_PACKAGES = "ovn-central ovn-host"
+HYBRID_PACKAGES = "iptables ipset"
 
 AGENT_WAIT_S = 10.0
 AGENT_LOOK_S = 0.005
@@ -61,16 +65,21 @@ def check_host(shape: Shape | None = None) -> None:
     """Raise HostNotReadyError unless this process is root and every tool is installed."""
     if os.geteuid():
         raise HostNotReadyError("lab", "needs root, for network namespaces", advice="run it as root")
-    has_ovn = shape is not None and shape.has_ovn
-    missing = [tool for tool in (*TOOLS, *(OVN_TOOLS if has_ovn else ())) if shutil.which(tool) is None]
+    tools, packages = list(TOOLS), PACKAGES
+    if shape is not None and shape.has_ovn:
+        tools, packages = [*tools, *OVN_TOOLS], f"{packages} {OVN_PACKAGES}"
+    if shape is not None and shape.is_hybrid:
+        tools, packages = [*tools, *HYBRID_TOOLS], f"{packages} {HYBRID_PACKAGES}"
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        packages = f"{PACKAGES} {OVN_PACKAGES}" if has_ovn else PACKAGES
         raise HostNotReadyError("lab", f"needs {', '.join(missing)}", advice=f"apt-get install {packages}")
 
 
 def rules_of(config: LabConfig) -> dict[str, dict[str, str]]:
-    """What the state file says about a configuration's rules: by cookie, or with OVN by the ACL's name."""
+    """What the state file says about a configuration's rules: by cookie, by the ACL's name, or by the comment."""
     ends = endpoints(config)
+    if config.shape.is_hybrid:
+        return compile_iptables(config, ends).rules_json() | compile_forwarding(config, ends).rules_json()
     if config.shape.has_ovn:
         return compile_acls(config, ends).rules_json()
     return compile_flows(config, ends, _zone(config.shape)).rules_json()
@@ -114,6 +123,8 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
     else:
         (switch,) = switches.values()
         _make_bridge(switch, config, ends)
+    if shape.is_hybrid:
+        guard.install(shape, compile_iptables(config, ends), places)
     if with_agents:
         _wait_agents(ends, places, journal)
     journal.state.rules = rules_of(config)
@@ -167,20 +178,22 @@ def port_spec(end: Endpoint, device: str) -> ovs.PortSpec:
 
 
 def _make_bridge(switch: ovs.PrivateSwitch, config: LabConfig, ends: Sequence[Endpoint]) -> None:
-    """The one hypervisor's bridge, with security groups as flows."""
-    switch.add_bridge(BRIDGE, (port_spec(end, end.tap) for end in ends))
-    switch.replace_flows(BRIDGE, compile_flows(config, ends, _zone(config.shape)).flows)
-    check_ofports(switch, ends)
+    """The one hypervisor's bridge, with the policy, or what is left of it there, as flows."""
+    shape = config.shape
+    switch.add_bridge(BRIDGE, (port_spec(end, end.plug(shape)) for end in ends))
+    flows = compile_forwarding(config, ends) if shape.is_hybrid else compile_flows(config, ends, _zone(shape))
+    switch.replace_flows(BRIDGE, flows.flows)
+    check_ofports(switch, {end.plug(shape): end.ofport for end in ends})
 
 
-def check_ofports(switch: ovs.PrivateSwitch, ends: Sequence[Endpoint]) -> None:
-    """Raise HostNotReadyError unless each endpoint's port has the OpenFlow number that it shall have."""
-    for end in ends:
-        got = switch.ofport(end.tap)
-        if got != end.ofport:
+def check_ofports(switch: ovs.PrivateSwitch, wanted: Mapping[str, int]) -> None:
+    """Raise HostNotReadyError unless each device has the OpenFlow number that it shall have."""
+    for device, ofport in wanted.items():
+        got = switch.ofport(device)
+        if got != ofport:
             raise HostNotReadyError(
-                f"port {end.tap}",
-                f"got OpenFlow number {got}, not {end.ofport}",
+                f"port {device}",
+                f"got OpenFlow number {got}, not {ofport}",
                 advice=f"see {switch.run_dir}/{SWITCH}.log",
             )
 
@@ -193,7 +206,7 @@ def central_of(places: Places) -> ovn_central.PrivateCentral:
 def _make_central(config: LabConfig, ends: Sequence[Endpoint], places: Places, journal: Journal) -> None:
     central = central_of(places)
     start_central(CENTRAL, central, journal)
-    central.nbctl(*logical.commands(config.shape, ends, compile_acls(config, ends)))
+    central.nbctl(*logical.commands(config.shape, ends, bound_policy(config, ends), compile_acls(config, ends)))
 
 
 def _plug_host(host: Hypervisor, switch: ovs.PrivateSwitch, ends: Sequence[Endpoint], journal: Journal) -> None:
@@ -226,7 +239,7 @@ def _settle(
     central.wait_for_ports([end.iface_id for end in ends])
     central.wait_for_hosts()
     for name, switch in switches.items():
-        check_ofports(switch, [end for end in ends if end.host == name])
+        check_ofports(switch, {end.tap: end.ofport for end in ends if end.host == name})
         switch.appctl("tnl/neigh/aging", str(NEIGHBOUR_AGE_S))
     warm_up(pings(config, ends))
     for switch in switches.values():

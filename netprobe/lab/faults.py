@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from netprobe.errors import HostNotReadyError, UsageError, unknown_name
 from netprobe.host import iproute, ovn_central, ovs, process
+from netprobe.lab import guard
 from netprobe.lab.build import central_of, log_tail, nic_spec, port_spec
 from netprobe.lab.journal import Journal
-from netprobe.lab.layout import FaultSpec, Placement, RelayPort, locate, ports
+from netprobe.lab.layout import FaultSpec, Placement, RelayPort, locate, plug_name, ports
 from netprobe.lab.state import FaultRecord, Places, State
 from netprobe.lab.targets import targets
 
@@ -95,7 +96,7 @@ def _back_out(journal: Journal, places: Places, port: RelayPort) -> None:
 
 def _is_in_place(places: Places, port: RelayPort) -> bool:
     """Whether a port's own device is in it."""
-    if port.is_in_fabric:
+    if port.has_kernel_bridge:
         return iproute.master(port.netns, port.device) == port.bridge
     return _switch(places, port).ofport(port.device) > 0
 
@@ -159,7 +160,7 @@ def relay_name(port: RelayPort) -> str:
 def _relay_argv(state: State, port: RelayPort, record: FaultRecord) -> tuple[str, ...]:
     splice, spec = record.splice, record.spec
     meant = targets(splice, state.shape, state.endpoints)
-    direction = "to" if splice.placement is Placement.TO else "from"
+    direction = "to" if splice.placement in (Placement.TO, Placement.OUTWARD) else "from"
     values = {
         name: getattr(spec, name) for name in ("delay_ns", "jitter_ns", "loss", "duplicate", "reorder", "seed", "share")
     }
@@ -203,10 +204,13 @@ def _switch(places: Places, port: RelayPort) -> ovs.PrivateSwitch:
 
 def _move_port(state: State, places: Places, port: RelayPort, old: str, new: str) -> None:
     """Put `new` into a port in the place of `old`."""
-    if port.is_in_fabric:
-        iproute.batch([f"link set {old} nomaster", f"link set {new} master {port.bridge}"], netns=port.netns)
+    if port.has_kernel_bridge:
+        iproute.batch([f"link set {old} nomaster"], netns=port.netns)
+        if port.is_guarded:
+            guard.rename(port.netns, old, new)
+        iproute.batch([f"link set {new} master {port.bridge}"], netns=port.netns)
         return
-    end = next((end for end in state.endpoints if end.name == port.name), None)
+    end = next((end for end in state.endpoints if plug_name(state.shape, end) == port.name), None)
     spec = nic_spec(new) if end is None else port_spec(end, new)
     switch = _switch(places, port)
     switch.swap_port(port.bridge, old, spec)

@@ -2,8 +2,9 @@
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute, netns, ovs, process
+from netprobe.lab import guard
 from netprobe.lab.build import agent_name
-from netprobe.lab.flows import COOKIE_MASK, COOKIE_PREFIX
+from netprobe.lab.flow_table import COOKIE_MASK, COOKIE_PREFIX
 from netprobe.lab.layout import ports
 from netprobe.lab.shapes import BRIDGE
 from netprobe.lab.state import Places, State
@@ -22,7 +23,7 @@ def problems(state: State, places: Places) -> list[str]:
     found += [f"the relay in {f.splice.segment} was left half-made" for f in state.faults if not f.active]
     found += [f"the move of {state.moving} was left half-made"] if state.moving else []
     if not found:
-        found = [*_devices(state), *_sockets(state, places), *_switches(state, places)]
+        found = [*_devices(state), *_sockets(state, places), *_switches(state, places), *_guards(state, places)]
     return found
 
 
@@ -70,3 +71,7 @@ def _switches(state: State, places: Places) -> list[str]:
         else:
             found += [] if flows else [f"the security groups' flows{where} are gone"]
     return found
+
+
+def _guards(state: State, places: Places) -> list[str]:
+    return guard.missing(state, places) if state.shape.is_hybrid else []

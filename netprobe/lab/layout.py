@@ -27,6 +27,8 @@ class Placement(Enum):
     TO_PEER = "to-peer"  # X.backend..Y.backend, fabric.G..fabric.H: behind the point; what comes in for the peer
     LEAVING = "leaving"  # X.backend..H.nic: behind the point; what comes in and leaves the hypervisor
     ARRIVING = "arriving"  # H.nic..X.backend: behind the NIC; what comes in for X, inside a tunnel or not
+    INWARD = "inward"  # X.backend..X.bridge: behind the backend; all that comes in
+    OUTWARD = "outward"  # X.bridge..X.backend: before the backend; all that goes out
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class RelayPort:
     """A port that a relay can be spliced into.
 
     Attributes:
-        name: `vm1` (a guest's, on its hypervisor), `hv1.nic` (a hypervisor's own NIC), `fabric.hv1` (the fabric's).
+        name: `vm1` (a guest's, on its hypervisor), `vm1.bridge` (where its Linux bridge is plugged into the vswitch),
+            `hv1.nic` (a hypervisor's own NIC), `fabric.hv1` (the fabric's).
         netns: where its devices are.
         bridge: what it is a port of.
         device: P, its device when no relay stands there.
@@ -86,17 +89,31 @@ class RelayPort:
     @property
     def middle(self) -> str:
         """Q: the relay's device towards the bridge."""
-        return f"rq-{self.device.removeprefix('tap')}"
+        return f"{self._letter}q-{self._stem}"
 
     @property
     def outer(self) -> str:
         """R: Q's other end, the port's device while a relay stands there."""
-        return f"rr-{self.device.removeprefix('tap')}"
+        return f"{self._letter}r-{self._stem}"
 
     @property
-    def is_in_fabric(self) -> bool:
+    def _letter(self) -> str:
+        """What tells the two ports of a guest in the lab `bridge` apart."""
+        return "o" if self.device.startswith("qvo") else "r"
+
+    @property
+    def _stem(self) -> str:
+        return self.device.removeprefix("tap").removeprefix("qvo")
+
+    @property
+    def has_kernel_bridge(self) -> bool:
         """Whether the bridge is the kernel's, and not Open vSwitch."""
-        return self.netns == FABRIC
+        return self.bridge not in (BRIDGE, UNDERLAY_BRIDGE)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether iptables rules name the port's device."""
+        return self.has_kernel_bridge and self.netns != FABRIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +152,26 @@ class Layout:
 
 def ports(shape: Shape, ends: Sequence[Endpoint]) -> dict[str, RelayPort]:
     """Every port that a relay can be spliced into, by name."""
-    found = [RelayPort(end.name, end.host, BRIDGE, end.tap, GUEST_MTU) for end in ends]
+    found = []
+    for end in ends:
+        found.append(RelayPort(end.name, end.host, end.qbr if shape.is_hybrid else BRIDGE, end.tap, GUEST_MTU))
+        if shape.is_hybrid:
+            found.append(RelayPort(plug_name(shape, end), end.host, BRIDGE, end.qvo, GUEST_MTU))
     for host in shape.hypervisors:
         if host.encap_ip:
             found.append(RelayPort(_nic(host), host.netns, UNDERLAY_BRIDGE, NIC, UNDERLAY_MTU))
             found.append(RelayPort(_switch_port(host), FABRIC, FABRIC_BRIDGE, host.fabric_port, UNDERLAY_MTU))
     return {port.name: port for port in found}
+
+
+def plug_name(shape: Shape, end: Endpoint) -> str:
+    """The name of an endpoint's port on the vswitch."""
+    return _bridge(end.name) if shape.is_hybrid else end.name
+
+
+def _bridge(name: str) -> str:
+    """A guest's Linux bridge: the point at its far end, and the port of the vswitch that it is plugged into."""
+    return f"{name}.bridge"
 
 
 def _nic(host: Hypervisor) -> str:
@@ -171,10 +202,21 @@ def _before_bridge(port: RelayPort, point: Point, relay_id: str, splice: Splice 
     return (own, relay) if splice.expose else (own,)
 
 
-def _chain(end: Endpoint, port: RelayPort, splice: Splice | None) -> tuple[Point, ...]:
+def _chain(shape: Shape, end: Endpoint, known: dict[str, RelayPort], at: dict[str, Splice]) -> tuple[Point, ...]:
     guest = Point(f"{end.name}.guest", PointKind.GUEST, end.name, end.netns, end.device)
     backend = Point(f"{end.name}.backend", PointKind.BACKEND, end.host)
-    return (guest, *_before_bridge(port, backend, f"{end.name}.relay", splice))
+    port = known[end.name]
+    own = _before_bridge(port, backend, f"{end.name}.relay", at.get(end.name))
+    if not shape.is_hybrid:
+        return (guest, *own)
+    name = _bridge(end.name)
+    bridge = Point(name, PointKind.BRIDGE, end.host, port.netns, end.qvb)
+    splice = at.get(name)
+    if splice is None or not splice.expose:
+        return (guest, *own, bridge)
+    # The relay's far side is a port of the vswitch, so a backend, not a bridge's port.
+    relay = Point(f"{end.name}.bridge-relay", PointKind.BACKEND, end.host, port.netns, known[name].outer)
+    return (guest, *own, bridge, relay)
 
 
 def _uplink(host: Hypervisor, known: dict[str, RelayPort], at: dict[str, Splice]) -> tuple[Point, ...]:
@@ -196,7 +238,7 @@ def layout(shape: Shape, ends: Sequence[Endpoint], splices: Iterable[Splice] = (
     """
     at = {splice.port: splice for splice in splices}
     known = ports(shape, ends)
-    chains = {end.name: _chain(end, known[end.name], at.get(end.name)) for end in ends}
+    chains = {end.name: _chain(shape, end, known, at) for end in ends}
     uplinks = {host.name: _uplink(host, known, at) for host in shape.hypervisors}
     vswitches = {host.name: Point(vswitch_id(host.name), PointKind.VSWITCH, host.name) for host in shape.hypervisors}
     lines = (*chains.values(), *uplinks.values())
@@ -221,6 +263,8 @@ def _both_ways(pairs: Iterable[tuple[Point, Point]]) -> list[tuple[Point, Point]
 
 def _carrier(splice: Splice, here: Layout) -> str:
     """The id of the segment in which a relay's faults are found."""
+    if splice.placement in (Placement.INWARD, Placement.OUTWARD) or splice.port.endswith(".bridge"):
+        return _hybrid_carrier(splice, here)
     host = splice.port.removeprefix(f"{FABRIC}.").removesuffix(".nic")
     if splice.placement is Placement.ARRIVING:
         uplink = here.uplinks[host]
@@ -228,10 +272,22 @@ def _carrier(splice: Splice, here: Layout) -> str:
             segment_id(uplink[1].id, uplink[0].id) if splice.expose else segment_id(uplink[0].id, _last(here, splice))
         )
     line = here.chains[host] if host in here.chains else here.uplinks[host]
-    inner, last = line[-2].id, line[-1].id
+    ids = [point.id for point in line if not point.id.partition(".")[2].startswith("bridge")]
+    inner, last = ids[-2:]
     if splice.placement is Placement.FROM or (splice.expose and splice.placement is not Placement.TO):
         return segment_id(inner, last)
     return segment_id(last, inner if splice.placement is Placement.TO else _last(here, splice))
+
+
+def _hybrid_carrier(splice: Splice, here: Layout) -> str:
+    """The same where a relay stands between a guest's tap and the vswitch."""
+    name = splice.port.removesuffix(".bridge")
+    ids = [point.id for point in here.chains[name]]
+    near = ids.index(_bridge(name) if splice.port != name else f"{name}.backend")
+    if splice.placement is Placement.TO_PEER and not splice.expose:
+        return segment_id(ids[near], _last(here, splice))
+    pair = ids[near], ids[near + 1]
+    return segment_id(*(pair[::-1] if splice.placement is Placement.OUTWARD else pair))
 
 
 def _last(here: Layout, splice: Splice) -> str:
@@ -248,6 +304,9 @@ _PLACEMENTS = {
     (PointKind.GUEST, PointKind.BACKEND): Placement.FROM,
     (PointKind.BACKEND, PointKind.GUEST): Placement.TO,
     (PointKind.BACKEND, PointKind.BACKEND): Placement.TO_PEER,
+    (PointKind.BACKEND, PointKind.BRIDGE): Placement.INWARD,
+    (PointKind.BRIDGE, PointKind.BACKEND): Placement.OUTWARD,
+    (PointKind.BRIDGE, PointKind.BRIDGE): Placement.TO_PEER,
     (PointKind.BACKEND, PointKind.NIC): Placement.LEAVING,
     (PointKind.NIC, PointKind.BACKEND): Placement.ARRIVING,
     (PointKind.NIC, PointKind.FABRIC): Placement.FROM,
@@ -284,6 +343,8 @@ def locate(segment: str, shape: Shape, ends: Sequence[Endpoint], *, expose: bool
     first, second = (_port_of(point) for point in (known.first, known.second))
     # Before the second point: at a guest that is the first one's port too, at a hypervisor the fabric's.
     port = second if placement is Placement.FROM else first
+    if placement is Placement.TO_PEER and known.first.kind is PointKind.BRIDGE:
+        port = _bridge(port)
     peer = second if placement in (Placement.TO_PEER, Placement.LEAVING, Placement.ARRIVING) else ""
     return Splice(segment, port, placement, peer, expose)
 
@@ -295,6 +356,6 @@ def _port_of(point: Point) -> str:
 
 def _next(segment: Segment, segments: Sequence[Segment]) -> str:
     """The segment that goes on from where this one ends, away from the vswitch."""
-    kinds = {PointKind.BACKEND: PointKind.GUEST, PointKind.NIC: PointKind.FABRIC}
+    kinds = {PointKind.BACKEND: PointKind.GUEST, PointKind.BRIDGE: PointKind.BACKEND, PointKind.NIC: PointKind.FABRIC}
     wanted = kinds[segment.second.kind]
     return next(s.id for s in segments if s.first == segment.second and s.second.kind is wanted)

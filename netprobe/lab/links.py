@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from netprobe.host import iproute
+from netprobe.lab import hybrid
 from netprobe.lab.shapes import (
     CENTRAL,
     FABRIC,
@@ -55,6 +56,10 @@ def make_endpoints(shape: Shape, ends: Sequence[Endpoint]) -> None:
             iproute.set_sysctls(end.netns, sysctls)
         iproute.batch([*pairs, *(f"link set {end.tap} up" for end in here)], netns=host.netns)
         iproute.offloads_off(host.netns, [end.tap for end in here])
+        if shape.is_hybrid:
+            iproute.set_sysctls(host.netns, hybrid.SYSCTLS)
+            iproute.batch(hybrid.link_commands(here), netns=host.netns)
+            iproute.offloads_off(host.netns, [device for end in here for device in (end.qvb, end.qvo)])
     for end in ends:
         iproute.offloads_off(end.netns, [end.device])
         iproute.batch(_guest_commands(end, shape.network(end.network)), netns=end.netns)

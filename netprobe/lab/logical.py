@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from netprobe.lab.acls import CompiledAcls
 from netprobe.lab.shapes import ROUTER, UNDERLAY_BRIDGE, Network, Shape
 from netprobe.lab.topology import Endpoint
+from netprobe.model.policy import Policy, PolicyPort
 
 PROVIDER = "provider"
 """The provider network's name in bridge mappings."""
@@ -19,20 +20,24 @@ MAPPINGS = f"{PROVIDER}:{UNDERLAY_BRIDGE}"
 Command = list[str]
 
 
-def commands(shape: Shape, ends: Sequence[Endpoint], acls: CompiledAcls) -> list[str]:
+def commands(shape: Shape, ends: Sequence[Endpoint], policy: Policy, acls: CompiledAcls) -> list[str]:
     """The words of the transaction, for netprobe.host.ovn_central.
 
     Args:
         shape: networks and router.
         ends: guests and bypass NICs.
-        acls: their security groups.
+        policy: bound to them.
+        acls: what it was compiled to.
     """
     parts: list[Command] = [["lr-add", ROUTER]]
     for network in shape.networks:
         parts += _switch(network)
     parts += _gateway(shape, ends)
     for end in ends:
-        parts += _port(end)
+        parts += _port(end, policy.port(end.name))
+    for name, prefixes in acls.address_sets.items():
+        addresses = ",".join(f'"{prefix}"' for prefix in prefixes) or "[]"
+        parts.append(["create", "Address_Set", f"name={name}", f"addresses={addresses}"])
     for name, members in acls.port_groups.items():
         parts.append(["pg-add", name, *(end.iface_id for end in members)])
     parts += [acl.words for acl in acls.acls]
@@ -79,12 +84,23 @@ def _gateway(shape: Shape, ends: Sequence[Endpoint]) -> list[Command]:
     return made
 
 
-def _port(end: Endpoint) -> list[Command]:
+def _port(end: Endpoint, port: PolicyPort) -> list[Command]:
     """A guest's port: it may only send from its own addresses. Named as Neutron names ports, by UUID."""
     addresses = f"{end.mac} {end.ipv4} {end.ipv6}"
-    return [
-        ["lsp-add", end.network, end.iface_id],
-        ["lsp-set-addresses", end.iface_id, addresses],
-        ["lsp-set-port-security", end.iface_id, addresses],
-        ["set", "logical_switch_port", end.iface_id, f'external_ids:"neutron:port_name"="{end.name}"'],
-    ]
+    made = [["lsp-add", end.network, end.iface_id]]
+    if port.has_port_security:
+        others = [pair.mac for pair in port.allowed_pairs if pair.mac not in ("", end.mac)]
+        made.append(["lsp-set-addresses", end.iface_id, addresses, *dict.fromkeys(others)])
+        made.append(["lsp-set-port-security", end.iface_id, *_guarded(end, port)])
+    else:
+        made.append(["lsp-set-addresses", end.iface_id, addresses, "unknown"])
+    return [*made, ["set", "logical_switch_port", end.iface_id, f'external_ids:"neutron:port_name"="{end.name}"']]
+
+
+def _guarded(end: Endpoint, port: PolicyPort) -> list[str]:
+    """What a port may send from: a word a MAC, with its addresses and the prefixes of its allowed pairs."""
+    words = {end.mac: [end.mac, end.ipv4, end.ipv6]}
+    for pair in port.allowed_pairs:
+        mac = pair.mac or end.mac
+        words.setdefault(mac, [mac]).append(str(pair.prefix))
+    return [" ".join(each) for each in words.values()]

@@ -46,7 +46,7 @@ def move(state: State, places: Places, guest: str, host: str) -> str:
     iproute.offloads_off(new.netns, [end.tap])
     moved = replace(end, host=host)
     new.add_port(BRIDGE, port_spec(moved, moved.tap))
-    check_ofports(new, [moved])
+    check_ofports(new, {moved.tap: moved.ofport})
     ovn_central.wait_until_installed(new, moved.tap)
     central = central_of(places)
     central.wait_for_binding(moved.iface_id, host)

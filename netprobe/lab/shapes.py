@@ -62,7 +62,7 @@ class Hypervisor:
 
     Attributes:
         number: counted from 1.
-        zone: the conntrack zone of its one network, as Neutron gives it; None where OVN gives each port its own.
+        zone: the conntrack zone of its one network, as Neutron gives it; None where each port has its own.
         encap_ip: where its tunnels end, empty where hosts are not joined.
         management_ip: where it can be reached apart from the underlay; empty where hosts are not joined.
     """
@@ -95,12 +95,14 @@ class Shape:
 
     Attributes:
         gateway: hypervisor through which traffic to and from the provider network goes, empty without OVN.
+        is_hybrid: a Linux bridge with iptables stands between each guest and the vswitch.
     """
 
     name: str
     hypervisors: tuple[Hypervisor, ...]
     networks: tuple[Network, ...]
     gateway: str = ""
+    is_hybrid: bool = False
 
     @property
     def has_ovn(self) -> bool:
@@ -149,12 +151,13 @@ def _routed(number: int, name: str, ipv4: str, ipv6: str, last: tuple[int, int],
     return Network(name, four, six, 10 if vlan else 0, *router, vlan=vlan)
 
 
+_FLAT = Network("", IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
+
 SHAPES = {
     "single": Shape(
-        "single",
-        (Hypervisor("hv1", 1, zone=1),),  # one conntrack zone a network, as Neutron does
-        (Network("", IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64")),),
-    ),
+        "single", (Hypervisor("hv1", 1, zone=1),), (_FLAT,)
+    ),  # one conntrack zone a network, as Neutron does
+    "bridge": Shape("bridge", (Hypervisor("hv1", 1),), (_FLAT,), is_hybrid=True),
     "pair": Shape(
         "pair",
         tuple(Hypervisor(f"hv{n}", n, encap_ip=f"172.30.0.{n}", management_ip=f"172.31.0.{10 + n}") for n in (1, 2)),

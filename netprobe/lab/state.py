@@ -12,7 +12,7 @@ from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host.process import ProcessRecord
-from netprobe.lab.layout import FaultSpec, Layout, Placement, Splice, layout, ports
+from netprobe.lab.layout import FaultSpec, Layout, Placement, Splice, layout, plug_name, ports
 from netprobe.lab.shapes import BRIDGE, CENTRAL, MANAGEMENT_IP, SHAPES, Hypervisor, Shape
 from netprobe.lab.topology import Endpoint
 
@@ -81,6 +81,11 @@ class Places:
     def log(self, name: str) -> Path:
         """The log of an agent or relay."""
         return self.lab / f"{name}.log"
+
+    @property
+    def guard(self) -> Path:
+        """The rules that iptables had when the lab was made (lab bridge)."""
+        return self.lab / "iptables.rules"
 
     def truth(self, port: str, number: int) -> Path:
         """The truth log of the number-th relay in a port."""
@@ -227,8 +232,9 @@ def _ovn_json(places: Places) -> dict[str, str]:
 
 
 def _endpoint_json(state: State, end: Endpoint, here: Layout, places: Places) -> dict[str, object]:
-    fault = state.fault_at(end.name)
-    port = ports(state.shape, state.endpoints)[end.name]
+    name = plug_name(state.shape, end)
+    fault = state.fault_at(name)
+    port = ports(state.shape, state.endpoints)[name]
     device = port.outer if fault and fault.active else port.device
     network = state.shape.network(end.network)
     entry: dict[str, object] = {"name": end.name, "host": end.host, "netns": end.netns, "device": end.device}

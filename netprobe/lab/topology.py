@@ -5,10 +5,14 @@ segments between them are netprobe.lab.layout's.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
+from netprobe.errors import UsageError
 from netprobe.lab.config import Bypass, LabConfig
 from netprobe.lab.shapes import Shape
+from netprobe.model.policy import NetworkAcl, Policy, PolicyPort
 
 _SINGLE_BYPASS_NUMBER = 100
 _BYPASS_NUMBER = 240
@@ -49,8 +53,27 @@ class Endpoint:
 
     @property
     def tap(self) -> str:
-        """The other end of its NIC, on the hypervisor; the port's device unless a relay stands there."""
+        """The other end of its NIC, on the hypervisor."""
         return f"tap{self.netns}" if not self.copy_of else f"tap{self.name.replace('bypass', 'byp')}"
+
+    @property
+    def qbr(self) -> str:
+        """In the lab `bridge`: the Linux bridge that its tap is in."""
+        return f"qbr{self.tap.removeprefix('tap')}"
+
+    @property
+    def qvb(self) -> str:
+        """In the lab `bridge`: the end of the veth pair that is in that Linux bridge."""
+        return f"qvb{self.tap.removeprefix('tap')}"
+
+    @property
+    def qvo(self) -> str:
+        """In the lab `bridge`: the end of the veth pair that is in Open vSwitch."""
+        return f"qvo{self.tap.removeprefix('tap')}"
+
+    def plug(self, shape: Shape) -> str:
+        """The device of its port on the vswitch, unless a relay stands there."""
+        return self.qvo if shape.is_hybrid else self.tap
 
 
 def endpoints(config: LabConfig) -> tuple[Endpoint, ...]:
@@ -93,6 +116,42 @@ def _endpoint(shape: Shape, name: str, place: tuple[str, str], numbers: tuple[in
         ofport=ofport,
         iface_id=str(uuid.uuid5(_IFACE_IDS, name)),
     )
+
+
+def bound_policy(config: LabConfig, ends: Sequence[Endpoint]) -> Policy:
+    """The configuration's policy for the ports that the lab has: with addresses, and with a port a bypass NIC.
+
+    A bypass NIC stands in for a guest: it has its groups and ACLs, and is a member where it is one.
+
+    Args:
+        config: whose policy.
+        ends: guests and bypass NICs; they may have moved.
+
+    Raises:
+        UsageError: the file gives a guest other addresses than the lab does.
+    """
+    policy = config.policy
+    copies: dict[str, list[str]] = {}
+    for end in ends:
+        if end.copy_of:
+            copies.setdefault(end.copy_of, []).append(end.name)
+    ports = tuple(_bound_port(policy.port(end.copy_of or end.name), end) for end in ends)
+    return replace(policy, ports=ports, acls=tuple(_with_copies(acl, copies) for acl in policy.acls))
+
+
+def _bound_port(port: PolicyPort, end: Endpoint) -> PolicyPort:
+    ips = ip_address(end.ipv4), ip_address(end.ipv6)
+    if not end.copy_of and (set(port.ips) - set(ips) or port.mac not in ("", end.mac)):
+        said = ", ".join(filter(None, (port.mac, *map(str, port.ips))))
+        given = f"{end.mac}, {end.ipv4}, {end.ipv6}"
+        raise UsageError(f"guest {end.name}", f"has {said}, and the lab gives it {given}", advice="leave them out")
+    # What a pair says of the guest itself is its own business: the NIC beside it does not speak for it.
+    pairs = () if end.copy_of else port.allowed_pairs
+    return replace(port, name=end.name, network=end.network, mac=end.mac, ips=ips, allowed_pairs=pairs, id=end.iface_id)
+
+
+def _with_copies(acl: NetworkAcl, copies: dict[str, list[str]]) -> NetworkAcl:
+    return replace(acl, ports=(*acl.ports, *(copy for port in acl.ports for copy in copies.get(port, ()))))
 
 
 def leaves_host(shape: Shape, source: Endpoint, target: Endpoint, *, by_floating: bool = False) -> bool:

@@ -1,7 +1,7 @@
 """Sends echo requests between a lab's guests until each was answered once, so that no user meets a cold path.
 
 The first frame between two hypervisors is lost while the tunnel's next hop is being resolved, and guests and router
-learn their neighbours from the first packets. Only what the security groups allow is sent, and waited for.
+learn their neighbours from the first packets. Only what the policy allows is sent, and waited for.
 """
 
 import contextlib
@@ -17,7 +17,10 @@ from ipaddress import ip_address
 from netprobe.errors import HostNotReadyError
 from netprobe.host.netns import in_netns
 from netprobe.lab.config import LabConfig
-from netprobe.lab.topology import Endpoint
+from netprobe.lab.rule_lists import entries, is_stateless, lets_echo_pass
+from netprobe.lab.shapes import Shape
+from netprobe.lab.topology import Endpoint, bound_policy
+from netprobe.model.policy import Policy, Way
 
 WARM_UP_WAIT_S = 5.0
 AGAIN_S = 0.05
@@ -46,10 +49,10 @@ def pings(config: LabConfig, ends: Sequence[Endpoint]) -> list[Ping]:
     """What shall cross: between hypervisors, from each endpoint to one of each hypervisor and network, and by NAT.
 
     Args:
-        config: the groups, which say what may.
+        config: the policy, which says what may.
         ends: guests and bypass NICs.
     """
-    hosts = config.shape.hypervisors
+    hosts, policy = config.shape.hypervisors, bound_policy(config, ends)
     found = [Ping(a.name, a.netns, b.encap_ip) for a in hosts for b in hosts if a is not b]
     for source in ends:
         seen = set()
@@ -59,38 +62,40 @@ def pings(config: LabConfig, ends: Sequence[Endpoint]) -> list[Ping]:
             wanted = [] if (target.host, target.network) in seen else [target.ipv4, target.ipv6]
             if target.floating and source.network != target.network:
                 wanted.append(target.floating)
-            allowed = [address for address in wanted if _may(config, source, target, address)]
+            allowed = [address for address in wanted if _may(config.shape, policy, (source, target), address)]
             if target.ipv4 in allowed:
                 seen.add((target.host, target.network))
             found += [Ping(source.name, source.netns, address) for address in allowed]
     return found
 
 
-def _may(config: LabConfig, source: Endpoint, target: Endpoint, address: str) -> bool:
-    """Whether the groups let an echo request pass, sent to one of the target's addresses."""
-    shape = config.shape
+def _may(shape: Shape, policy: Policy, ends: tuple[Endpoint, Endpoint], address: str) -> bool:
+    """Whether the policy lets an echo request and its answer pass, sent to one of the second endpoint's addresses."""
+    source, target = ends
     family = 6 if ":" in address else 4
     sent_as = source.ipv6 if family == 6 else source.ipv4
     nat = shape.nat_address(source.network, source.floating).get(target.network)
     seen_as = nat if nat and family == 4 else sent_as
-    to_groups = target.groups if address in (target.ipv4, target.ipv6) else ()
-    from_groups = source.groups if seen_as == sent_as else ()
-    return _allows(config, source, "egress", address, to_groups) and _allows(
-        config, target, "ingress", seen_as, from_groups
+    ways = (source, Way.EGRESS), (target, Way.INGRESS)
+    if not all(_allows(policy, end, way, (seen_as, address), _REQUEST[family]) for end, way in ways):
+        return False
+    back = (target, Way.EGRESS), (source, Way.INGRESS)
+    return all(
+        not _is_stateless(policy, end) or _allows(policy, end, way, (address, seen_as), _REPLY[family])
+        for end, way in back
     )
 
 
-def _allows(config: LabConfig, end: Endpoint, direction: str, address: str, groups: tuple[str, ...]) -> bool:
-    other = ip_address(address)
-    return any(
-        rule.direction == direction
-        and rule.protocol in ("any", "icmp")
-        and other.version in rule.families
-        and (rule.remote_prefix is None or other in rule.remote_prefix)
-        and (not rule.remote_group or rule.remote_group in groups)
-        for name in end.groups
-        for rule in config.group(name).rules
-    )
+def _is_stateless(policy: Policy, end: Endpoint) -> bool:
+    return is_stateless(policy, policy.port(end.name))
+
+
+def _allows(policy: Policy, end: Endpoint, way: Way, addresses: tuple[str, str], icmp_type: int) -> bool:
+    port = policy.port(end.name)
+    if not port.has_port_security:
+        return True
+    source, target = map(ip_address, addresses)
+    return lets_echo_pass(entries(policy, port, way), source, target, icmp_type)
 
 
 def warm_up(wanted: Iterable[Ping]) -> None:

@@ -57,12 +57,19 @@ def build_path(
 
 def _up(attachment: Attachment) -> list[Stop]:
     """From the guest's port to the vswitch, the guest itself left out."""
-    return [Stop(point, Direction.IN, Stamp.KERNEL_RX) for point in attachment.chain[1:]]
+    return [Stop(p, _across(p, Direction.IN), Stamp.KERNEL_RX) for p in attachment.chain[1:]]
 
 
 def _down(attachment: Attachment) -> list[Stop]:
     """From the vswitch to the guest's port, the guest itself left out."""
-    return [Stop(point, Direction.OUT, Stamp.KERNEL_RX) for point in reversed(attachment.chain[1:])]
+    return [Stop(p, _across(p, Direction.OUT), Stamp.KERNEL_RX) for p in reversed(attachment.chain[1:])]
+
+
+def _across(point: Point, direction: Direction) -> Direction:
+    """A hybrid bridge's far port looks at the vswitch: what comes in at the guest's own port goes out of it."""
+    if point.kind is not PointKind.BRIDGE:
+        return direction
+    return Direction.OUT if direction is Direction.IN else Direction.IN
 
 
 def _between(topology: Topology, hosts: Sequence[str]) -> list[Stop]:

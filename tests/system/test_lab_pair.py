@@ -179,7 +179,8 @@ def test_the_state_file_names_what_exists(pair_lab, base):
 
 def test_ovn_has_the_rules_and_ports_of_the_state_file(pair_lab, base):
     names = central(base).nbctl("--bare", "--columns=name", "list", "acl").split("\n")
-    assert {name for name in names if name} == set(pair_lab.state["rules"])
+    rules = pair_lab.state["rules"]
+    assert {name for name in names if name} == {name for name in rules if not name.startswith("port security of ")}
     ports = central(base).sbctl("--bare", "--columns=logical_port", "find", "port_binding", "up=true").split()
     ends = (*pair_lab.state["guests"], *pair_lab.state["bypasses"])
     assert {end["port"]["iface_id"] for end in ends} <= set(ports)
@@ -352,6 +353,7 @@ def test_a_moved_guest_is_bound_on_the_other_hypervisor_and_reached_there(pair_l
     assert len(truth.wait_rows(log, 1)) == 1
 
 
+@pytest.mark.alone(reason="a time is claimed")
 def test_a_move_interrupts_traffic_for_less_than_half_a_second(pair_lab):
     """The guest's neighbours are still known afterwards: asking anew would take a second."""
     arrived = []

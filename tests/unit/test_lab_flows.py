@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from netprobe.errors import UsageError
-from netprobe.lab import config, flows, topology
+from netprobe.lab import config, flow_table, flows, topology
 
 TINY = """
 [[group]]
@@ -112,7 +112,7 @@ def test_remote_groups_are_their_members_addresses_with_the_bypass_nic():
 
 def test_more_rules_than_cookies_can_number_are_refused():
     rule = '[[group.rule]]\ndirection = "ingress"\nprotocol = "tcp"\nport = {}\n'
-    rules = "".join(rule.format(port) for port in range(1, flows.RULES_MAX + 1))
+    rules = "".join(rule.format(port) for port in range(1, flow_table.RULES_MAX + 1))
     text = f'[[group]]\nname = "g"\n{rules}[[guest]]\nname = "vm1"\ngroups = ["g"]\n'
     with pytest.raises(UsageError, match="more than"):
         compiled(text)
