@@ -1,47 +1,57 @@
-"""iptables, ip6tables and ipset in a namespace, by their restore and save commands. Used by netprobe.lab."""
+"""The host firewall's rules, counters and sets as text, read in a network namespace. Never written to.
 
+What the texts mean is judge.iptables_rules'.
+"""
+
+from netprobe.errors import HostNotReadyError
 from netprobe.host.process import netns_argv, run
 
-PROGRAMS = {4: "iptables", 6: "ip6tables"}
+TIMEOUT_S = 10.0
+"""Ten thousand rules are printed within a second; nft may wait for another's transaction."""
+
+_SAVE = {4: "iptables-save", 6: "ip6tables-save"}
 
 
-def restore(netns: str, family: int, text: str) -> None:
-    """Make these the rules of the tables that the text names, each table at once; other tables stay.
+def read_rules(netns: str, family: int = 4) -> str:
+    """The rules of a family with their counters, which are exact and up to date.
 
     Args:
-        netns: the namespace.
+        netns: network namespace, "" for the caller's own.
         family: 4 or 6.
-        text: as `save` gives it; counters are taken over where it has them.
 
     Raises:
-        HostNotReadyError: the command refuses it.
+        HostNotReadyError: the command is missing, or not permitted.
     """
-    run(netns_argv(netns, (f"{PROGRAMS[family]}-restore", "--counters")), stdin=text)
+    return _run(netns, _SAVE[family], "-c")
 
 
-def save(netns: str, family: int) -> str:
-    """The rules of a family with their counters.
+def read_sets(netns: str) -> str:
+    """The ipsets; "" where ipset is not installed, because then no rule can refer to one.
 
     Raises:
-        HostNotReadyError: the command fails.
+        HostNotReadyError: it is not permitted.
     """
-    return run(netns_argv(netns, (f"{PROGRAMS[family]}-save", "--counters")))
+    try:
+        return _run(netns, "ipset", "save")
+    except HostNotReadyError as error:
+        if "not installed" in error.problem or "No such file" in error.problem:
+            return ""
+        raise
 
 
-def restore_sets(netns: str, text: str) -> None:
-    """Make ipsets and their members.
+def read_ebtables(netns: str) -> str:
+    """The rules for frames; "" where ebtables is not installed.
 
     Raises:
-        HostNotReadyError: the command refuses it, or a set is there already.
+        HostNotReadyError: it is not permitted.
     """
-    if text:
-        run(netns_argv(netns, ("ipset", "restore")), stdin=text)
+    try:
+        return _run(netns, "ebtables-save")
+    except HostNotReadyError as error:
+        if "not installed" in error.problem or "No such file" in error.problem:
+            return ""
+        raise
 
 
-def save_sets(netns: str) -> str:
-    """All ipsets with their members.
-
-    Raises:
-        HostNotReadyError: the command fails.
-    """
-    return run(netns_argv(netns, ("ipset", "save")))
+def _run(netns: str, *command: str) -> str:
+    return run(netns_argv(netns, command) if netns else command, timeout_s=TIMEOUT_S)

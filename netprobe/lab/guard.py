@@ -7,7 +7,7 @@ renamed; for a moment then the port is in no bridge, and never in one without ru
 from collections import Counter
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host import iptables
+from netprobe.host import iptables_restore
 from netprobe.lab.iptables_rules import CompiledIptables
 from netprobe.lab.layout import RelayPort, ports
 from netprobe.lab.shapes import Shape
@@ -23,9 +23,9 @@ def install(shape: Shape, compiled: CompiledIptables, places: Places) -> None:
         HostNotReadyError: a command refuses them.
     """
     (host,) = shape.hypervisors
-    iptables.restore_sets(host.netns, compiled.ipsets)
+    iptables_restore.restore_sets(host.netns, compiled.ipsets)
     for family, text in compiled.tables.items():
-        iptables.restore(host.netns, family, text)
+        iptables_restore.restore(host.netns, family, text)
     places.guard.write_text("".join(f"{line}\n" for line in sorted(_lines(host.netns).elements())))
 
 
@@ -51,9 +51,9 @@ def rename(netns: str, old: str, new: str) -> None:
     Raises:
         HostNotReadyError: a command fails.
     """
-    for family in iptables.PROGRAMS:
-        text = iptables.save(netns, family)
-        iptables.restore(netns, family, "".join(f"{_renamed(line, old, new)}\n" for line in text.splitlines()))
+    for family in iptables_restore.PROGRAMS:
+        text = iptables_restore.save(netns, family)
+        iptables_restore.restore(netns, family, "".join(f"{_renamed(line, old, new)}\n" for line in text.splitlines()))
 
 
 def _spliced(state: State) -> list[RelayPort]:
@@ -70,10 +70,10 @@ def _renamed(line: str, old: str, new: str) -> str:
 
 def _lines(netns: str) -> Counter[str]:
     """Rules and members of sets, each with its family or as it is, without counters."""
-    found = Counter(line for line in iptables.save_sets(netns).splitlines() if line.startswith("add "))
-    for family in iptables.PROGRAMS:
+    found = Counter(line for line in iptables_restore.save_sets(netns).splitlines() if line.startswith("add "))
+    for family in iptables_restore.PROGRAMS:
         table = ""
-        for line in iptables.save(netns, family).splitlines():
+        for line in iptables_restore.save(netns, family).splitlines():
             if line.startswith("*"):
                 table = line[1:]
             elif line.startswith("["):
