@@ -451,6 +451,19 @@ def _condition(word: str, words: _Words) -> Condition:
     return Condition(text, _never_known)
 
 
+def zones_by_device(rules: RuleSet) -> dict[str, int]:
+    """The conntrack zone that table raw gives to what comes in by each port of a bridge."""
+    zones: dict[str, int] = {}
+    for chain in rules.tables.get("raw", {}).values():
+        for rule in chain.rules:
+            words = [condition.text.split() for condition in rule.conditions]
+            devices = [word[1] for word in words if word[0] == "--physdev-in" and len(word) == 2]
+            given = rule.options[-1] if rule.target == "CT" and rule.options[:1] == ("--zone",) else ""
+            if devices and given.isascii() and given.isdigit():
+                zones.setdefault(devices[0], int(given))
+    return zones
+
+
 def parse_sets(text: str) -> dict[str, IpSet]:
     """The output of `ipset save`.
 

@@ -1,7 +1,7 @@
-"""What iptables and ebtables say of packets between guests behind hybrid bridges.
+"""What iptables, ebtables and the switch say of packets between guests behind hybrid bridges.
 
-A packet crosses the sender's bridge, tap to veth, and the target's, veth to tap; the vswitch between them only
-forwards. Each host's rules are read once a batch.
+A packet crosses the sender's bridge, tap to veth, then the vswitch, which guards what iptables cannot see, and then the
+target's bridge, veth to tap. Each host's rules are read once a batch.
 """
 
 from collections.abc import Sequence
@@ -55,33 +55,42 @@ def read_host(host: Host) -> HostRules:
     return HostRules(families, parse_sets(read_sets(host.netns)), parse_ebtables(read_ebtables(host.netns)))
 
 
-def ask_bridges(questions: Sequence[ModelQuestion], topology: Topology) -> list[ModelAnswer]:
-    """What the bridges' firewalls say of each packet; a host that cannot be read makes answers without a verdict."""
-    read: dict[str, HostRules | str] = {}
-    for name in dict.fromkeys(end.host for question in questions for end in (question.src, question.dst)):
-        try:
-            read[name] = read_host(topology.host(name))
-        except NetprobeError as error:
-            read[name] = str(error)
-    return [_answer(question, read, topology) for question in questions]
+class Bridges:
+    """The bridges' firewalls of the hosts that some packets pass, as they were when this was made.
 
+    It reads; a host that cannot be read makes answers without a verdict.
+    """
 
-def _answer(question: ModelQuestion, read: dict[str, HostRules | str], topology: Topology) -> ModelAnswer:
-    """The answer of the first bridge that stops the packet, else of the last."""
-    answer = silent_answer("neither end is behind a bridge")
-    for end, is_out in ((question.src, True), (question.dst, False)):
+    def __init__(self, questions: Sequence[ModelQuestion], topology: Topology) -> None:
+        self._rules = topology.rules
+        self._read: dict[str, HostRules | str] = {}
+        ends = (end for question in questions for end in (question.src, question.dst) if is_behind_bridge(end))
+        for name in dict.fromkeys(end.host for end in ends):
+            try:
+                self._read[name] = read_host(topology.host(name))
+            except NetprobeError as error:
+                self._read[name] = str(error)
+
+    def answer(self, question: ModelQuestion, between: ModelAnswer) -> ModelAnswer:
+        """The answer of the first that stops a packet: sender's bridge, vswitch, target's bridge; else of the last.
+
+        Args:
+            question: the packet.
+            between: what the vswitch says of it.
+        """
+        answers = [self._at(question, question.src, is_out=True), between, self._at(question, question.dst)]
+        there = [answer for answer in answers if answer is not None]
+        return next((answer for answer in there if not answer.is_allowed), there[-1])
+
+    def _at(self, question: ModelQuestion, end: Attachment, *, is_out: bool = False) -> ModelAnswer | None:
+        """What the bridge at one end says; None where that end has none."""
         if not is_behind_bridge(end):
-            continue
-        rules = read[end.host]
+            return None
+        rules = self._read[end.host]
         if isinstance(rules, str):
             return silent_answer(rules, end.host)
-        crossing = crossing_of(end, is_out=is_out)
-        packet = question.packet
+        crossing, packet = crossing_of(end, is_out=is_out), question.packet
         if packet.kind is Kind.ARP:
-            answer = frame_answer(evaluate_frame(rules.frames, packet, crossing), question, end.host)
-        else:
-            verdict = evaluate(rules.by_family[packet.family], rules.sets, packet, question.state, crossing)
-            answer = bridge_answer(verdict, topology.rules, question, end.host, is_target=not is_out)
-        if not answer.is_allowed:
-            return answer
-    return answer
+            return frame_answer(evaluate_frame(rules.frames, packet, crossing), question, end.host)
+        verdict = evaluate(rules.by_family[packet.family], rules.sets, packet, question.state, crossing)
+        return bridge_answer(verdict, self._rules, question, end.host, is_target=not is_out)

@@ -19,7 +19,7 @@ from netprobe.judge.reason import Rules
 from netprobe.judge.trace_answer import answer_of, arrives, ovn_answer, silent_answer
 from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.topology import Host, Topology
-from netprobe.service.bridge_models import ask_bridges, is_behind_bridge
+from netprobe.service.bridge_models import Bridges, is_behind_bridge
 from netprobe.service.reasons import open_switch
 
 MakeIndex = Callable[[Topology], OvnRuleIndex | None]
@@ -56,9 +56,6 @@ class ModelAsker:
 
         A switch or database that does not answer makes answers `is_allowed=None`; nothing raises for that.
         """
-        bridged = [n for n, q in enumerate(questions) if is_behind_bridge(q.src) or is_behind_bridge(q.dst)]
-        if bridged:
-            return await self._ask_both(questions, topology, frozenset(bridged))
         if topology.ovn is not None and self._index is None:
             self._index = self._make_index(topology)
         if self._index is not None:
@@ -76,17 +73,11 @@ class ModelAsker:
                     nursery.start_soon(
                         trio.to_thread.run_sync, self._ask_host, topology.host(host), trails, numbers, topology.hosts
                     )
-        return await trio.to_thread.run_sync(self._answers, questions, trails, topology)
-
-    async def _ask_both(
-        self, questions: Sequence[ModelQuestion], topology: Topology, bridged: frozenset[int]
-    ) -> list[ModelAnswer]:
-        """Packets from or to guests behind bridges are judged by iptables, the others by the switches."""
-        others = [question for number, question in enumerate(questions) if number not in bridged]
-        behind = [question for number, question in enumerate(questions) if number in bridged]
-        by_switches = iter(await self.ask(others, topology) if others else [])
-        by_bridges = iter(await trio.to_thread.run_sync(ask_bridges, behind, topology))
-        return [next(by_bridges) if number in bridged else next(by_switches) for number in range(len(questions))]
+        answers = await trio.to_thread.run_sync(self._answers, questions, trails, topology)
+        if any(is_behind_bridge(end) for question in questions for end in (question.src, question.dst)):
+            bridges = await trio.to_thread.run_sync(Bridges, questions, topology)
+            answers = [bridges.answer(one, found) for one, found in zip(questions, answers, strict=True)]
+        return answers
 
     def _ask_host(self, host: Host, trails: list[Trail], numbers: Sequence[int], hosts: Sequence[Host]) -> None:
         """Follow some trails through one host's switch, in place."""

@@ -9,11 +9,11 @@ from support.state_files import OLD
 
 from netprobe.errors import HostNotReadyError
 from netprobe.judge.iptables_rules import Crossing, parse_rules, parse_sets
-from netprobe.model.model_answers import ModelQuestion
+from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import SYN, ConnState, EnforcementPoint, Kind, Neighbour, Packet, Stage
 from netprobe.model.points import Point, PointKind
 from netprobe.service import bridge_models
-from netprobe.service.bridge_models import HostRules, ask_bridges, crossing_of, is_behind_bridge
+from netprobe.service.bridge_models import Bridges, HostRules, crossing_of, is_behind_bridge
 from netprobe.service.discovery import topology_of
 
 DATA = Path(__file__).parent / "data"
@@ -46,8 +46,12 @@ def host(monkeypatch):
     monkeypatch.setattr(bridge_models, "read_host", lambda _host: READ)
 
 
-def ask(state=ConnState.NEW, **changes):
-    return ask_bridges([ModelQuestion(replace(PACKET, **changes), A, B, state)], TOPOLOGY)[0]
+FORWARDED = ModelAnswer(True, host="hv1", place="table 60")
+
+
+def ask(state=ConnState.NEW, between=FORWARDED, **changes):
+    question = ModelQuestion(replace(PACKET, **changes), A, B, state)
+    return Bridges([question], TOPOLOGY).answer(question, between)
 
 
 def test_a_bridge_is_crossed_from_the_tap_and_to_it():
@@ -83,6 +87,13 @@ def test_a_comment_names_the_users_rule(host):
 def test_arp_passes_where_no_rule_looks_at_frames(host):
     body = Neighbour(A.mac, PACKET.src_ip, PACKET.dst_ip)
     assert ask(kind=Kind.ARP, protocol=0, neighbour=body).is_allowed is True
+
+
+def test_what_the_vswitch_drops_between_the_bridges_is_the_vswitchs_unless_the_first_stopped_it(host):
+    dropped = ModelAnswer(False, host="hv1", place="table 25")
+    assert ask(between=dropped) == dropped
+    assert ask(between=dropped, dst_port=23) == dropped
+    assert ask(between=dropped, src_mac=B.mac).chain == "neutron-openvswi-sa"
 
 
 def test_a_host_that_cannot_be_read_makes_an_answer_that_says_so(monkeypatch):
