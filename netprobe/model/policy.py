@@ -245,6 +245,7 @@ class Policy:
     acls: tuple[NetworkAcl, ...] = ()
     remarks: tuple[str, ...] = ()
     has_default_deny: bool = True
+    left_out: tuple[PolicyPort, ...] = ()
     _groups: dict[str, Group] = field(default_factory=dict, init=False, repr=False, compare=False)
     _members: dict[str, tuple[PolicyPort, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -336,7 +336,7 @@ def with_port(**values):
         (with_port(mac_address="x"), "export/ports.json[0].mac_address: got 'x' (allowed: a unicast MAC such as "),
         (
             with_port(fixed_ips=[{}, {"ip_address": "x"}]),
-            "ports.json[0].fixed_ips[1].ip_address: got 'x' (allo",
+            "ports.json[0].fixed_ips[1].ip_address: got 'x' (allowed: ",
         ),
         (
             with_port(fixed_ips="10.0.0.1"),
