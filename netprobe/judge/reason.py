@@ -53,6 +53,7 @@ class Evidence(Enum):
 KINDS = {
     "security-group": ReasonCode.SECURITY_GROUP,
     "default-deny": ReasonCode.SECURITY_GROUP,
+    "network-acl": ReasonCode.ACL,
     "revoked": ReasonCode.SECURITY_GROUP,
     "anti-spoofing": ReasonCode.ANTI_SPOOFING,
     "conntrack-invalid": ReasonCode.CONNTRACK_INVALID,
@@ -247,6 +248,7 @@ def _dropped_by_ovn(trace: Trace, ovn: OvnDecision) -> Reason:
 
 _DETAILS = {
     ReasonCode.SECURITY_GROUP: "a security group's rule or default deny in table {table} drops it",
+    ReasonCode.ACL: "an entry of a network ACL in table {table} drops it",
     ReasonCode.ANTI_SPOOFING: "it doesn't carry its port's own addresses (table {table})",
     ReasonCode.CONNTRACK_INVALID: "conntrack says that it belongs to no connection (table {table})",
     ReasonCode.RULE_DROP: "a rule in table {table} drops it; netprobe does not know on whose behalf",
