@@ -121,6 +121,7 @@ class Session:
             "observe": self._observe,
             "absorb": self._absorb,
             "send": self._send,
+            "send-mixed": self._send,
             "stop": self._stop,
             "status": self._report_status,
         }
@@ -146,6 +147,7 @@ class Session:
                 device=self._device,
                 mac=device_mac(self._device).hex(":"),
                 reflector=self._reflector_statistics(),
+                mixed=True,  # takes `send-mixed`
             )
         )
 

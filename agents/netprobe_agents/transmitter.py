@@ -10,11 +10,13 @@ import struct
 import threading
 import time
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from netprobe.errors import HostNotReadyError, WireError
 from netprobe.inject.pacer import PacingStats, pace
-from netprobe.wire.control import Message, unpack_i64_untrusted
+from netprobe.wire.control import Message, mixed_frames_untrusted, unpack_i64_untrusted
 from netprobe.wire.stamp import ns_to_ntp
 
 MAX_FRAMES = 1_000_000
@@ -30,11 +32,12 @@ _WORDS = struct.Struct("!4H")
 
 @dataclass(frozen=True, slots=True)
 class SendOrder:
-    """One `send` message, checked.
+    """One `send` or `send-mixed` message, checked.
 
     Attributes:
         id: the controller's number for it.
-        frames: count * frame_bytes octets.
+        frames: all frames, one after the other.
+        bounds: where in `frames` each begins, and where the last one ends; shape (count + 1,).
         due_ns: offsets from the start, int64, shape (count,).
         lead_ns: from now to the start.
         t1_offset: where in each frame the 8-octet T1 goes, or None.
@@ -43,7 +46,7 @@ class SendOrder:
 
     id: int
     frames: bytearray = field(repr=False)
-    frame_bytes: int
+    bounds: Sequence[int] = field(repr=False)
     due_ns: "array[int]" = field(repr=False)
     lead_ns: int
     t1_offset: int | None
@@ -51,18 +54,18 @@ class SendOrder:
 
     @classmethod
     def from_message_untrusted(cls, message: Message) -> "SendOrder":
-        """The order in a `send` message.
+        """The order in a message.
 
         Raises:
             WireError: a field is missing or out of range, or the body does not hold what the header says.
         """
+        if message.type == "send-mixed":
+            return cls._mixed_untrusted(message)
         frame_bytes = message.integer("frame_bytes", minimum=MIN_FRAME_BYTES, maximum=MAX_FRAME_BYTES)
         count = message.integer("count", minimum=1, maximum=MAX_FRAMES)
         if len(message.body) != count * (frame_bytes + 8):
             raise WireError("send", f"body has {len(message.body)} octets, not {count} * ({frame_bytes} + 8)")
-        due_ns = unpack_i64_untrusted(message.body[count * frame_bytes :])
-        if min(due_ns) < 0 or max(due_ns) > MAX_DUE_NS:
-            raise WireError("send", f"a due offset is not from 0 to {MAX_DUE_NS} ns")
+        due_ns = _due_untrusted(message.body[count * frame_bytes :])
         t1_offset = message.optional_integer("t1_offset", maximum=frame_bytes - T1_BYTES)
         checksum_offset = message.optional_integer("checksum_offset", maximum=frame_bytes - 2)
         if checksum_offset is not None:
@@ -73,12 +76,38 @@ class SendOrder:
         return cls(
             id=message.integer("id"),
             frames=bytearray(message.body[: count * frame_bytes]),
-            frame_bytes=frame_bytes,
+            bounds=range(0, (count + 1) * frame_bytes, frame_bytes),
             due_ns=due_ns,
             lead_ns=message.integer("lead_ns", maximum=MAX_LEAD_NS),
             t1_offset=t1_offset,
             checksum_offset=checksum_offset,
         )
+
+    @classmethod
+    def _mixed_untrusted(cls, message: Message) -> "SendOrder":
+        """Frames of different lengths, in which nothing is written."""
+        columns = mixed_frames_untrusted(message)
+        lengths = columns.lengths
+        if not 1 <= len(lengths) <= MAX_FRAMES:
+            raise WireError("send-mixed", f"{len(lengths)} frames, not from 1 to {MAX_FRAMES}")
+        if min(lengths) < MIN_FRAME_BYTES or max(lengths) > MAX_FRAME_BYTES:
+            raise WireError("send-mixed", f"a frame has not from {MIN_FRAME_BYTES} to {MAX_FRAME_BYTES} octets")
+        return cls(
+            id=message.integer("id"),
+            frames=bytearray(columns.data),
+            bounds=array("q", accumulate(lengths, initial=0)),
+            due_ns=_due_untrusted(columns.due_ns),
+            lead_ns=message.integer("lead_ns", maximum=MAX_LEAD_NS),
+            t1_offset=None,
+            checksum_offset=None,
+        )
+
+
+def _due_untrusted(column: bytes) -> "array[int]":
+    due_ns = unpack_i64_untrusted(column)
+    if min(due_ns) < 0 or max(due_ns) > MAX_DUE_NS:
+        raise WireError("send", f"a due offset is not from 0 to {MAX_DUE_NS} ns")
+    return due_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +184,12 @@ def transmit(order: SendOrder, device: str, stop: threading.Event) -> Sent:
     errors: list[str] = []
     refused = 0
     frames = memoryview(order.frames)
-    size, t1_offset, checksum_offset = order.frame_bytes, order.t1_offset, order.checksum_offset
+    bounds, t1_offset, checksum_offset = order.bounds, order.t1_offset, order.checksum_offset
     with contextlib.closing(open_transmit_socket(device)) as sock:
 
         def send(i: int) -> int:
             nonlocal refused
-            frame = frames[i * size : (i + 1) * size]
+            frame = frames[bounds[i] : bounds[i + 1]]
             t_ns = time.time_ns()
             if t1_offset is not None:
                 write_t1(frame, t1_offset, checksum_offset, t_ns)

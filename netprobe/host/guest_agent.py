@@ -19,6 +19,7 @@ from netprobe.wire.control import (
     Message,
     encode_message,
     frame_columns_untrusted,
+    mixed_frames_body,
 )
 
 ANSWER_TIMEOUT_S = 5.0
@@ -118,12 +119,14 @@ class GuestHello:
     Attributes:
         mac: 6 octets, or none where the device has no address.
         reflector: the reflector's counters (docs/guest-agent.md), or None where none runs.
+        is_mixing: it takes frames of different lengths in one order; older agents do not.
     """
 
     version: int
     device: str
     mac: bytes
     reflector: Mapping[str, object] | None
+    is_mixing: bool = False
 
 
 def _reflector_of(message: Message) -> Mapping[str, object] | None:
@@ -226,6 +229,48 @@ class GuestAgent:
         )
         with self._agent_errors():
             return _sent_report_untrusted(message, len(due))
+
+    async def send_mixed(
+        self, frames: Sequence[bytes], due_ns: Sequence[int], *, lead_ns: int = DEFAULT_LEAD_NS
+    ) -> SentReport:
+        """Send whole Ethernet frames of any lengths, as they are. Cancelled, it stops the sends.
+
+        Args:
+            frames: without FCS.
+            due_ns: one a frame, not decreasing: ns from the start.
+            lead_ns: from the agent's getting the order to the start.
+
+        Raises:
+            UsageError: it is more than one message can hold.
+            HostNotReadyError: the guest can't send, the agent is too old for it, or it is gone.
+        """
+        self.check_mixing()
+        body_bytes = sum(map(len, frames)) + 12 * len(frames)
+        if body_bytes > MAX_MESSAGE_BYTES // 2:
+            raise UsageError("guest send", f"{body_bytes} octets of frames", allowed=f"{MAX_MESSAGE_BYTES // 2} a send")
+        message = await self._ask(
+            "send-mixed",
+            mixed_frames_body(frames, due_ns),
+            stop_on_cancel=True,
+            timeout_s=(max(due_ns, default=0) + lead_ns) / 1e9 + ANSWER_TIMEOUT_S,
+            count=len(frames),
+            lead_ns=lead_ns,
+        )
+        with self._agent_errors():
+            return _sent_report_untrusted(message, len(frames))
+
+    def check_mixing(self) -> None:
+        """Whether `send_mixed` can be called.
+
+        Raises:
+            HostNotReadyError: the agent is too old for it.
+        """
+        if not self.hello.is_mixing:
+            raise HostNotReadyError(
+                f"guest agent {self.path}",
+                "is of an older version, which sends frames of one length only",
+                advice="install the agent of this netprobe in the guest",
+            )
 
     async def stop_sends(self) -> None:
         """End every send that is under way: each `send` returns and tells what was sent until then.
@@ -374,6 +419,7 @@ class GuestAgent:
                     message.text("device"),
                     _mac_untrusted(message.text("mac")),
                     _reflector_of(message),
+                    message.flag("mixed"),
                 )
         if scope.cancelled_caught:
             raise HostNotReadyError(f"guest agent {self.path}", f"did not answer in {ANSWER_TIMEOUT_S:g} s")

@@ -39,26 +39,28 @@ class PacketOutResult:
     failure: NetprobeError | None
 
 
-class _Sender:
-    """Writes packet-outs, with a barrier after every MAX_OUTSTANDING; after a failure it sends nothing more."""
+class PacketOutSender:
+    """Writes packet-outs, with a barrier after every MAX_OUTSTANDING; after a failure it sends nothing more.
 
-    def __init__(self, client: OpenFlowClient, in_port: int, frames: npt.NDArray[np.uint8]) -> None:
+    Attributes:
+        outstanding: packet-outs that no barrier has confirmed yet.
+        failure: why it sends nothing more.
+    """
+
+    def __init__(self, client: OpenFlowClient) -> None:
         self._client = client
-        self._in_port = in_port
-        self._frames = frames
         self.outstanding = 0
         self.failure: NetprobeError | None = None
 
-    def send(self, i: int) -> int:
-        """Send frame i; the time just before, 0 when it could not be sent."""
+    def send(self, in_port: int, frame: bytes) -> int:
+        """Send a frame by a port; the time just before, CLOCK_REALTIME ns, 0 when it could not be sent."""
         if self.failure is not None:
             return 0
-        frame = self._frames[i].tobytes()
         try:
             if self.outstanding >= MAX_OUTSTANDING:
                 self.confirm()
             t_ns = time.time_ns()
-            self._client.packet_out_nowait(self._in_port, frame)
+            self._client.packet_out_nowait(in_port, frame)
         except NetprobeError as error:
             self.failure = error
             return 0
@@ -113,8 +115,12 @@ def send_packet_outs(
     check_rate(due, cap_pps, f"packet-out in port {in_port}")
     if not due:
         return PacketOutResult(np.zeros(0, np.int64), pace([], lambda _i: 0).stats, 0, None)
-    sender = _Sender(client, in_port, frames)
-    paced = pace(due, sender.send, stopped=lambda: stopped() or sender.failure is not None)
+    sender = PacketOutSender(client)
+    paced = pace(
+        due,
+        lambda i: sender.send(in_port, frames[i].tobytes()),
+        stopped=lambda: stopped() or sender.failure is not None,
+    )
     sender.finish()
     times = np.array(paced.times_ns, np.int64)
     return PacketOutResult(times, paced.stats, sender.outstanding, sender.failure)

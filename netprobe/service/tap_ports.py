@@ -28,6 +28,8 @@ from netprobe.service.tap_links import (
     plan_links,
 )
 
+__all__ = ["AbsorbFilter", "Losses", "TapPort", "TapPorts", "open_tap_ports"]
+
 CANARY_WAIT_S = 0.5
 """A canary is back within a millisecond; on a busy machine it may take longer."""
 

@@ -202,6 +202,47 @@ def _column_untrusted(code: str, data: bytes) -> "array[int]":
     return column
 
 
+class MixedFrames(NamedTuple):
+    """The body of a `send-mixed` message.
+
+    Attributes:
+        lengths: octets of each frame in `data`.
+        data: the frames, one after the other.
+        due_ns: count * i64.
+    """
+
+    lengths: Sequence[int]
+    data: bytes
+    due_ns: bytes
+
+
+def mixed_frames_body(frames: Sequence[bytes], due_ns: Sequence[int]) -> bytes:
+    """The body of a `send-mixed` message.
+
+    Args:
+        frames: of any lengths.
+        due_ns: ns from the start, not decreasing, one a frame.
+    """
+    return b"".join((_column_bytes(array("I", map(len, frames))), *frames, pack_i64(due_ns)))
+
+
+def mixed_frames_untrusted(message: Message) -> MixedFrames:
+    """The columns of a `send-mixed` message.
+
+    Raises:
+        WireError: count, lengths and body don't agree.
+    """
+    count = message.integer("count", maximum=MAX_MESSAGE_BYTES)
+    body = message.body
+    frames_at, due_at = count * 4, len(body) - count * 8
+    if due_at < frames_at:
+        raise WireError(_WHAT, f"send-mixed: {count} frames do not fit into {len(body)} octets")
+    lengths = _column_untrusted("I", body[:frames_at])
+    if sum(lengths) != due_at - frames_at:
+        raise WireError(_WHAT, "send-mixed: the frames' lengths don't add up to the body's")
+    return MixedFrames(lengths, body[frames_at:due_at], body[due_at:])
+
+
 class FrameColumns(NamedTuple):
     """The body of a `frames` message, as columns.
 

@@ -38,6 +38,6 @@ def numbers(absorbed):
     ]
 
 
-def numbered(source, target, number, **changes):
-    """A frame whose payload begins with a number."""
-    return udp_frame(source, target, number.to_bytes(4, "big") + bytes(60), **changes)
+def numbered(source, target, number, size=64, **changes):
+    """A frame whose payload, of so many octets, begins with a number."""
+    return udp_frame(source, target, number.to_bytes(4, "big") + bytes(size - 4), **changes)

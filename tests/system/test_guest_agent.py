@@ -40,6 +40,7 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 A, B = (f"st-{os.getpid()}-{end}" for end in "ab")
 MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+HEAD = bytes.fromhex((MAC_B + MAC_A).replace(":", "")) + b"\x88\xb5"
 PATIENCE_S = 10.0
 UDP_ONLY = b"".join(  # ip proto udp, else nothing: ldh [12]; jeq ip; ldb [23]; jeq udp; ret all; ret none
     struct.pack("HBBI", *instruction)
@@ -329,6 +330,24 @@ def test_the_agent_sends_200_paced_probes_and_observes_their_answers(reflector, 
             t1_ns = int(sent.times_ns[seq])
             assert answer.sender_timestamp == stamp.ns_to_ntp(t1_ns)  # T1 is the time that the agent reports
             assert t1_ns < stamp.ntp_to_ns(answer.receive_timestamp) < stamp.ntp_to_ns(answer.timestamp) < t4_ns
+
+    within_patience(main)
+
+
+def test_frames_of_several_lengths_leave_in_order_and_paced(reflector, control):
+    """Each at its place in the whole, with the time of its sending; nothing is written into them."""
+    frames = [HEAD + i.to_bytes(2, "big") + bytes(44 + 13 * i) for i in range(50)]
+
+    async def main():
+        async with open_guest_agent(control) as guest:
+            await guest.observe(b"", snap_bytes=1_024, outgoing=True)
+            sent = await guest.send_mixed(frames, [i * 500_000 for i in range(50)], lead_ns=20_000_000)
+            seen = []
+            while len(seen) < 50:
+                seen += [octets for _, _, octets in await gather(guest, 1) if octets.startswith(HEAD)]
+            assert seen == frames
+            assert sent.pacing.unsent == 0 == sent.refused
+            assert sent.times_ns[-1] - sent.times_ns[0] >= 49 * 500_000 - 1_000_000
 
     within_patience(main)
 

@@ -18,7 +18,9 @@ from support.waiting import until
 
 from netprobe.host import iproute, tc
 from netprobe.host.netns import NETNS_DIR, exists, in_netns
+from netprobe.service.discovery import read_topology
 from netprobe.service.journal import clean, open_journal, stale_journals
+from netprobe.service.policy_entries import open_entry
 from netprobe.service.tap_links import TapPort
 from netprobe.service.tap_ports import AbsorbFilter, open_tap_ports
 
@@ -280,6 +282,7 @@ def test_nothing_is_left_after_an_error_and_after_a_cancelled_send(taps):
 KILLED = """
 import sys, trio
 from support.tap_frames import ABSORB
+from netprobe.service.discovery import read_topology
 from netprobe.service.journal import open_journal
 from netprobe.service.tap_links import TapPort
 from netprobe.service.tap_ports import open_tap_ports
@@ -296,7 +299,7 @@ trio.run(main)
 
 
 def test_clean_undoes_what_a_killed_run_left(taps):
-    """After a kill -9 filters, links and namespace are there yet, a journal says so, and `netprobe clean` takes them away."""
+    """After a kill -9 filters, links and namespace are there; a journal says so, and `clean` takes them away."""
     host = taps[0].netns
     before = left(host)
     env = os.environ | {"PYTHONPATH": ":".join(sys.path)}
@@ -396,6 +399,31 @@ def test_the_switch_judges_injected_frames_as_the_guests_own(lab):
         return await collect(opened, 3)
 
     assert sorted(with_taps(lab_ports(lab, "vm1", "vm2", "vm3"), use)) == [(1, 1), (1, 4), (1, 5)]
+
+
+@pytest.mark.parametrize("vantage", ["tap", "vswitch", "guest"])
+def test_every_way_in_leads_through_the_switch_to_the_same_ports(lab, vantage):
+    """Frames of several lengths from three guests in one order; each arrives where it should, and is sent before."""
+    ends = {name: guest(lab, name) for name in ("vm1", "vm2", "vm3")}
+    topology = read_topology()
+    attachments = [topology.guest(name, "test") for name in ends]
+    pairs = [("vm1", "vm2"), ("vm3", "vm2"), ("vm1", "vm3")] * 20
+    frames = [
+        (src, numbered(ends[src], ends[dst], i, src_port=61_000 + i, size=60 + 7 * i))
+        for i, (src, dst) in enumerate(pairs)
+    ]
+
+    async def use(opened):
+        assert await opened.confirm() == {0, 1, 2}
+        async with open_entry(vantage, attachments, topology, opened) as entry:
+            times = await entry.send(frames, GAP_NS)
+            assert entry.problems == ()
+        return times, await collect(opened, len(frames))
+
+    times, came = with_taps(lab_ports(lab, *ends), use)
+    assert all(times)
+    index = {name: i for i, name in enumerate(ends)}
+    assert sorted(came) == sorted((index[dst], i) for i, (_, dst) in enumerate(pairs))
 
 
 def test_whatever_open_vswitch_does_to_clsact_when_it_sets_policing_is_noticed(lab):

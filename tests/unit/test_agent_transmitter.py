@@ -1,5 +1,7 @@
 """What the guest agent writes into an ordered frame, and which orders it refuses to read."""
 
+import itertools
+
 import numpy as np
 import pytest
 from netprobe_agents.transmitter import SendOrder, write_t1
@@ -9,7 +11,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from netprobe.errors import WireError
-from netprobe.wire.control import Message, pack_i64
+from netprobe.wire.control import Message, mixed_frames_body, pack_i64
 from netprobe.wire.stamp import ns_to_ntp
 
 
@@ -54,6 +56,39 @@ def test_a_udp_packet_without_checksum_stays_without():
     assert frame[0:2] == b"\0\0"
 
 
+def mixed(frames=(bytes(14), bytes(60)), due_ns=(0, 5), body=None, **changes):
+    header = {"id": 1, "count": len(frames), "lead_ns": 0} | changes
+    return Message("send-mixed", header, mixed_frames_body(frames, due_ns) if body is None else body)
+
+
+def test_frames_of_several_lengths_are_read_as_they_were_written():
+    frames = [bytes([i] * size) for i, size in enumerate((60, 14, 1514))]
+    read = SendOrder.from_message_untrusted(mixed(frames, (0, 0, 7), lead_ns=9))
+    assert [bytes(read.frames[a:b]) for a, b in itertools.pairwise(read.bounds)] == frames
+    assert (read.id, list(read.due_ns), read.lead_ns, read.t1_offset) == (1, [0, 0, 7], 9, None)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        mixed(count=3),
+        mixed(count=1),
+        mixed((), ()),
+        mixed((bytes(13),), (0,)),
+        mixed((bytes(70_000),), (0,)),
+        mixed(due_ns=(0, -1)),
+        mixed(body=b""),
+        mixed(body=bytes(100)),
+        mixed(lead_ns=10**12),
+        mixed(id=None),
+        mixed(count=1 << 60),
+    ],
+)
+def test_an_order_of_several_lengths_that_cannot_be_is_a_wire_error(message):
+    with pytest.raises(WireError):
+        SendOrder.from_message_untrusted(message)
+
+
 def order(count=2, frame_bytes=60, due_ns=(0, 5), body=None, **changes):
     header = {"id": 1, "count": count, "frame_bytes": frame_bytes, "lead_ns": 0} | changes
     return Message("send", header, bytes(count * frame_bytes) + pack_i64(due_ns) if body is None else body)
@@ -61,7 +96,7 @@ def order(count=2, frame_bytes=60, due_ns=(0, 5), body=None, **changes):
 
 def test_an_order_is_read_as_it_was_written():
     read = SendOrder.from_message_untrusted(order(t1_offset=46, checksum_offset=40, lead_ns=7))
-    assert (read.id, read.frame_bytes, list(read.due_ns), read.lead_ns) == (1, 60, [0, 5], 7)
+    assert (read.id, list(read.bounds), list(read.due_ns), read.lead_ns) == (1, [0, 60, 120], [0, 5], 7)
     assert (read.t1_offset, read.checksum_offset, len(read.frames)) == (46, 40, 120)
 
 
