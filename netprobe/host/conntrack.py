@@ -4,14 +4,16 @@ Deletes exact 5-tuples only; whole zones are flushed nowhere but in lab. What th
 judge.conntrack's, below; the socket is host.unixctl's.
 """
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host.unixctl import CommandError, UnixctlClient
 from netprobe.judge.conntrack import (
     ICMPV6,
+    WITH_PORTS,
     ConntrackDump,
     ConntrackEntry,
     FiveTuple,
@@ -19,6 +21,7 @@ from netprobe.judge.conntrack import (
     flush_argument,
     parse_dump,
 )
+from netprobe.model.probes import IPAddress
 from netprobe.plan.budget import Room
 
 _NOT_THERE = "No such file or directory"  # ENOENT, as OVS words it
@@ -97,13 +100,49 @@ class Conntrack:
             HostNotReadyError: the switch is gone.
         """
         if zone is None:
-            return self._delete_everywhere(frozenset(tuples))
+            return self.delete_present(tuples)
+        flushed = self._flush((tuple_, zone, False) for tuple_ in tuples)
+        return self._sort_out(flushed, zone)
+
+    def delete_present(self, tuples: Iterable[FiveTuple], zone: int | None = None) -> Deletion:
+        """Delete entries that our probes made, of which many may have gone by themselves: look first, once.
+
+        Args:
+            tuples: originating direction of each, exact; they must be ours. Those without ports (protocols that the
+                table has none of) mean whatever their two addresses exchange by that protocol: they are ours only if
+                they were not there before.
+            zone: the zone that they are in; None is all.
+
+        Returns:
+            What was deleted, one for each zone that had it; what was not there; and what could not be deleted, see
+            `delete_own`. SCTP, DCCP and UDPLite with ports are kept where the table has their entry without.
+
+        Raises:
+            HostNotReadyError: the switch is gone.
+        """
+        wanted = dict.fromkeys(tuples)
+        entries = self.dump(zone).entries
+        crowd = Counter(map(_crowd_of, entries))
+        there = {(e.original, e.zone): crowd[_crowd_of(e)] == 1 for e in entries if e.original in wanted}
+        flushed = self._flush((tuple_, in_zone, is_alone) for (tuple_, in_zone), is_alone in there.items())
+        present = {tuple_ for tuple_, _zone in there}
+        originals = {entry.original for entry in entries}
+        absent, kept = list(flushed.absent), list(flushed.kept)
+        for tuple_ in (t for t in wanted if t not in present):
+            if tuple_.protocol in WITH_PORTS and replace(tuple_, src_port=0, dst_port=0) in originals:
+                kept.append((tuple_, "the switch tracks this protocol without ports: its entry may be others' too"))
+            else:
+                absent.append(tuple_)
+        return Deletion(flushed.deleted, tuple(absent), tuple(kept))
+
+    def _flush(self, named: Iterable[tuple[FiveTuple, int, bool]]) -> Deletion:
+        """Name each to the switch: its tuple, its zone, and whether it is alone with its addresses and protocol."""
         deleted: list[FiveTuple] = []
         absent: list[FiveTuple] = []
         kept: list[tuple[FiveTuple, str]] = []
-        for tuple_ in tuples:
+        for tuple_, zone, is_alone in named:
             try:
-                words = (*self._datapath, f"zone={zone}", flush_argument(tuple_))
+                words = (*self._datapath, f"zone={zone}", flush_argument(tuple_, is_alone=is_alone))
                 self._unixctl.call("dpctl/flush-conntrack", *words)
             except UsageError as error:
                 kept.append((tuple_, error.problem))
@@ -114,32 +153,22 @@ class Conntrack:
                     kept.append((tuple_, error.said))
             else:
                 deleted.append(tuple_)
-        return self._sort_out(deleted, absent, kept, zone)
-
-    def _delete_everywhere(self, tuples: frozenset[FiveTuple]) -> Deletion:
-        """Delete them zone by zone, each where it is."""
-        found: dict[int, list[FiveTuple]] = {}
-        for entry in self.dump().entries:
-            if entry.original in tuples:
-                found.setdefault(entry.zone, []).append(entry.original)
-        parts = [self.delete_own(there, zone) for zone, there in found.items()]
-        present = {tuple_ for there in found.values() for tuple_ in there}
-        return Deletion(
-            deleted=tuple(t for part in parts for t in part.deleted),
-            absent=tuple(t for part in parts for t in part.absent) + tuple(tuples - present),
-            kept=tuple(k for part in parts for k in part.kept),
-        )
-
-    def _sort_out(
-        self, deleted: list[FiveTuple], absent: list[FiveTuple], kept: list[tuple[FiveTuple, str]], zone: int
-    ) -> Deletion:
-        """Look whether the ICMPv6 entries that can't be deleted are there at all."""
-        doubtful = {tuple_ for tuple_, _why in kept if tuple_.protocol == ICMPV6}
-        if doubtful:
-            there = {entry.original for entry in self.entries_matching(doubtful, zone)}
-            absent += [tuple_ for tuple_ in doubtful if tuple_ not in there]
-            kept = [(tuple_, why) for tuple_, why in kept if tuple_ not in doubtful or tuple_ in there]
         return Deletion(tuple(deleted), tuple(absent), tuple(kept))
+
+    def _sort_out(self, flushed: Deletion, zone: int) -> Deletion:
+        """Look whether the ICMPv6 entries that can't be deleted are there at all."""
+        doubtful = {tuple_ for tuple_, _why in flushed.kept if tuple_.protocol == ICMPV6}
+        if not doubtful:
+            return flushed
+        there = {entry.original for entry in self.entries_matching(doubtful, zone)}
+        absent = flushed.absent + tuple(tuple_ for tuple_ in doubtful if tuple_ not in there)
+        kept = tuple((tuple_, why) for tuple_, why in flushed.kept if tuple_ not in doubtful or tuple_ in there)
+        return Deletion(flushed.deleted, absent, kept)
+
+
+def _crowd_of(entry: ConntrackEntry) -> tuple[IPAddress, IPAddress, int, int]:
+    """What OVS deletes all of when a tuple is named without ports."""
+    return entry.original.src, entry.original.dst, entry.original.protocol, entry.zone
 
 
 def _kernel_number(name: str) -> int:

@@ -13,12 +13,17 @@ from ipaddress import ip_address
 from netprobe.errors import UsageError
 from netprobe.model.probes import IPAddress
 
-PROTOCOL_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
-"""IANA protocol numbers by the names that OVS prints."""
+PROTOCOL_NUMBERS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
+"""IANA protocol numbers by the names that OVS prints; of others it prints the number."""
 
-ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+ICMP, TCP, UDP, DCCP, GRE, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 47, 58, 132, 136
 ECHO_REQUEST = 8
 ECHO_REQUEST_V6 = 128
+QUERIES = frozenset({ECHO_REQUEST, 13, 15})
+"""ICMP types whose tuples OVS 3.1 takes (echo, timestamp, information); any other aborts it. It tracks no others."""
+
+WITH_PORTS = frozenset({TCP, UDP, DCCP, SCTP, UDPLITE})
+IPS_SEEN_REPLY = 0x2  # linux/netfilter/nf_conntrack_common.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class ConntrackEntry:
     Attributes:
         state: TCP's (`SYN_SENT`), of the originating end where both are given.
         labels: 128 bits that the switch's rules have set.
+        status: Linux's IPS_* bits; 0 where a switch says nothing.
     """
 
     original: FiveTuple
@@ -63,6 +69,12 @@ class ConntrackEntry:
     timeout_s: int | None = None
     mark: int = 0
     labels: int = 0
+    status: int = 0
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the table itself says that an answer has gone back; only Linux does."""
+        return bool(self.status & IPS_SEEN_REPLY)
 
     @property
     def acl_label(self) -> int:
@@ -105,10 +117,13 @@ def _extra(rest: str, name: str) -> int | None:
 def parse_line(line: str) -> ConntrackEntry | None:
     """The entry on one line of `dpctl/dump-conntrack` (with or without -m, -s), or None."""
     found = _ENTRY.fullmatch(line.strip())
-    protocol = PROTOCOL_NUMBERS.get(found[1]) if found else None
-    if found is None or protocol is None:
+    if found is None:
         return None
+    protocol = PROTOCOL_NUMBERS.get(found[1])
     try:
+        protocol = int(found[1]) if protocol is None else protocol
+        if protocol > 0xFF:
+            return None
         original, reply = _tuple_of(protocol, found.groups()[1:8]), _tuple_of(protocol, found.groups()[8:15])
         rest = found[16]
         state = _STATE.search(rest)
@@ -146,12 +161,21 @@ def entries_matching(
     return [e for e in entries if (zone is None or e.zone == zone) and (e.original in keys or e.reply in keys)]
 
 
-def flush_argument(tuple_: FiveTuple) -> str:
+def flush_argument(tuple_: FiveTuple, *, is_alone: bool = False) -> str:
     """The tuple as `dpctl/flush-conntrack` wants it, complete.
 
     OVS takes a field that is 0 or missing as "any" and then deletes other people's connections too (measured on 3.1:
-    ct_tp_src=0 deleted two of two), so nothing with such a field is accepted. It also aborts on an ICMP type that is
-    no query, and on every ICMPv6 tuple (its reverse_icmp_type() knows ICMPv4's types only; seen on 3.1.0).
+    ct_tp_src=0 deleted two of two), so nothing with such a field is accepted, but for one case. It also aborts on an
+    ICMP type that is no query, and on every ICMPv6 tuple (its reverse_icmp_type() knows ICMPv4's types only; seen on
+    3.1.0).
+
+    The case is a protocol that the table has without ports, which for OVS's own are all but TCP, UDP and ICMP. Naming
+    one is harmless (tried on 3.1.0: 2, 33, 47, 50, 51, 112, 136, 253), but means all entries of these addresses and
+    that protocol; it must have been seen that there is one.
+
+    Args:
+        tuple_: the originating direction.
+        is_alone: no other entry of its zone has these addresses and this protocol.
 
     Raises:
         UsageError: the tuple cannot be named exactly, or naming it would kill the switch.
@@ -159,17 +183,21 @@ def flush_argument(tuple_: FiveTuple) -> str:
     where = f"conntrack tuple {tuple_}"
     if tuple_.protocol == ICMPV6:
         raise UsageError(where, "is ICMPv6", allowed="TCP, UDP and ICMP", advice="it goes by its own timeout")
-    if tuple_.src.is_unspecified or tuple_.dst.is_unspecified or not tuple_.src_port:
+    if tuple_.src.is_unspecified or tuple_.dst.is_unspecified or not tuple_.protocol:
         raise UsageError(where, "has a field that is 0", allowed="exact addresses, ports and identifiers")
     names = ("ct_nw_src", "ct_nw_dst") if tuple_.src.version == 4 else ("ct_ipv6_src", "ct_ipv6_dst")
     words = f"{names[0]}={tuple_.src},{names[1]}={tuple_.dst},ct_nw_proto={tuple_.protocol}"
     if tuple_.protocol == ICMP:
-        if (tuple_.icmp_type, tuple_.icmp_code) != (ECHO_REQUEST, 0) or tuple_.src.version != 4:
-            raise UsageError(where, f"is of ICMP type {tuple_.icmp_type}", allowed=f"echo requests, {ECHO_REQUEST}")
-        return f"{words},icmp_id={tuple_.src_port},icmp_type={ECHO_REQUEST},icmp_code=0"
-    if tuple_.protocol not in (TCP, UDP) or not tuple_.dst_port:
-        raise UsageError(where, "has a field that is 0", allowed="TCP, UDP or ICMP, with exact ports")
-    return f"{words},ct_tp_src={tuple_.src_port},ct_tp_dst={tuple_.dst_port}"
+        if tuple_.icmp_type not in QUERIES or tuple_.icmp_code or tuple_.src.version != 4 or not tuple_.src_port:
+            allowed = f"queries (types {', '.join(map(str, sorted(QUERIES)))}) with an identifier"
+            raise UsageError(where, f"is of ICMP type {tuple_.icmp_type}", allowed=allowed)
+        return f"{words},icmp_id={tuple_.src_port},icmp_type={tuple_.icmp_type},icmp_code=0"
+    if tuple_.protocol in WITH_PORTS and tuple_.src_port and tuple_.dst_port:
+        return f"{words},ct_tp_src={tuple_.src_port},ct_tp_dst={tuple_.dst_port}"
+    if tuple_.protocol in (TCP, UDP) or tuple_.src_port or tuple_.dst_port or not is_alone:
+        allowed = "exact ports; none where the table has only this one entry of its addresses and protocol"
+        raise UsageError(where, "has a field that is 0", allowed=allowed)
+    return words
 
 
 class CtState(Enum):
@@ -213,6 +241,6 @@ def state_for(
             return CtState.REPLY
         if is_tcp and tcp_flags & (SYN | ACK) == SYN:
             return CtState.NEW if entry.state in _TAKES_A_SYN else CtState.INVALID
-        return CtState.ESTABLISHED if is_tcp or is_answered else CtState.NEW
+        return CtState.ESTABLISHED if is_tcp or is_answered or entry.is_answered else CtState.NEW
     is_late = is_tcp and tcp_flags & (SYN | ACK) == SYN | ACK
     return CtState.INVALID if is_late else CtState.NEW  # a SYN-ACK opens nothing; an ACK picks a connection up

@@ -10,6 +10,7 @@ from netprobe.errors import UsageError
 from netprobe.judge.conntrack import (
     ICMP,
     ICMPV6,
+    SCTP,
     TCP,
     UDP,
     CtState,
@@ -74,10 +75,21 @@ def test_an_exact_tuple_is_written_as_ovs_wants_it():
         FiveTuple(UDP, A, B, 61000, 0),
         FiveTuple(UDP, ip_address("0.0.0.0"), B, 61000, 53),
         FiveTuple(ICMP, A, B, 0, 0, 8, 0),
-        FiveTuple(132, A, B, 61000, 80),
+        FiveTuple(SCTP, A, B, 61000, 0),
+        FiveTuple(0, A, B, 0),
+        FiveTuple(50, A, B, 61000, 80),
     ],
 )
-def test_a_tuple_with_a_hole_is_refused_because_ovs_takes_it_for_any(tuple_):
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_tuple_with_a_hole_is_refused_because_ovs_takes_it_for_any(tuple_, is_alone):
+    with pytest.raises(UsageError):
+        flush_argument(tuple_, is_alone=is_alone)
+
+
+@pytest.mark.parametrize("protocol", [SCTP, 47, 253])
+def test_a_tuple_without_ports_is_named_only_where_it_is_the_only_one_of_its_kind(protocol):
+    tuple_ = FiveTuple(protocol, A, B, 0)
+    assert flush_argument(tuple_, is_alone=True) == f"ct_nw_src=10.0.0.1,ct_nw_dst=10.0.0.2,ct_nw_proto={protocol}"
     with pytest.raises(UsageError):
         flush_argument(tuple_)
 
@@ -87,12 +99,20 @@ def test_a_tuple_with_a_hole_is_refused_because_ovs_takes_it_for_any(tuple_):
     [
         FiveTuple(ICMPV6, A6, B6, 78, 0, 128, 0),
         FiveTuple(ICMP, A, B, 77, 0, 3, 1),
+        FiveTuple(ICMP, A, B, 77, 0, 17, 0),
         FiveTuple(ICMP, A6, B6, 77, 0, 8, 0),
     ],
 )
 def test_a_tuple_whose_deletion_kills_the_switch_is_refused(tuple_):
     with pytest.raises(UsageError):
-        flush_argument(tuple_)
+        flush_argument(tuple_, is_alone=True)
+
+
+def test_protocols_that_ovs_prints_by_name_or_number():
+    rest = "orig=(src=10.0.0.1,dst=10.0.0.2,sport=0,dport=0),reply=(src=10.0.0.2,dst=10.0.0.1,sport=0,dport=0),zone=77"
+    dump = parse_dump("\n".join(f"{name},{rest}" for name in ("sctp", "udplite", "dccp", "igmp", "47", "256")))
+    assert [entry.original.protocol for entry in dump.entries] == [132, 136, 33, 2, 47]
+    assert dump.bad_lines == 1
 
 
 def entry(state="", protocol=TCP, zone=5):
