@@ -4,7 +4,6 @@ service.tap_links makes the links, service.tap_ports owns the sender. Canaries g
 absorbing filter must catch them. Blocking; paced by inject.batches.
 """
 
-import contextlib
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -123,13 +122,14 @@ class CanarySender:
             self.close()
             raise
 
-    def send(self, port: int, frame: bytes) -> bool:
-        """Send one frame out of a tap. Returns whether the kernel took it; a tap that is gone takes none."""
+    def send(self, port: int, frame: bytes) -> str:
+        """Send one frame out of a tap. Returns why the kernel did not take it (the tap is gone, or down), or ""."""
         netns, device = self._taps[port]
-        with contextlib.suppress(OSError):
+        try:
             self._sockets[netns].sendto(frame, (device, 0))
-            return True
-        return False
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def close(self) -> None:
         """Let go of the sockets. Twice is fine."""

@@ -39,6 +39,14 @@ class Absorbed:
     ports: npt.NDArray[np.int64]
     frames: FrameBlock
 
+    def copy(self) -> "Absorbed":
+        """The same with octets of their own, for after they were taken."""
+        frames = self.frames
+        ends = frames.offsets + frames.lengths
+        pieces = [frames.buffer[a:b] for a, b in zip(frames.offsets.tolist(), ends.tolist(), strict=True)]
+        buffer = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+        return replace(self, frames=replace(frames, buffer=buffer, offsets=np.cumsum(frames.lengths) - frames.lengths))
+
 
 class Absorber:
     """Ring and canaries of one namespace; open until `close`.

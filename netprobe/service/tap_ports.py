@@ -33,6 +33,9 @@ __all__ = ["AbsorbFilter", "Losses", "TapPort", "TapPorts", "open_tap_ports"]
 CANARY_WAIT_S = 0.5
 """A canary is back within a millisecond; on a busy machine it may take longer."""
 
+MAX_HELD_BYTES = 64 << 20
+"""Absorbed frames that wait to be drained; what comes beyond is counted as dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class AbsorbFilter:
@@ -46,6 +49,9 @@ class AbsorbFilter:
 
     bytecode: str
     canaries: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        assert self.canaries, "without canaries everything would be confirmed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,11 @@ class TapPorts:
         self._canaries = absorb.canaries
         self._refused = 0
         self._round = 0
+        self._held: list[Absorbed] = []
+        self._held_bytes = 0
+        self._shed = 0
+        self._came = trio.Event()
+        self._canary_errors: dict[int, str] = {}
         with ExitStack() as stack:
             peers = [one.peer for one in links.links]
             self._absorber = Absorber(links.namespace, peers)
@@ -131,9 +142,23 @@ class TapPorts:
         self._refused += sent.refused
         return sent
 
+    async def keep(self) -> None:
+        """Read the ring all the while, for it holds 640 ms, and an order takes longer; run by `open_tap_ports`."""
+        while True:
+            await trio.lowlevel.wait_readable(self._absorber.fileno())
+            self._absorber.drain(self._hold)
+
+    def _hold(self, absorbed: Absorbed) -> None:
+        if self._held_bytes >= MAX_HELD_BYTES:
+            self._shed += len(absorbed.ports)
+            return
+        self._held_bytes += int(absorbed.frames.lengths.sum())
+        self._held.append(absorbed.copy())
+        self._came.set()
+
     async def wait_absorbed(self) -> None:
         """Wait until absorbed frames are there; a frame waits up to 20 ms for its block."""
-        await trio.lowlevel.wait_readable(self._absorber.fileno())
+        await self._came.wait()
 
     def drain(self, take: Callable[[Absorbed], None]) -> int:
         """Give all absorbed frames that are there to `take`, block by block. Canaries are not among them.
@@ -141,7 +166,11 @@ class TapPorts:
         Returns:
             How many.
         """
-        return self._absorber.drain(take)
+        self._absorber.drain(self._hold)
+        held, self._held, self._held_bytes, self._came = self._held, [], 0, trio.Event()
+        for absorbed in held:
+            take(absorbed)
+        return sum(len(absorbed.ports) for absorbed in held)
 
     async def confirm(self) -> frozenset[int]:
         """Prove that absorption works: canaries go out of every tap, and must come back by its own link.
@@ -150,11 +179,14 @@ class TapPorts:
             Ports where all of them did within CANARY_WAIT_S.
         """
         self._round += 1
+        self._canary_errors.clear()
         wanted, back = set(), set()
         for port in range(len(self.ports)):
             for which, frame in enumerate(self._canaries):
                 wanted.add((port, which))
-                self._canary_sender.send(port, self._absorber.canary(frame, self._round, port, which))
+                error = self._canary_sender.send(port, self._absorber.canary(frame, self._round, port, which))
+                if error:
+                    self._canary_errors[port] = error
             await trio.lowlevel.checkpoint()
             back |= self._absorber.canaries_back(self._round)
         with trio.move_on_after(CANARY_WAIT_S):
@@ -174,6 +206,8 @@ class TapPorts:
             return f"clsact of {device} is gone; Open vSwitch may delete it when it sets policing"
         if not tc.is_absorbing(one.netns, one.tap, one.link):
             return f"netprobe's filter on {device} is gone"
+        if port in self._canary_errors:
+            return f"nothing can be sent by {device}: {self._canary_errors[port]}"
         return f"another filter of {device} took its canary first, or it got lost"
 
     def losses(self) -> Losses:
@@ -183,8 +217,8 @@ class TapPorts:
 
     @property
     def dropped(self) -> int:
-        """Absorbed frames that the ring had no room for, as of the last drain."""
-        return self._absorber.dropped
+        """Absorbed frames that the ring, or who drains it, had no room for, as of the last drain."""
+        return self._absorber.dropped + self._shed
 
     @property
     def failure(self) -> str:
@@ -221,9 +255,18 @@ async def open_tap_ports(ports: Sequence[TapPort], absorb: AbsorbFilter, journal
     planned = await trio.to_thread.run_sync(plan_links, ports)
     journal.add_taps(planned.links)
     opened: TapPorts | None = None
+    failure: Exception | None = None
     try:
         opened = await trio.to_thread.run_sync(_open, planned, absorb)
-        yield opened
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.keep)
+            try:
+                yield opened
+            except Exception as error:  # noqa: BLE001  raised again below, where the nursery can't wrap it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         # Not in a thread: neither a cancelled task nor a second signal comes in between.
         if opened is not None:
