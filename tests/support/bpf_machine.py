@@ -49,4 +49,6 @@ def run(program, frame):
         elif op == 0x87:
             a = x
         else:
-            a = {0x04: a + k, 0x0C: a + x, 0x1C: a - x, 0x54: a & k, 0x64: a << k, 0x74: a >> k}[op] & 0xFFFFFFFF
+            a = {0x04: a + k, 0x0C: a + x, 0x1C: a - x, 0x54: a & k, 0x64: a << (k & 31), 0x74: a >> (k & 31)}[
+                op
+            ] & 0xFFFFFFFF
