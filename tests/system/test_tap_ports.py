@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from ipaddress import ip_address
 
 import pytest
 import trio
@@ -18,12 +19,18 @@ from support.waiting import until
 
 from netprobe.host import iproute, tc
 from netprobe.host.netns import NETNS_DIR, exists, in_netns
+from netprobe.lab import control
+from netprobe.model.packets import Kind, Neighbour, Packet
+from netprobe.model.policy import UDP
 from netprobe.service import tap_ports
 from netprobe.service.discovery import read_topology
 from netprobe.service.journal import clean, open_journal, stale_journals
 from netprobe.service.policy_entries import open_entry
 from netprobe.service.tap_links import TapPort
 from netprobe.service.tap_ports import AbsorbFilter, open_tap_ports
+from netprobe.wire.policy_bpf import absorb_program, tc_bytecode
+from netprobe.wire.policy_frames import encode_packet
+from netprobe.wire.policy_layout import PolicyMark
 
 pytestmark = pytest.mark.system
 
@@ -128,6 +135,29 @@ def test_what_leaves_a_tap_is_absorbed_and_what_is_sent_comes_into_it(taps):
             assert seen(within) == []
         assert sorted(came) == sorted((i % 3, i) for i in range(30))
         assert seen(tap) == [(False, i) for i in range(30) if i % 3 == 1]
+
+
+def test_the_filter_of_a_run_absorbs_all_that_is_marked_and_no_frame_of_a_tenant(taps):
+    """IPv4, IPv6 and ARP come back; a tenant's frame of the same class without the run's secrets reaches its guest."""
+    host, inside = taps[0].netns, f"tp-g{os.getpid()}"
+    mark = PolicyMark(session=7, key=bytes(range(16)), dscp=tap_frames.DSCP, ip_id=0x1234, flow_label=0x54321)
+    nobody = "02:00:00:6e:70:00"
+    four = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    six = ip_address("2001:db8::1"), ip_address("2001:db8::2")
+    packets = [Packet(nobody, nobody, *ips, UDP, 61_000, 9) for ips in (four, six)]
+    packets.append(Packet(nobody, nobody, *four, 0, kind=Kind.ARP, neighbour=Neighbour(nobody, *four)))
+    canaries = tuple(encode_packet(packet, mark, i) for i, packet in enumerate(packets))
+    tenant = numbered(end(0), end(1), 1)
+
+    async def use(opened):
+        assert await opened.confirm() == {0, 1, 2}
+        out.sendto(tenant, ("tap1", 0))
+        await trio.lowlevel.wait_readable(within)
+        return within.recv(2048)
+
+    out = in_netns(host, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+    with contextlib.closing(out), contextlib.closing(watch(inside, "eth1")) as within:
+        assert with_taps(taps, use, AbsorbFilter(tc_bytecode(absorb_program(mark)), canaries)) == tenant
 
 
 def test_other_traffic_reaches_the_guest_meanwhile(taps):
@@ -331,8 +361,6 @@ def test_nothing_is_left_after_an_error_and_after_a_cancelled_send(taps):
 KILLED = """
 import sys, trio
 from support.tap_frames import ABSORB
-from netprobe.service import tap_ports
-from netprobe.service.discovery import read_topology
 from netprobe.service.journal import open_journal
 from netprobe.service.tap_links import TapPort
 from netprobe.service.tap_ports import open_tap_ports
@@ -379,7 +407,7 @@ def test_clean_undoes_what_a_killed_run_left(taps):
 def lab_ports(lab, *names):
     """Ports of the lab's guests."""
     points = {point["id"]: point for point in lab.state["points"]}
-    chains = {name: points[guest(lab, name)["chain"][-1]] for name in names}
+    chains = {name: points[guest(lab, name)["chain"][1]] for name in names}
     return [TapPort(name, point["netns"], point["device"]) for name, point in chains.items()]
 
 
@@ -438,9 +466,17 @@ def test_ten_thousand_frames_a_second_go_through_the_switch_and_none_reaches_a_g
     assert left(ports[0].netns) == before
 
 
-def test_the_switch_judges_injected_frames_as_the_guests_own(lab):
+@pytest.fixture(scope="module", params=["single", "bridge"])
+def some_lab(request, lab_place):
+    """A switch that tracks connections itself, and one behind Linux bridges whose iptables do."""
+    if control.status().state.get("name", request.param) != request.param:
+        control.down()
+    return control.up(request.param)
+
+
+def test_the_switch_judges_injected_frames_as_the_guests_own(some_lab):
     """What a rule allows arrives; a port that no rule names and a stolen address do not."""
-    one, two, three = (guest(lab, name) for name in ("vm1", "vm2", "vm3"))
+    one, two, three = (guest(some_lab, name) for name in ("vm1", "vm2", "vm3"))
     frames = [
         (0, numbered(one, two, 1)),
         (0, numbered(one, two, 2, port=5010)),  # no rule
@@ -454,13 +490,13 @@ def test_the_switch_judges_injected_frames_as_the_guests_own(lab):
         await opened.send(frames, 1_000_000)
         return await collect(opened, 3)
 
-    assert sorted(with_taps(lab_ports(lab, "vm1", "vm2", "vm3"), use)) == [(1, 1), (1, 4), (1, 5)]
+    assert sorted(with_taps(lab_ports(some_lab, "vm1", "vm2", "vm3"), use)) == [(1, 1), (1, 4), (1, 5)]
 
 
 @pytest.mark.parametrize("vantage", ["tap", "vswitch", "guest"])
-def test_every_way_in_leads_through_the_switch_to_the_same_ports(lab, vantage):
+def test_every_way_in_leads_through_the_switch_to_the_same_ports(some_lab, vantage):
     """Frames of several lengths from three guests in one order; each arrives where it should, and is sent before."""
-    ends = {name: guest(lab, name) for name in ("vm1", "vm2", "vm3")}
+    ends = {name: guest(some_lab, name) for name in ("vm1", "vm2", "vm3")}
     topology = read_topology()
     attachments = [topology.guest(name, "test") for name in ends]
     pairs = [("vm1", "vm2"), ("vm3", "vm2"), ("vm1", "vm3")] * 20
@@ -476,7 +512,7 @@ def test_every_way_in_leads_through_the_switch_to_the_same_ports(lab, vantage):
             assert entry.problems == ()
         return times, await collect(opened, len(frames))
 
-    times, came = with_taps(lab_ports(lab, *ends), use)
+    times, came = with_taps(lab_ports(some_lab, *ends), use)
     assert all(times)
     index = {name: i for i, name in enumerate(ends)}
     assert sorted(came) == sorted((index[dst], i) for i, (_, dst) in enumerate(pairs))
