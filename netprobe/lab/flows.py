@@ -46,8 +46,7 @@ _PROTOCOL_WORDS = {
 _WITH_PORT_MATCHES = (TCP, UDP, SCTP)
 _ADDRESS_WORDS = {4: ("nw_src", "nw_dst"), 6: ("ipv6_src", "ipv6_dst")}
 
-_ABOVE_GROUPS = 100
-_BESIDE_GROUPS, _ABOVE_DENY = 60, 45
+_ABOVE_GROUPS, _BESIDE_GROUPS = 100, 60
 """Where network ACLs stand in tables 72 and 82: the rules of groups have 70 to 77, the default deny 40."""
 
 
@@ -127,11 +126,9 @@ def _ranks(policy: Policy) -> dict[tuple[int, bool], int]:
     above = sorted(key for key in keys if key >= (GROUP_PRIORITY, True))
     ranks = {key: _ABOVE_GROUPS + rank for rank, key in enumerate(above)}
     for key in keys - set(above):
-        # The rules of groups only allow, so one that allows beside them may stand anywhere below.
-        if key[0] >= GROUP_PRIORITY:
+        # The rules of groups only allow, so one that allows beside them may stand anywhere below them.
+        if key[0] > DENY_PRIORITY:
             ranks[key] = _BESIDE_GROUPS
-        elif key >= (DENY_PRIORITY, True):
-            ranks[key] = _ABOVE_DENY
     return ranks
 
 

@@ -259,7 +259,7 @@ class _Family:
             self._add(where, "-m conntrack --ctstate INVALID", "DROP", invalid)
         seen: set[str] = set()  # where two groups have the same rule, the first is named
         for entry in entries(self._policy, port, way, with_sets=True):
-            if entry.priority < DENY_PRIORITY or (entry.priority == DENY_PRIORITY and entry.action.allows):
+            if entry.priority <= DENY_PRIORITY:
                 continue  # below the default deny: never asked
             target = "RETURN" if entry.action.allows else "DROP"
             for text in self._matches(entry):
