@@ -4,6 +4,9 @@ Pure. Tables: 60 port and network into registers, 71 anti-spoofing, 72 egress ru
 82 ingress rules, 91 and 92 accepted traffic, 93 drops, 94 forwarding. Register 5 is the port, register 6 the network,
 which is the conntrack zone too; conntrack mark 1 is a connection whose permit was revoked. Ports without port security
 are guarded by nothing, but their peers are: what they send goes on at table 73.
+
+One zone for all ports of a network, as Neutron has it, is why some answers differ from other backends: what went past
+conntrack at one port is known there all the same where the other end's port tracks it.
 """
 
 from collections.abc import Sequence
