@@ -38,27 +38,30 @@ class AddressSet:
 
     Attributes:
         firsts, lasts: of each range, both inclusive.
+        parts: the prefixes that it was made of, as first and last: what a backend compiles one by one.
     """
 
     firsts: tuple[int, ...]
     lasts: tuple[int, ...]
+    parts: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, prefixes: Iterable[IPNetwork], family: int) -> "AddressSet":
         """The addresses of a family in any of the prefixes."""
-        found = [(int(p.network_address), int(p.broadcast_address)) for p in prefixes if p.version == family]
-        return cls.of_ranges(found)
+        found = [prefix for prefix in prefixes if prefix.version == family]
+        return cls.of_ranges((int(prefix.network_address), int(prefix.broadcast_address)) for prefix in found)
 
     @classmethod
     def of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> "AddressSet":
         """The addresses in any of the ranges: first and last, inclusive, in any order."""
+        parts = tuple(sorted(set(ranges)))
         merged: list[list[int]] = []
-        for first, last in sorted(ranges):
+        for first, last in parts:
             if merged and first <= merged[-1][1] + 1:
                 merged[-1][1] = max(merged[-1][1], last)
             else:
                 merged.append([first, last])
-        return cls(tuple(first for first, _ in merged), tuple(last for _, last in merged))
+        return cls(tuple(first for first, _ in merged), tuple(last for _, last in merged), parts)
 
     def holds(self, number: int) -> bool:
         """Whether an address is among them."""

@@ -1,0 +1,155 @@
+"""Scenarios in the making: one draft a first packet, with everything that it proves. Pure.
+
+A draft becomes a conversation where its first packet should arrive: the answer, and what follows it. Expectations are
+the decider's, not ours.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+from netprobe.model.conntrack_rules import answer_to, first_state
+from netprobe.model.packets import ACK, ConnState, Decision, Fragment, Packet, Scenario, Step
+from netprobe.model.policy import TCP, Way, protocol_name
+from netprobe.plan.cover_places import End, Header, Place
+
+
+class Decider(Protocol):
+    """Says what should become of a packet: judge.evaluator's Evaluator."""
+
+    def decide(self, packet: Packet, src: str, dst: str, state: ConnState) -> Decision:
+        """The decision about one packet from one port to another."""
+        ...
+
+
+class Sent(NamedTuple):
+    """A packet of a scenario before it is judged.
+
+    Attributes:
+        is_forward: from the scenario's source.
+    """
+
+    is_forward: bool
+    packet: Packet
+    state: ConnState
+
+
+@dataclass(slots=True)
+class Draft:
+    """A scenario in the making.
+
+    Attributes:
+        labels: what it proves, `id` or `id:boundary`; the first one names it.
+        has_conversation: it goes on where its first packet arrives.
+    """
+
+    header: Header
+    source: End
+    target: End
+    labels: list[str] = field(default_factory=list)
+    has_conversation: bool = False
+
+
+class Drafts:
+    """Drafts by their first packet, and finished scenarios in order."""
+
+    def __init__(self, decider: Decider) -> None:
+        self._decider = decider
+        self._drafts: dict[tuple[object, ...], Draft] = {}
+        self._keys: dict[str, int] = {}
+        self._scenarios: list[Scenario] = []
+
+    def add(self, header: Header, source: End, target: End, label: str, *, has_conversation: bool) -> Draft:
+        """The draft with this first packet, with one more thing to prove."""
+        key = (header, source.number, target.number, source.place.index, target.place.index)
+        draft = self._drafts.get(key)
+        if draft is None:
+            draft = self._drafts[key] = Draft(header, source, target)
+        if label not in draft.labels:
+            draft.labels.append(label)
+        draft.has_conversation |= has_conversation
+        return draft
+
+    def all(self) -> Iterable[Draft]:
+        """In the order in which they were added."""
+        return self._drafts.values()
+
+    def finish(self) -> None:
+        """Make scenarios of all drafts."""
+        for draft in self._drafts.values():
+            first = draft.header.packet(draft.source, draft.target)
+            sent = [Sent(True, first, first_state(first))]
+            if draft.has_conversation:
+                sent += _conversation(draft, first)
+            words = _header_words(draft.header)
+            self.make(draft.source.place, draft.target.place, sent, f"{words} {draft.labels[0]}", draft.labels)
+
+    def make(self, source: Place, target: Place, sent: Iterable[Sent], words: str, labels: Iterable[str]) -> Scenario:
+        """A scenario; it ends with the first packet that should not arrive. Fragments of a datagram go together.
+
+        Args:
+            source: sends the forward packets.
+            target: answers.
+            sent: its packets in order.
+            words: what names it, besides its ports; no addresses.
+            labels: what it proves.
+        """
+        steps = []
+        for one in sent:
+            src, dst = (source, target) if one.is_forward else (target, source)
+            expected = self._decider.decide(one.packet, src.port.name, dst.port.name, one.state)
+            steps.append(Step(one.is_forward, one.packet, one.state, expected))
+            if not expected.is_allowed and one.packet.fragment is not Fragment.FIRST:
+                break
+        return self._append(source, target, tuple(steps), words, labels)
+
+    def decide(self, one: Sent, source: Place, target: Place) -> Decision:
+        """What should become of a packet of a scenario between two ports."""
+        src, dst = (source, target) if one.is_forward else (target, source)
+        return self._decider.decide(one.packet, src.port.name, dst.port.name, one.state)
+
+    def _append(
+        self, source: Place, target: Place, steps: tuple[Step, ...], words: str, labels: Iterable[str]
+    ) -> Scenario:
+        key = f"{source.port.name}>{target.port.name} {words}"
+        again = self._keys[key] = self._keys.get(key, 0) + 1
+        if again > 1:
+            key = f"{key} #{again}"
+        scenario = Scenario(len(self._scenarios), key, source.port.name, target.port.name, steps, frozenset(labels))
+        self._scenarios.append(scenario)
+        return scenario
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """What was made so far."""
+        return tuple(self._scenarios)
+
+
+def _conversation(draft: Draft, first: Packet) -> list[Sent]:
+    """What follows the first packet; nothing where an answer would not find its way, or its kind has no answer."""
+    if first_state(first) is not ConnState.NEW or draft.source.mac != draft.source.place.port.mac:
+        return []
+    answer = replace(answer_to(first), src_mac=draft.target.mac)
+    found = [Sent(False, answer, ConnState.REPLY)]
+    if not _is_half_tracked(draft):
+        flags = ACK if first.protocol == TCP else 0
+        found.append(Sent(True, replace(first, tcp_flags=flags), ConnState.ESTABLISHED))
+    return found
+
+
+def _is_half_tracked(draft: Draft) -> bool:
+    """Whether conntrack may see one direction only: what comes third is then neither new nor established."""
+    places = (draft.source.place, draft.target.place)
+    return any(place.is_guarded and place.stages[way].is_mixed for place in places for way in Way)
+
+
+def _header_words(header: Header) -> str:
+    """The header for keys: `v4 tcp/80`, `v6 icmpv6/128.0`."""
+    name = protocol_name(header.protocol)
+    if header.src_port is None or header.dst_port:
+        detail = f"/{header.dst_port}" if not header.src_port else f"/{header.src_port}-{header.dst_port}"
+    elif header.icmp_type or header.icmp_code:
+        detail = f"/{header.icmp_type}.{header.icmp_code}"
+    else:
+        detail = ""
+    return f"v{header.family} {name.removeprefix('protocol ')}{detail}"

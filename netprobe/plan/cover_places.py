@@ -1,0 +1,310 @@
+"""Where covering probes start and end: ports with their rule lists, and who may use which address. Pure.
+
+Below: model.rule_lists. Above: cover_wants (what to try at a place) and cover_choice (with whom to try it).
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from netprobe.model.conntrack_rules import first_state
+from netprobe.model.packets import SYN, ConnState, Packet
+from netprobe.model.policy import TCP, WITH_PORTS, IPAddress, Policy, PolicyPort, Way
+from netprobe.model.rule_lists import FAMILIES, Entry, PortRules, RuleLists
+
+BITS = {4: 32, 6: 128}
+_ZERO: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
+_RESERVED_4 = ((0, 1 << 24), (127 << 24, 128 << 24), (224 << 24, 1 << 32))
+_RESERVED_6 = ((0, 1 << 64), (0xFE80 << 112, 0xFEC0 << 112), (0xFF << 120, 1 << 128))
+"""First, and first after: what means something else than a host (RFC 6890), and so is no address for a decoy."""
+
+
+class Header(NamedTuple):
+    """What a rule matches besides addresses. An open source port is None."""
+
+    family: int
+    protocol: int
+    dst_port: int | None = 0
+    icmp_type: int = 0
+    icmp_code: int = 0
+    src_port: int | None = 0
+
+    def packet(self, end: "End", other: "End") -> Packet:
+        """The packet that opens a connection between two ends."""
+        return Packet(
+            end.mac,
+            other.place.port.mac,
+            end.ip,
+            other.ip,
+            self.protocol,
+            self.src_port,
+            self.dst_port,
+            self.icmp_type,
+            self.icmp_code,
+            SYN if self.protocol == TCP else 0,
+        )
+
+
+class End(NamedTuple):
+    """A port under one of the addresses that it may use.
+
+    Attributes:
+        mac: what it sends from with this address.
+        is_own: a fixed address, not that of a pair or a decoy.
+    """
+
+    place: "Place"
+    number: int
+    ip: IPAddress
+    mac: str
+    is_own: bool
+
+
+class Headers:
+    """Which of all entries of one way match a header, addresses aside. Ports share entries: each is looked at once."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._by_protocol: dict[tuple[int, int | None], list[Entry]] = {}
+        for entry in entries:
+            self._by_protocol.setdefault((entry.family, entry.protocol), []).append(entry)
+        self._fitting: dict[Header, frozenset[Entry]] = {}
+        self._invalid: dict[Header, bool] = {}
+
+    def fitting(self, header: Header) -> frozenset[Entry]:
+        """Entries that match, in no order."""
+        found = self._fitting.get(header)
+        if found is None:
+            packet = _template(header)
+            near = (
+                *self._by_protocol.get((header.family, header.protocol), ()),
+                *self._by_protocol.get((header.family, None), ()),
+            )
+            found = self._fitting[header] = frozenset(entry for entry in near if entry.fits(packet, is_tracked=True))
+        return found
+
+    def is_invalid(self, header: Header) -> bool:
+        """Whether it is no packet that a connection begins with."""
+        found = self._invalid.get(header)
+        if found is None:
+            found = self._invalid[header] = first_state(_template(header)) is ConnState.INVALID
+        return found
+
+
+class Stage:
+    """The list of one way at ports that share it."""
+
+    def __init__(self, rules: PortRules, way: Way, headers: Headers, *, default_allows: bool) -> None:
+        self.entries = rules.entries[way]
+        self.buried = rules.buried[way]
+        self.is_stateful = rules.is_stateful
+        self.is_mixed = rules.is_stateful and any(entry.is_stateless for entry in self.entries)
+        self.default_allows = default_allows
+        self.order = {entry: at for at, entry in enumerate(self.entries)}
+        self._headers = headers
+        self._fitting: dict[Header, tuple[Entry, ...]] = {}
+
+    def fitting(self, header: Header) -> tuple[Entry, ...]:
+        """Entries that match it, addresses aside, in order."""
+        found = self._fitting.get(header)
+        if found is None:
+            known, order = self._headers.fitting(header), self.order
+            if len(known) < len(order):
+                found = tuple(sorted((entry for entry in known if entry in order), key=order.__getitem__))
+            else:
+                found = tuple(entry for entry in self.entries if entry in known)
+            self._fitting[header] = found
+        return found
+
+    def is_invalid(self, header: Header) -> bool:
+        """Whether conntrack stops it here, unless a stateless entry matches."""
+        return self.is_stateful and self._headers.is_invalid(header)
+
+    def first(self, header: Header, source: int, destination: int) -> Entry | None:
+        """The entry that decides."""
+        for entry in self.fitting(header):
+            if entry.is_between(source, destination):
+                return entry
+        return None
+
+    def allows(self, header: Header, source: int, destination: int) -> bool:
+        """Whether a connection may begin with it."""
+        found = None
+        for entry in self.fitting(header):
+            if entry.is_between(source, destination):
+                found = entry
+                break
+        if self.is_invalid(header) and not self._is_untracked(header, source, destination):
+            return False
+        return self.default_allows if found is None else found.action.allows
+
+    def is_pivotal(self, entry: Entry, header: Header, source: int, destination: int) -> bool:
+        """Whether it makes a difference to a packet if an entry matches it."""
+        at = self.order[entry]
+        after = self.default_allows
+        for other in self.fitting(header):
+            if other is not entry and other.is_between(source, destination):
+                if self.order[other] < at:
+                    return False
+                after = other.action.allows
+                break
+        if self.is_invalid(header) and not entry.is_stateless:
+            return False
+        return after is not entry.action.allows
+
+    def _is_untracked(self, header: Header, source: int, destination: int) -> bool:
+        return any(entry.is_stateless and entry.is_between(source, destination) for entry in self.fitting(header))
+
+
+class Place:
+    """A port, with its lists and the ends that it can be."""
+
+    def __init__(self, port: PolicyPort, index: int, stages: dict[Way, Stage], *, is_guarded: bool) -> None:
+        self.port = port
+        self.index = index
+        self.stages = stages
+        self.is_guarded = is_guarded
+
+    @cached_property
+    def own(self) -> dict[int, tuple[End, ...]]:
+        """Its fixed addresses by family."""
+        ends = [End(self, int(ip), ip, self.port.mac, is_own=True) for ip in self.port.ips]
+        return {family: tuple(end for end in ends if end.ip.version == family) for family in FAMILIES}
+
+    @cached_property
+    def pairs(self) -> dict[int, tuple[tuple[int, int, str], ...]]:
+        """Prefixes of its allowed pairs by family: first, last and MAC address."""
+        pairs = self.port.allowed_pairs
+        return {
+            family: tuple(
+                (int(pair.prefix.network_address), int(pair.prefix.broadcast_address), pair.mac or self.port.mac)
+                for pair in pairs
+                if pair.prefix.version == family
+            )
+            for family in FAMILIES
+        }
+
+    def allows(self, way: Way, header: Header, source: int, destination: int) -> bool:
+        """Whether a connection may begin with a packet, as far as this port is asked."""
+        return not self.is_guarded or self.stages[way].allows(header, source, destination)
+
+
+class Places:
+    """The ports of a policy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.all: list[Place] = []
+        lists = RuleLists(policy)
+        rules = [lists.at(port) for port in policy.ports]
+        self._headers = {
+            way: Headers(dict.fromkeys(entry for each in dict.fromkeys(rules) for entry in each.entries[way]))
+            for way in Way
+        }
+        stages = {
+            each: {way: Stage(each, way, self._headers[way], default_allows=not policy.has_default_deny) for way in Way}
+            for each in dict.fromkeys(rules)
+        }
+        for index, (port, each) in enumerate(zip(policy.ports, rules, strict=True)):
+            self.all.append(Place(port, index, stages[each], is_guarded=lists.is_guarded(port)))
+        self._allowing: dict[Way, dict[Entry, set[int]]] = {way: {} for way in Way}
+        self._always: dict[Way, frozenset[int]] = {}
+        self._index_allowing()
+        self._by_number: dict[tuple[int, int], Place] = {}
+        for place in self.all:
+            for family in FAMILIES:
+                for end in place.own[family]:
+                    self._by_number.setdefault((family, end.number), place)
+        self._wild = [place for place in self.all if not place.port.has_port_security]
+        self._paired = [place for place in self.all if place.port.allowed_pairs]
+        self.own = {family: [end for place in self.all for end in place.own[family][:1]] for family in FAMILIES}
+        self._sorted = {
+            family: sorted((end for place in self.all for end in place.own[family]), key=lambda end: end.number)
+            for family in FAMILIES
+        }
+        self._within: dict[tuple[int, int, int], tuple[End, ...]] = {}
+
+    def may_allow(self, way: Way, header: Header) -> frozenset[int]:
+        """Indexes of ports that let a header pass with some addresses."""
+        found = set(self._always[way])
+        allowing = self._allowing[way]
+        for entry in self._headers[way].fitting(header):
+            found |= allowing.get(entry, set())
+        return frozenset(found)
+
+    def _index_allowing(self) -> None:
+        for way in Way:
+            always = [place.index for place in self.all if not place.is_guarded or place.stages[way].default_allows]
+            self._always[way] = frozenset(always)
+            for place in self.all:
+                for entry in place.stages[way].entries if place.is_guarded else ():
+                    if entry.action.allows:
+                        self._allowing[way].setdefault(entry, set()).add(place.index)
+
+    def within(self, first: int, last: int, family: int) -> tuple[End, ...]:
+        """Ends with an address of a range: ports that have one, ports with a pair there, else decoys."""
+        key = (family, first, last)
+        found = self._within.get(key)
+        if found is None:
+            ends = [end for end in self._sorted[family] if first <= end.number <= last]
+            ends += self._pair_ends(first, last, family)
+            if not ends:
+                decoys = (self.decoy(place, first, last, family) for place in self._wild)
+                ends = [end for end in decoys if end is not None]
+            found = self._within[key] = tuple(ends)
+        return found
+
+    def exact(self, number: int, family: int) -> tuple[End, ...]:
+        """Ends that may use one address: its owner, or whoever has it in a pair, or may use any."""
+        owner = self._by_number.get((family, number))
+        if owner is not None:
+            return tuple(end for end in owner.own[family] if end.number == number)
+        return (*self._pair_ends(number, number, family), *self.decoys(number, number, family))
+
+    def decoys(self, first: int, last: int, family: int) -> tuple[End, ...]:
+        """Ends that only ports without port security can be, one a port."""
+        found = (self.decoy(place, first, last, family) for place in self._wild)
+        return tuple(end for end in found if end is not None)
+
+    def decoy(self, place: Place, first: int, last: int, family: int) -> End | None:
+        """A port under the first address of a range that is nobody's, None where all are somebody's or special."""
+        if not 0 <= first <= last < 1 << BITS[family]:
+            return None
+        for low, after in _RESERVED_4 if family == 4 else _RESERVED_6:
+            if low <= first < after:
+                first = after
+        number = first
+        while (family, number) in self._by_number:
+            number += 1
+        if number > last:
+            return None
+        return End(place, number, address(number, family), place.port.mac, is_own=False)
+
+    def _pair_ends(self, first: int, last: int, family: int) -> Iterable[End]:
+        for place in self._paired:
+            for low, high, mac in place.pairs[family]:
+                number = max(low, first)
+                while number <= min(high, last) and (family, number) in self._by_number:
+                    number += 1
+                if number <= min(high, last):
+                    yield End(place, number, address(number, family), mac, is_own=False)
+
+
+def address(number: int, family: int) -> IPAddress:
+    """An address from its number."""
+    return IPv4Address(number) if family == 4 else IPv6Address(number)
+
+
+def header_of(family: int, protocol: int, dst_port: int = 0, icmp_type: int = 0, icmp_code: int = 0) -> Header:
+    """A header whose source port is open where the protocol has ports."""
+    if protocol in WITH_PORTS:
+        return Header(family, protocol, dst_port, 0, 0, None)
+    return Header(family, protocol, 0, icmp_type, icmp_code, 0)
+
+
+def _template(header: Header) -> Packet:
+    ip = _ZERO[header.family]
+    flags = SYN if header.protocol == TCP else 0
+    return Packet(
+        "", "", ip, ip, header.protocol, header.src_port, header.dst_port, header.icmp_type, header.icmp_code, flags
+    )

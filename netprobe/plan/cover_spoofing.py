@@ -1,0 +1,163 @@
+"""Scenarios about what every port has: anti-spoofing, ARP, neighbour discovery, DHCP, router advertisements. Pure.
+
+Foreign addresses are decoys: nobody's that the policy knows of. Where it can be had the target is one that would let
+the packet in, so that only anti-spoofing is between it and its arrival.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from netprobe.model.conntrack_rules import ROUTER_ADVERTISEMENT, first_state
+from netprobe.model.packets import Kind, Neighbour, Packet
+from netprobe.model.policy import ICMPV6, TCP, UDP, IPAddress, Way
+from netprobe.model.rule_lists import FAMILIES
+from netprobe.plan.cover_drafts import Drafts, Sent
+from netprobe.plan.cover_places import BITS, End, Header, Place, Places, address, header_of
+
+DECOY_MAC = "02:6e:70:64:65:63"
+"""Locally administered; "npdec" in letters."""
+_ADVERTISEMENT, _SOLICITATION = 136, 135
+_DHCP = {4: (67, 68), 6: (547, 546)}
+_HEADERS_MAX = 6
+Spoof = tuple[str, Packet]
+
+
+def add_spoofing(places: Places, drafts: Drafts) -> None:
+    """Add the scenarios to `drafts`, whose conversations say what targets let in.
+
+    Args:
+        places: of the policy.
+        drafts: finished.
+    """
+    _Spoofing(places, drafts).add()
+
+
+class _Spoofing:
+    def __init__(self, places: Places, drafts: Drafts) -> None:
+        self._places = places
+        self._drafts = drafts
+        self._by_name = {place.port.name: place for place in places.all}
+        self._talks: dict[tuple[int, int], list[tuple[Header, End]]] = {}
+        for draft in drafts.all():
+            if draft.has_conversation and draft.source.is_own and draft.header.src_port in (None, 0):
+                key = (draft.source.place.index, draft.header.family)
+                self._talks.setdefault(key, []).append((draft.header, draft.target))
+
+    def add(self) -> None:
+        """Scenarios of all ports."""
+        for place in self._places.all:
+            for family in FAMILIES:
+                for end in place.own[family][:1]:
+                    for label, other, packet in self._tries(place, end):
+                        state = first_state(packet)
+                        words = f"{label} v{family}"
+                        sent = [Sent(True, packet, state)]
+                        self._drafts.make(place, other, sent, words, [f"anti-spoofing:{words} at {place.port.name}"])
+
+    def _tries(self, place: Place, end: End) -> Iterator[tuple[str, Place, Packet]]:
+        yield from self._foreign(place, end)
+        yield from self._paired(place, end)
+        other = self._listener(place, end)
+        if other is not None:
+            resolve = _arp if end.ip.version == 4 else _discovery
+            foreign = self._foreign_ip(place, end)
+            for label, packet in (*resolve(end, other, foreign), *_servers(end, other)):
+                yield label, other.place, packet
+
+    def _foreign(self, place: Place, end: End) -> Iterator[tuple[str, Place, Packet]]:
+        """Somebody else's MAC address, and somebody else's IP address."""
+        header, target = self._way_in(place, end, end.number)
+        if target is not None:
+            packet = header.packet(end, target)
+            yield "foreign mac", target.place, replace(packet, src_mac=DECOY_MAC)
+        ip = self._foreign_ip(place, end)
+        if ip is not None:
+            header, target = self._way_in(place, end, int(ip))
+            if target is not None:
+                yield "foreign ip", target.place, replace(header.packet(end, target), src_ip=ip)
+
+    def _paired(self, place: Place, end: End) -> Iterator[tuple[str, Place, Packet]]:
+        """Allowed pairs: they work, their MAC and IP addresses belong together, and they end where they end."""
+        family = end.ip.version
+        for number, (first, last, mac) in enumerate(place.pairs[family]):
+            found = next((e for e in self._places.within(first, last, family) if e.place is place), None)
+            if found is None:
+                continue
+            name = f"pair {number}"
+            cases = [(name, found.ip, mac)]
+            if mac != place.port.mac:
+                cases += [(f"{name} with own mac", found.ip, place.port.mac), (f"{name} mac with own ip", end.ip, mac)]
+            for word, edge in (("address before", first - 1), ("address after", last + 1)):
+                decoy = self._places.decoy(place, edge, edge, family)
+                if decoy is not None:
+                    cases.append((f"{name} {word}", decoy.ip, mac))
+            for label, ip, src_mac in cases:
+                header, target = self._way_in(place, end, int(ip))
+                if target is not None:
+                    yield label, target.place, replace(header.packet(end, target), src_ip=ip, src_mac=src_mac)
+
+    def _way_in(self, place: Place, end: End, number: int) -> tuple[Header, End | None]:
+        """A header and a target: one that lets it in from an address if there is one."""
+        family = end.ip.version
+        quiet = header_of(family, TCP, 7)
+        talks = self._talks.get((place.index, family), [])
+        candidates = [*talks[:_HEADERS_MAX], *talks[-_HEADERS_MAX:]]
+        candidates += [(quiet, other) for other in self._others(place, family) if not other.place.is_guarded][:2]
+        candidates += [(quiet, other) for other in self._others(place, family)[:1]]
+        for header, target in candidates:
+            leaves = place.allows(Way.EGRESS, header, number, target.number)
+            if leaves and target.place.allows(Way.INGRESS, header, number, target.number):
+                return header, target
+        return candidates[0] if candidates else (quiet, None)
+
+    def _others(self, place: Place, family: int) -> list[End]:
+        own = self._places.own[family]
+        at = place.index + 1
+        return [end for end in (*own[at:], *own[:at]) if end.place is not place]
+
+    def _listener(self, place: Place, end: End) -> End | None:
+        """Another port; what is tried with it passes every port's rules."""
+        others = self._others(place, end.ip.version)
+        return next((other for other in others if not other.place.is_guarded), others[0] if others else None)
+
+    def _foreign_ip(self, place: Place, end: End) -> IPAddress | None:
+        """The next address that is nobody's, and that this port may not use either."""
+        family = end.ip.version
+        number = end.number
+        for _ in range(4096):
+            number += 1
+            decoy = self._places.decoy(place, number, number, family) if number < 1 << BITS[family] else None
+            is_held = any(first <= number <= last for p in self._places.all for first, last, _ in p.pairs[family])
+            if decoy is not None and not is_held:
+                return address(number, family)
+        return None
+
+
+def _arp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
+    packet = Packet(
+        end.mac, other.mac, end.ip, other.ip, 0, kind=Kind.ARP, neighbour=Neighbour(end.mac, end.ip, other.ip)
+    )
+    yield "arp", packet
+    yield "arp foreign mac", replace(packet, neighbour=Neighbour(DECOY_MAC, end.ip, other.ip))
+    if foreign is not None:
+        yield "arp foreign ip", replace(packet, src_ip=foreign, neighbour=Neighbour(end.mac, foreign, other.ip))
+
+
+def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
+    def made(icmp_type: int, mac: str, ip: IPAddress) -> Packet:
+        body = Neighbour(mac, ip)
+        return Packet(end.mac, other.mac, end.ip, other.ip, ICMPV6, icmp_type=icmp_type, kind=Kind.ND, neighbour=body)
+
+    yield "neighbour advertisement", made(_ADVERTISEMENT, end.mac, end.ip)
+    yield "neighbour solicitation", made(_SOLICITATION, end.mac, other.ip)
+    yield "neighbour advertisement foreign mac", made(_ADVERTISEMENT, DECOY_MAC, end.ip)
+    if foreign is not None:
+        yield "neighbour advertisement foreign target", made(_ADVERTISEMENT, end.mac, foreign)
+    yield "router advertisement", made(ROUTER_ADVERTISEMENT, end.mac, end.ip)
+
+
+def _servers(end: End, other: End) -> Iterator[Spoof]:
+    """A guest that plays a DHCP server."""
+    server, client = _DHCP[end.ip.version]
+    header = Header(end.ip.version, UDP, client, 0, 0, server)
+    yield "dhcp server", header.packet(end, other)

@@ -1,0 +1,439 @@
+"""What is to be tried of one entry at one port: everything that it compiles to, and what stands just beside it. Pure.
+
+A want says which headers would do, the best first, and which ends the other side may be; cover_choice takes the pair
+that proves most. An entry of a range of ports is as many value/mask pairs, one of a group as many addresses: a backend
+may have lost any one of them, so each is a want. Beside stand: the ports before and after, the addresses before and
+after a prefix and in the other half of the next wider one, whoever is not in a group, the other protocols, ICMP types
+and codes, the other family, and the other direction.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from netprobe.model.conntrack_rules import ANSWERS, ERRORS, UNTRACKED
+from netprobe.model.policy import (
+    DCCP,
+    ICMP,
+    ICMPV6,
+    SCTP,
+    TCP,
+    UDP,
+    UDPLITE,
+    WITH_PORTS,
+    Policy,
+    Way,
+    port_prefixes,
+)
+from netprobe.model.rule_lists import EPHEMERAL, AddressSet, Entry
+from netprobe.plan.cover_places import BITS, End, Header, Place, Places, header_of
+from netprobe.plan.port_masks import ALL_ONES, range_masks
+from netprobe.wire.policy_layout import IPV6_EXTENSIONS
+
+SAMPLES_MAX = 10
+"""Ports that are tried for one block of ports where the natural one proves nothing."""
+_QUIET_PORTS = (7, 20011, 40009, 50021, 9, 60013)
+_QUIET_PROTOCOLS = (253, 254, 252, 251)  # RFC 3692: for experiments; then unassigned ones
+_NEXT_PROTOCOL = {TCP: UDP, UDP: TCP, SCTP: TCP, DCCP: SCTP, UDPLITE: UDP}
+
+
+class Want(NamedTuple):
+    """Something to try of an entry at a port.
+
+    Attributes:
+        label: in words, "" for the entry itself.
+        headers: any of them would do.
+        others: ends of the other side; any would do.
+        locals: the port's own.
+        is_hit: the entry matches; else it would if it were a little wider.
+    """
+
+    label: str
+    headers: tuple[Header, ...]
+    others: Sequence[End]
+    locals: Sequence[End]
+    is_hit: bool
+
+
+class Vocabulary:
+    """Ports and protocols that a policy is about, and some that it is not."""
+
+    def __init__(self, policy: Policy) -> None:
+        rules = [rule for group in policy.groups for rule in group.rules]
+        matches = [match for acl in policy.acls for match in acl.matches]
+        named = {rule.protocol for rule in rules} | {match.protocol for match in matches}
+        ranges = {rule.ports for rule in rules if rule.ports} | {m.dst_ports for m in matches if m.dst_ports}
+        edges = {edge for first, last in ranges for edge in (first, last, first - 1, last + 1)}
+        self._edges = sorted(edge for edge in edges if 0 <= edge <= ALL_ONES)
+        self.protocols = tuple(sorted(number for number in named if number not in (None, ICMP, ICMPV6)))
+        self.quiet_port = min(_QUIET_PORTS, key=lambda port: sum(first <= port <= last for first, last in ranges))
+        self.quiet_protocol = next(number for number in _QUIET_PROTOCOLS if number not in named)
+
+    def ports_in(self, first: int, last: int) -> list[int]:
+        """Edges of rules within a range: where something may change."""
+        at = bisect_left(self._edges, first)
+        found = self._edges[at : at + SAMPLES_MAX]
+        return [edge for edge in found if edge <= last]
+
+    def any_port(self) -> list[int]:
+        """Ports to try where any would do."""
+        return [self.quiet_port, *self._edges[: 2 * SAMPLES_MAX]]
+
+
+class Wants:
+    """Makes the wants of entries; what does not depend on the port is made once."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self.words = Vocabulary(places.policy)
+        self._hits: dict[Entry, tuple[tuple[str, tuple[Header, ...]], ...]] = {}
+        self._misses: dict[Entry, tuple[tuple[str, tuple[Header, ...]], ...]] = {}
+        self._inside: dict[tuple[Entry, Way], list[tuple[str, tuple[End, ...]]]] = {}
+        self._outside: dict[tuple[Entry, Way], list[tuple[str, tuple[End, ...]]]] = {}
+        self._flat: dict[tuple[Entry, Way], list[End]] = {}
+        self._labels: dict[tuple[Entry, Header], str] = {}
+        self._names = _names(places.policy)
+        self._group_sets = [
+            AddressSet.of(
+                (prefix for port in places.policy.members(group.id) for prefix in port_prefixes(port)), family
+            )
+            for group in places.policy.groups
+            for family in (4, 6)
+        ]
+
+    def of(self, place: Place, way: Way, entry: Entry) -> Iterator[Want]:
+        """The wants of an entry at a port, the entry itself first."""
+        local = _sides(entry, way)[1]
+        locals_in, locals_out = self._locals(place, local, entry.family)
+        inside = self.inside(entry, way)
+        if locals_in:
+            for label, headers in self.hits(entry):
+                for member, ends in inside:
+                    yield Want(_joined(label, member), headers, ends, locals_in, is_hit=True)
+        in_ends = self.inside_ends(entry, way)
+        headers = self.hits(entry)[0][1]
+        if locals_out:
+            yield Want("other local address", headers, in_ends, locals_out, is_hit=False)
+        if not locals_in:
+            return
+        for label, beside in self.misses(entry):
+            yield Want(label, beside, in_ends, locals_in, is_hit=False)
+        for label, ends in self.outside(entry, way):
+            yield Want(label, headers, ends, locals_in, is_hit=False)
+        yield from self._other_family(place, entry, headers, in_ends)
+
+    def hits(self, entry: Entry) -> tuple[tuple[str, tuple[Header, ...]], ...]:
+        """What it compiles to, addresses aside: label and headers."""
+        if entry not in self._hits:
+            self._hits[entry] = tuple(self._make_hits(entry))
+        return self._hits[entry]
+
+    def misses(self, entry: Entry) -> tuple[tuple[str, tuple[Header, ...]], ...]:
+        """What stands beside it, addresses aside."""
+        if entry not in self._misses:
+            found = (_distinct(label, headers) for label, headers in self._make_misses(entry))
+            self._misses[entry] = tuple((label, headers) for label, headers in found if headers)
+        return self._misses[entry]
+
+    def inside_ends(self, entry: Entry, way: Way) -> list[End]:
+        """Ends of the other side that an entry is about."""
+        key = (entry, way)
+        if key not in self._flat:
+            self._flat[key] = [end for _, ends in self.inside(entry, way) for end in ends]
+        return self._flat[key]
+
+    def part_of(self, entry: Entry, way: Way, header: Header, remote: int) -> str:
+        """The label of the hit that a packet is, of all that the entry compiles to.
+
+        Args:
+            entry: matches the packet.
+            way: of the list that it stands in.
+            header: of the packet.
+            remote: address of the other side.
+        """
+        key = (entry, header)
+        label = self._labels.get(key)
+        if label is None:
+            label = self._labels[key] = self._header_label(entry, header)
+        found = _sides(entry, way)[0]
+        if found is None or len(found.parts) == 1:
+            return label
+        number, (first, last) = next(
+            (number, part) for number, part in enumerate(found.parts) if part[0] <= remote <= part[1]
+        )
+        return _joined(label, self._part_name(first, last, entry.family, number))
+
+    def pings(self, family: int) -> tuple[Header, ...]:
+        """ICMP queries."""
+        return tuple(self._any(family, ICMP))
+
+    def _header_label(self, entry: Entry, header: Header) -> str:
+        if entry.dst_ports and header.dst_port is not None:
+            for label, headers in self.hits(entry):
+                if any(header.src_port == each.src_port for each in headers) and _in_block(header.dst_port, headers):
+                    return label
+        return next((label for label, headers in self.hits(entry) if header in headers), "")
+
+    def inside(self, entry: Entry, way: Way) -> list[tuple[str, tuple[End, ...]]]:
+        """Ends of the other side that an entry is about, by the prefixes that its condition is made of."""
+        key = (entry, way)
+        if key not in self._inside:
+            remote = _sides(entry, way)[0]
+            everybody = [("", tuple(self._places.own[entry.family]))]
+            self._inside[key] = everybody if remote is None else list(self._make_inside(remote, entry.family))
+        return self._inside[key]
+
+    def outside(self, entry: Entry, way: Way) -> list[tuple[str, tuple[End, ...]]]:
+        """Ends that it is not about: beside each of its prefixes, and elsewhere."""
+        key = (entry, way)
+        if key not in self._outside:
+            remote = _sides(entry, way)[0]
+            found = self._make_outside(remote, entry.family) if remote is not None and remote.parts else ()
+            self._outside[key] = [(label, ends) for label, ends in found if ends or label == "outside"]
+        return self._outside[key]
+
+    def _make_inside(self, remote: AddressSet, family: int) -> Iterator[tuple[str, tuple[End, ...]]]:
+        for number, (first, last) in enumerate(remote.parts):
+            label = "" if len(remote.parts) == 1 else self._part_name(first, last, family, number)
+            yield label, self._places.within(first, last, family)
+            if last > first and last - first + 1 < 1 << BITS[family]:  # its own edges, where somebody may use them
+                for word, edge in (("first address", first), ("last address", last)):
+                    ends = self._places.exact(edge, family)
+                    if ends:
+                        yield _joined(label, word), ends
+
+    def _make_outside(self, remote: AddressSet, family: int) -> Iterator[tuple[str, tuple[End, ...]]]:
+        if remote.firsts[0] == 0 and remote.lasts[0] == (1 << BITS[family]) - 1:
+            return
+        for number, (first, last) in enumerate(remote.parts):
+            size = last - first + 1
+            name = "" if len(remote.parts) == 1 else self._part_name(first, last, family, number)
+            for word, edge in (("address before", first - 1), ("address after", last + 1)):
+                if not remote.holds(edge):
+                    yield _joined(name, word), self._places.exact(edge, family)
+            other_half = first ^ size
+            if size < 1 << BITS[family]:
+                ends = self._places.within(other_half, other_half + size - 1, family)
+                yield _joined(name, "prefix bit"), _without(ends, remote)
+        yield "outside", _without(self._places.own[family], remote)
+        for number, other in enumerate(self._group_sets):  # a wrong group that has all the right members, and more
+            if other.parts and remote.is_within(other) and not other.is_within(remote) and number % 2 == (family == 6):
+                wider = (end for first, last in other.parts for end in self._places.within(first, last, family))
+                yield "wider group", _without(wider, remote)
+
+    def _part_name(self, first: int, last: int, family: int, number: int) -> str:
+        """A member's name: keys are the same wherever the network is."""
+        return self._names.get((family, first, last), f"part {number}")
+
+    def _locals(self, place: Place, local: AddressSet | None, family: int) -> tuple[Sequence[End], Sequence[End]]:
+        """The port's own ends that a condition holds, and those that it does not."""
+        own = place.own[family]
+        if local is None:
+            return own[:1], ()
+        held = [end for end in own if local.holds(end.number)]
+        if not held:
+            held = [
+                end
+                for first, last in local.parts
+                for end in self._places.within(first, last, family)
+                if end.place is place and end.mac == place.port.mac
+            ]
+        return held, [end for end in own if not local.holds(end.number)][:1]
+
+    def _make_hits(self, entry: Entry) -> Iterator[tuple[str, tuple[Header, ...]]]:
+        if entry.protocol is None:
+            for protocol in (TCP, UDP, ICMP, self.words.quiet_protocol):
+                headers = tuple(self._any(entry.family, protocol))
+                yield f"protocol {'other' if protocol == self.words.quiet_protocol else protocol}", headers
+            for protocol in self.words.protocols:
+                if protocol not in (TCP, UDP) and not is_hidden(entry.family, protocol):
+                    yield f"protocol {protocol}", tuple(self._any(entry.family, protocol))
+        elif entry.protocol in WITH_PORTS:
+            for src_label, src in _source_ports(entry.src_ports):
+                for label, ports in self._blocks(entry.dst_ports):
+                    made = (header_of(entry.family, entry.protocol, port)._replace(src_port=src) for port in ports)
+                    yield _joined(label, src_label), tuple(dict.fromkeys(made))
+        elif _is_icmp(entry.family, entry.protocol):
+            yield from _icmp_hits(entry)
+        elif not is_hidden(entry.family, entry.protocol):
+            yield "", (header_of(entry.family, entry.protocol),)
+        else:
+            yield "", ()
+
+    def _make_misses(self, entry: Entry) -> Iterator[tuple[str, Iterable[Header]]]:
+        family, protocol = entry.family, entry.protocol
+        if protocol is None:
+            return
+        if protocol not in WITH_PORTS:
+            if _is_icmp(family, protocol):
+                yield from _icmp_misses(entry)
+                yield "protocol", (*self._any(family, UDP), *self._any(family, TCP))
+            else:
+                others = (protocol + 1, protocol - 1)
+                yield "protocol", (header_of(family, other) for other in others if _is_plain(family, other))
+            yield "protocol tcp", self._any(family, TCP)
+            return
+        for label, port, src in _beside(entry):
+            ports = [port] if port is not None else self._ports(entry.dst_ports)
+            yield label, (header_of(family, protocol, p)._replace(src_port=src) for p in ports)
+        other = _NEXT_PROTOCOL[protocol]
+        src = _source_ports(entry.src_ports)[0][1]
+        ports = self._ports(entry.dst_ports)
+        yield "protocol", (header_of(family, other, port)._replace(src_port=src) for port in ports)
+
+    def _blocks(self, ports: tuple[int, int] | None) -> Iterator[tuple[str, list[int]]]:
+        """Value/mask pairs of a range; of each the port at the range's edge if it has one, then others."""
+        if ports is None:
+            yield "", self.words.any_port()
+            return
+        masks = range_masks(*ports)
+        for value, mask in masks:
+            last = value | ~mask & ALL_ONES
+            natural = last if last == ports[1] else value
+            label = "" if len(masks) == 1 else f"mask {value:#06x}/{mask:#06x}"
+            yield label, [natural, value, last, *self.words.ports_in(value, last), (value + last) // 2]
+        if len(masks) == 1 and ports[0] < ports[1]:
+            yield "first port", [ports[0]]
+
+    def _ports(self, ports: tuple[int, int] | None) -> list[int]:
+        return self.words.any_port() if ports is None else [*ports, *self.words.ports_in(*ports)]
+
+    def _any(self, family: int, protocol: int) -> Iterator[Header]:
+        """Headers of a protocol, whatever its ports or types."""
+        if protocol in WITH_PORTS:
+            yield from (header_of(family, protocol, port) for port in self.words.any_port())
+        elif protocol == ICMP:
+            number = ICMP if family == 4 else ICMPV6
+            yield from (header_of(family, number, icmp_type=icmp_type) for icmp_type in _queries(family))
+        else:
+            yield header_of(family, protocol)
+
+    def _other_family(
+        self, place: Place, entry: Entry, headers: tuple[Header, ...], ends: Sequence[End]
+    ) -> Iterator[Want]:
+        """A rule of one family, tried in the other: the same header between the same ports."""
+        if _has_prefix(entry) and not all(end.is_own for end in ends):
+            return
+        family = 6 if entry.family == 4 else 4
+        local, others = place.own[family][:1], dict.fromkeys(end.place for end in ends)
+        swapped = tuple(_in_family(header, family) for header in headers)
+        found = [one for other in others for one in other.own[family][:1]]
+        if local and found and swapped:
+            yield Want("other family", swapped, found, local, is_hit=False)
+
+
+def is_hidden(family: int, protocol: int) -> bool:
+    """Whether no packet shows a protocol to a policy: IPv6 walks over extension headers."""
+    return family == 6 and protocol in IPV6_EXTENSIONS
+
+
+def _is_plain(family: int, protocol: int) -> bool:
+    """Whether it is a protocol without ports and types."""
+    return 1 < protocol < 255 and protocol not in (*WITH_PORTS, ICMP, ICMPV6) and not is_hidden(family, protocol)
+
+
+def _names(policy: Policy) -> dict[tuple[int, int, int], str]:
+    """What people call prefixes that stand for ports."""
+    return {
+        (prefix.version, int(prefix.network_address), int(prefix.broadcast_address)): (
+            f"from {port.name}" if number < len(port.ips) else f"from pair {number - len(port.ips)} of {port.name}"
+        )
+        for port in policy.ports
+        for number, prefix in enumerate(port_prefixes(port))
+    }
+
+
+def _sides(entry: Entry, way: Way) -> tuple[AddressSet | None, AddressSet | None]:
+    """Its condition on the other side's address, and on the port's own."""
+    return (entry.sources, entry.destinations) if way is Way.INGRESS else (entry.destinations, entry.sources)
+
+
+def _has_prefix(entry: Entry) -> bool:
+    return entry.sources is not None or entry.destinations is not None
+
+
+def _without(ends: Iterable[End], remote: AddressSet) -> tuple[End, ...]:
+    return tuple(end for end in ends if not remote.holds(end.number))
+
+
+def _in_block(port: int, headers: Iterable[Header]) -> bool:
+    """Whether a port is between those that were tried of a block: its first and last are among them."""
+    ports = [header.dst_port for header in headers if header.dst_port is not None]
+    return min(ports) <= port <= max(ports)
+
+
+def _joined(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
+def _distinct(label: str, headers: Iterable[Header]) -> tuple[str, tuple[Header, ...]]:
+    return label, tuple(dict.fromkeys(headers))
+
+
+def _is_icmp(family: int, protocol: int) -> bool:
+    return protocol == (ICMP if family == 4 else ICMPV6)
+
+
+def _queries(family: int) -> list[int]:
+    return list(ANSWERS[family])
+
+
+def _in_family(header: Header, family: int) -> Header:
+    if not _is_icmp(header.family, header.protocol):
+        return header._replace(family=family)
+    number = ICMP if family == 4 else ICMPV6
+    is_ping = header.icmp_type in (8, 128)
+    icmp_type = {4: 8, 6: 128}[family] if is_ping else header.icmp_type
+    return header._replace(family=family, protocol=number, icmp_type=icmp_type)
+
+
+def _source_ports(ports: tuple[int, int] | None) -> list[tuple[str, int | None]]:
+    """Source ports to send from; None leaves the choice to each attempt."""
+    if ports is None or (ports[0] <= EPHEMERAL[0] and EPHEMERAL[1] <= ports[1]):
+        return [("", None)]
+    first, last = ports
+    return [("", first)] if first == last else [("first source port", first), ("last source port", last)]
+
+
+def _beside(entry: Entry) -> Iterator[tuple[str, int | None, int | None]]:
+    """Ports just beside an entry's: label, destination port (None: any of its own) and source port."""
+    src = _source_ports(entry.src_ports)[0][1]
+    if entry.dst_ports:
+        first, last = entry.dst_ports
+        if first > 0:
+            yield "port-1", first - 1, src
+        if last < ALL_ONES:
+            yield "port+1", last + 1, src
+    if entry.src_ports:
+        first, last = entry.src_ports
+        if first > 0:
+            yield "source port-1", None, first - 1
+        if last < ALL_ONES:
+            yield "source port+1", None, last + 1
+
+
+def _icmp_hits(entry: Entry) -> Iterator[tuple[str, tuple[Header, ...]]]:
+    family, protocol = entry.family, entry.protocol or 0
+    if entry.icmp_type is None:
+        yield "", tuple(header_of(family, protocol, icmp_type=each) for each in _queries(family))
+        return
+    codes = (0, 1) if entry.icmp_code is None else (entry.icmp_code,)
+    for code in codes:
+        label = "" if code == codes[0] else f"code {code}"
+        yield label, (header_of(family, protocol, icmp_type=entry.icmp_type, icmp_code=code),)
+
+
+def _icmp_misses(entry: Entry) -> Iterator[tuple[str, Iterable[Header]]]:
+    family, protocol, icmp_type = entry.family, entry.protocol or 0, entry.icmp_type
+    if icmp_type is None:
+        return
+    left_alone = ERRORS[family] | (UNTRACKED if family == 6 else frozenset())
+    for label, other in (("type-1", icmp_type - 1), ("type+1", icmp_type + 1)):
+        if 0 <= other <= 255 and other not in left_alone:
+            yield label, (header_of(family, protocol, icmp_type=other),)
+    others = [query for query in _queries(family) if query != icmp_type]
+    yield "other type", (header_of(family, protocol, icmp_type=other) for other in others)
+    if entry.icmp_code is not None:
+        for label, code in (("code-1", entry.icmp_code - 1), ("code+1", entry.icmp_code + 1)):
+            if 0 <= code <= 255:
+                yield label, (header_of(family, protocol, icmp_type=icmp_type, icmp_code=code),)

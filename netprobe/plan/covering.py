@@ -1,0 +1,262 @@
+"""Covering probes: from a policy the small set of scenarios that exercises every rule and both sides of each boundary.
+
+Pure and deterministic. At each port every entry of both lists has its wants (cover_wants); each is met by the packet
+that proves most (cover_choice), and a packet that arrives meets one of its sender's egress wants with one of its
+receiver's ingress wants. Then come what no rule is about: states of connections and fragments (cover_states),
+anti-spoofing (cover_spoofing), the default deny. What can't be sent is said, and so is what can never decide.
+"""
+
+from netprobe.model.packets import Cover
+from netprobe.model.policy import TCP, UDP, Policy, Way
+from netprobe.model.rule_lists import FAMILIES, Entry
+from netprobe.plan.cover_choice import DECIDES, PASSES, PIVOTAL, Choice, Chooser
+from netprobe.plan.cover_drafts import Decider, Drafts
+from netprobe.plan.cover_places import End, Header, Place, Places, header_of
+from netprobe.plan.cover_shadows import shadowed_rules
+from netprobe.plan.cover_spoofing import add_spoofing
+from netprobe.plan.cover_states import add_states
+from netprobe.plan.cover_wants import Want, Wants
+
+__all__ = ["Decider", "cover"]
+
+WRONG_STAGE = "wrong stage only"
+_OTHER = {Way.INGRESS: Way.EGRESS, Way.EGRESS: Way.INGRESS}
+_NAMED_MAX = 3
+
+
+def cover(policy: Policy, decide: Decider) -> Cover:
+    """The scenarios that prove a policy.
+
+    The lower bound: a first packet has one fate. It is stopped at one of three points, or it arrives. What is to be
+    seen stopped at a point, with a header of its own at a port of its own, needs a packet of its own; what is to be
+    seen arriving is an entry's part (addresses and port mask) at one port and way, and an arriving packet has one
+    deciding entry, address and port at its sender and one at its receiver. So no set is smaller than what is stopped,
+    plus the greater of what leaves and what enters. One port at each end counts also where the entries are several.
+
+    Args:
+        policy: bound: its ports have their addresses.
+        decide: says what should become of a packet (judge.evaluator.Evaluator); expectations are its, not ours.
+    """
+    return _Covering(policy, decide).made()
+
+
+class _Gaps:
+    """What was not to be had, and at which ports."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, label: str, why: str, place: str = "") -> None:
+        places = self._found.setdefault((label, why), [])
+        if place and place not in places:
+            places.append(place)
+
+    def labels(self) -> set[str]:
+        return {label for label, _ in self._found}
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        return tuple((label, why + _at_places(places)) for (label, why), places in self._found.items())
+
+
+def _at_places(places: list[str]) -> str:
+    if not places:
+        return ""
+    more = len(places) - _NAMED_MAX
+    return f" (at {', '.join(places[:_NAMED_MAX])}" + (f" and {more} more)" if more > 0 else ")")
+
+
+class _Covering:
+    def __init__(self, policy: Policy, decider: Decider) -> None:
+        self._policy = policy
+        self._places = Places(policy)
+        self._wants = Wants(self._places)
+        self._chooser = Chooser(self._places)
+        self._drafts = Drafts(decider)
+        self._gaps = _Gaps()
+        self._arriving: dict[Way, set[tuple[int, Entry, str]]] = {way: set() for way in Way}
+        """Parts of entries that a packet which arrives has shown: port, entry and label."""
+
+    def made(self) -> Cover:
+        for way in (Way.INGRESS, Way.EGRESS):
+            for place in self._places.all:
+                if place.is_guarded:
+                    self._add_entries(place, way)
+        for place in self._places.all:
+            if place.is_guarded and not place.stages[Way.INGRESS].default_allows:
+                self._add_default_deny(place)
+        self._drafts.finish()
+        add_states(self._places, self._drafts)
+        add_spoofing(self._places, self._drafts)
+        shadowed = self._shadowed()
+        self._add_unnamed(shadowed)
+        scenarios = self._drafts.scenarios
+        return Cover(
+            scenarios,
+            self._lower_bound(),
+            self._naive(),
+            tuple(sorted(shadowed.items())),
+            self._gaps.lines(),
+        )
+
+    def _add_entries(self, place: Place, way: Way) -> None:
+        for entry in place.stages[way].entries:
+            for want in self._wants.of(place, way, entry):
+                if way is Way.EGRESS and want.is_hit and (place.index, entry, want.label) in self._arriving[way]:
+                    continue
+                self._meet(place, way, entry, want)
+            self._mirror(place, way, entry)
+
+    def _meet(self, place: Place, way: Way, entry: Entry, want: Want) -> None:
+        """Add the best packet for a want, or say why there is none."""
+        label = f"{entry.rule}:{want.label}" if want.label else entry.rule
+        if not want.others:
+            if want.is_hit or want.label == "outside":
+                verb = "may send from" if way is Way.INGRESS else "has"
+                self._gaps.add(label, f"no port {verb} such an address", place.port.name)
+            return
+        choice = self._chooser.choose(place, way, entry, want)
+        if choice is None or not (want.is_hit or choice.score & PIVOTAL):
+            return
+        if not choice.score & PASSES:
+            if way is Way.INGRESS:
+                why = f"{WRONG_STAGE}: no port that it is about may send this"
+                self._gaps.add(label, why, place.port.name)
+                return
+            if want.is_hit:
+                self._gaps.add(label, f"{WRONG_STAGE}: no port that it is about lets this in", place.port.name)
+        self._draft(choice, label, is_hit=want.is_hit)
+        if want.is_hit and choice.score & PASSES and choice.score & DECIDES and entry.action.allows:
+            self._mark(place, way, entry, choice)
+            if way is Way.INGRESS:
+                self._mark_sender(choice)
+
+    def _draft(self, choice: Choice, label: str, *, is_hit: bool) -> None:
+        self._drafts.add(choice.header, choice.source, choice.target, label, has_conversation=is_hit)
+
+    def _mark(self, place: Place, way: Way, entry: Entry, choice: Choice) -> str:
+        remote = choice.source if way is Way.INGRESS else choice.target
+        label = self._wants.part_of(entry, way, choice.header, remote.number)
+        self._arriving[way].add((place.index, entry, label))
+        return label
+
+    def _mark_sender(self, choice: Choice) -> None:
+        """A packet that arrives has met a want of its sender's too, if one entry alone let it leave."""
+        place, header = choice.source.place, choice.header
+        if not place.is_guarded:
+            return
+        stage = place.stages[Way.EGRESS]
+        ends = (choice.source.number, choice.target.number)
+        entry = stage.first(header, *ends)
+        if entry is not None and stage.is_pivotal(entry, header, *ends):
+            label = self._mark(place, Way.EGRESS, entry, choice)
+            self._draft(choice, f"{entry.rule}:{label}" if label else entry.rule, is_hit=True)
+
+    def _mirror(self, place: Place, way: Way, entry: Entry) -> None:
+        """The same in the other direction, where that must end otherwise and the other port would let it pass."""
+        other_way = _OTHER[way]
+        ends = self._wants.inside_ends(entry, way)
+        headers = self._wants.hits(entry)[0][1][:2]
+        locals_ = place.own[entry.family][:1]
+        stage = place.stages[other_way]
+        for header in headers:
+            if stage.is_invalid(header):
+                continue
+            for at in range(min(len(ends), 8)):
+                end = ends[(at + place.index) % len(ends)]
+                if end.place is place or not locals_ or end.mac != end.place.port.mac:
+                    continue
+                source, target = (locals_[0], end) if way is Way.INGRESS else (end, locals_[0])
+                if stage.allows(header, source.number, target.number) is entry.action.allows:
+                    continue
+                if end.place.allows(way, header, source.number, target.number):
+                    label = f"{entry.rule}:other direction"
+                    self._drafts.add(header, source, target, label, has_conversation=False)
+                    return
+
+    def _add_default_deny(self, place: Place) -> None:
+        for family in FAMILIES:
+            for local in place.own[family][:1]:
+                for way in Way:
+                    self._deny(place, way, local)
+
+    def _deny(self, place: Place, way: Way, local: End) -> None:
+        """Something that no entry of a list lets pass, with a partner that would."""
+        family = local.ip.version
+        label = f"default deny {way.value} v{family}"
+        fallback = None
+        for header in self._quiet(family):
+            for end in self._partners(place, family):
+                source, target = (end, local) if way is Way.INGRESS else (local, end)
+                stage = place.stages[way]
+                if stage.first(header, source.number, target.number) is not None or stage.is_invalid(header):
+                    continue
+                if end.place.allows(_OTHER[way], header, source.number, target.number):
+                    self._drafts.add(header, source, target, f"{label}", has_conversation=False)
+                    return
+                fallback = fallback or (header, source, target)
+        if fallback is None:
+            return  # its rules leave nothing to it
+        if way is Way.EGRESS:
+            self._drafts.add(*fallback, label, has_conversation=False)
+        else:
+            self._gaps.add(label, f"{WRONG_STAGE}: no port may send what it would stop", place.port.name)
+
+    def _quiet(self, family: int) -> list[Header]:
+        words = self._wants.words
+        ports = [header_of(family, protocol, words.quiet_port) for protocol in (TCP, UDP)]
+        return [*ports, header_of(family, words.quiet_protocol), *self._wants.pings(family)]
+
+    def _partners(self, place: Place, family: int) -> list[End]:
+        """Other ports, those after this one first."""
+        own = self._places.own[family]
+        found = [end for end in (*own[place.index + 1 :], *own[: place.index + 1]) if end.place is not place]
+        return found[:16]
+
+    def _shadowed(self) -> dict[str, str]:
+        found = shadowed_rules(self._places.all)
+        asked = {
+            entry.rule
+            for place in self._places.all
+            if place.is_guarded
+            for way in Way
+            for entry in (*place.stages[way].entries, *place.stages[way].buried)
+        }
+        carried = {group for port in self._policy.ports for group in port.groups}
+        for group in self._policy.groups:
+            why = "its ports have no port security" if group.id in carried else f"no port has the group {group.title}"
+            found.update({rule.id: why for rule in group.rules if rule.id not in asked})
+        found.update({acl.id: "it is on no port that asks it" for acl in self._policy.acls if acl.id not in asked})
+        return found
+
+    def _add_unnamed(self, shadowed: dict[str, str]) -> None:
+        """Rules that no expectation names, and nothing else explains."""
+        named = {
+            check.rule
+            for scenario in self._drafts.scenarios
+            for step in scenario.steps
+            for check in step.expected.checks
+        }
+        explained = named | set(shadowed) | self._gaps.labels()
+        rules = [rule.id for group in self._policy.groups for rule in group.rules]
+        for rule in (*rules, *(acl.id for acl in self._policy.acls)):
+            if rule not in explained:
+                self._gaps.add(rule, "nothing that these ports may send is decided by it")
+
+    def _lower_bound(self) -> int:
+        """See `cover`."""
+        stopped = set()
+        for scenario in self._drafts.scenarios:
+            step = scenario.steps[0]
+            if not step.expected.is_allowed:
+                p = step.packet
+                header = (p.kind, p.family, p.protocol, p.dst_port, p.icmp_type, p.icmp_code, p.tcp_flags, p.fragment)
+                stopped.add((step.expected.point, header))
+        return len(stopped) + max(len(shown) for shown in self._arriving.values())
+
+    def _naive(self) -> int:
+        """All ordered pairs of ports, each family, every TCP and UDP port and every ICMP type."""
+        count = 0
+        for family in FAMILIES:
+            ports = sum(1 for place in self._places.all if place.own[family])
+            count += ports * (ports - 1)
+        return count * (65_536 + 65_536 + 256)
