@@ -176,22 +176,50 @@ def _unguarded(actual: PortRules, way: Way) -> list[Discrepancy]:
 
 def _compared(promised: PortRules, actual: PortRules, way: Way, *, has_deny: bool) -> list[Discrepancy]:
     said, real = _pieces(promised.entries[way]), _pieces(actual.entries[way])
-    found: list[Discrepancy] = []
-    if not has_deny:
-        for family in (4, 6):
-            if not any(box_of(entry) == whole(family) for entry in actual.entries[way] if not entry.action.allows):
-                words = (f"{way.value} ipv{family}: what no rule allows is dropped", "no ACL that drops all the rest")
-                found.append(Discrepancy(DiscrepancyKind.NO_DEFAULT_DENY, (), *words))
+    found = [] if has_deny else _without_deny(actual.entries[way], way)
     missing, extra = list(_beyond(said, real)), list(_beyond(real, said))
+    differing = _Differing()
     for piece, rest in missing:
         other = _counterpart(piece, extra, real)
         kind = DiscrepancyKind.RULE_MISSING if other is None else DiscrepancyKind.RULE_NARROWER
-        found.append(_difference(kind, piece.entry, other, f"not allowed: {_texts(rest)}"))
+        differing.add(kind, piece.entry, other, rest)
     for piece, rest in extra:
         other = _counterpart(piece, missing, said)
         kind = DiscrepancyKind.RULE_EXTRA if other is None else DiscrepancyKind.RULE_WIDER
-        found.append(_difference(kind, other, piece.entry, f"allowed besides: {_texts(rest)}"))
-    return found
+        differing.add(kind, other, piece.entry, rest)
+    return found + differing.discrepancies()
+
+
+class _Differing:
+    """What differs, by the rules of both sides: entries of one rule, as those of its two families, go together."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[DiscrepancyKind, str, str], tuple[Entry | None, Entry | None, list[Box]]] = {}
+
+    def add(self, kind: DiscrepancyKind, promised: Entry | None, actual: Entry | None, boxes: list[Box]) -> None:
+        """One piece, and what of it is too much or too little."""
+        key = (kind, promised.rule if promised else "", actual.rule if actual else "")
+        self._found.setdefault(key, (promised, actual, []))[2].extend(boxes)
+
+    def discrepancies(self) -> list[Discrepancy]:
+        """In the order in which they were added."""
+        words = {True: "not allowed: ", False: "allowed besides: "}
+        less = {DiscrepancyKind.RULE_MISSING, DiscrepancyKind.RULE_NARROWER}
+        return [
+            _difference(kind, promised, actual, words[kind in less], boxes)
+            for (kind, _, _), (promised, actual, boxes) in self._found.items()
+        ]
+
+
+def _without_deny(entries: Iterable[Entry], way: Way) -> list[Discrepancy]:
+    whole_drops = {
+        entry.family for entry in entries if not entry.action.allows and box_of(entry) == whole(entry.family)
+    }
+    open_families = [f"ipv{family}" for family in (4, 6) if family not in whole_drops]
+    if not open_families:
+        return []
+    words = f"{way.value} {' and '.join(open_families)}: what no rule allows is dropped"
+    return [Discrepancy(DiscrepancyKind.NO_DEFAULT_DENY, (), words, "no ACL that drops all the rest")]
 
 
 def _pieces(entries: Iterable[Entry]) -> list[_Piece]:
@@ -210,14 +238,13 @@ def _pieces(entries: Iterable[Entry]) -> list[_Piece]:
 
 
 def _beyond(these: list[_Piece], those: list[_Piece]) -> Iterator[tuple[_Piece, list[Box]]]:
-    """What of these is in none of those, as far as it is no matter of course."""
+    """What of these is in none of those; not where it is DHCP, which goes without saying."""
     same = {piece.box for piece in those}
     for piece in these:
-        if piece.box in same:
-            continue
-        rest = piece.box.minus([*(other.box for other in those if other.box.meets(piece.box)), *_DHCP])
-        if rest:
-            yield piece, rest
+        if piece.box not in same:
+            rest = piece.box.minus(other.box for other in those if other.box.meets(piece.box))
+            if any(box.minus(_DHCP) for box in rest):
+                yield piece, rest
 
 
 def _counterpart(piece: _Piece, differing: list[tuple[_Piece, list[Box]]], every: list[_Piece]) -> Entry | None:
@@ -228,7 +255,11 @@ def _counterpart(piece: _Piece, differing: list[tuple[_Piece, list[Box]]], every
     return next((other.entry for other, _ in differing if other.box.meets(piece.box)), None)
 
 
-def _difference(kind: DiscrepancyKind, promised: Entry | None, actual: Entry | None, detail: str) -> Discrepancy:
+def _difference(
+    kind: DiscrepancyKind, promised: Entry | None, actual: Entry | None, words: str, boxes: Iterable[Box] = ()
+) -> Discrepancy:
+    texts = list(dict.fromkeys(box.text() for box in boxes))
+    more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
     return Discrepancy(
         kind,
         (),
@@ -236,10 +267,5 @@ def _difference(kind: DiscrepancyKind, promised: Entry | None, actual: Entry | N
         actual.text if actual else _NOTHING,
         promised.rule if promised else "",
         actual.rule if actual else "",
-        detail,
+        words + "; ".join(texts[:MAX_NAMED]) + more,
     )
-
-
-def _texts(boxes: list[Box]) -> str:
-    more = f" and {len(boxes) - MAX_NAMED} more" if len(boxes) > MAX_NAMED else ""
-    return "; ".join(box.text() for box in boxes[:MAX_NAMED]) + more

@@ -184,6 +184,7 @@ class _Reader:
         return [
             NetworkAcl(name, way, row.priority, action, tuple(dict.fromkeys(matches)), ports=self._named(there))
             for there, matches in by_ports.items()
+            if matches
         ]
 
     def _matches(self, name: str, term: Term, ports: frozenset[str], action: Action) -> list[AclMatch]:
