@@ -322,18 +322,25 @@ def find_flow(rows: Iterable[object], cookie: int) -> LogicalFlow | None:
     """The logical flow that a cookie names, None where no row has it."""
     for row in rows:
         if isinstance(row, dict) and cookie and row_uuid(row).startswith(f"{cookie:08x}"):
-            ids = row_map(row, "external_ids")
-            return LogicalFlow(
-                uuid=row_uuid(row),
-                pipeline=_text(row.get("pipeline")),
-                table=_number(row.get("table_id")) or 0,
-                priority=_number(row.get("priority")) or 0,
-                match=_text(row.get("match")),
-                actions=_text(row.get("actions")),
-                stage=ids.get("stage-name", ""),
-                hint=ids.get("stage-hint", "").lower(),
-            )
+            return logical_flow(row)
     return None
+
+
+def logical_flow(row: object) -> LogicalFlow | None:
+    """A row of the southbound Logical_Flow table, None where it is no row."""
+    if not isinstance(row, dict):
+        return None
+    ids = row_map(row, "external_ids")
+    return LogicalFlow(
+        uuid=row_uuid(row),
+        pipeline=_text(row.get("pipeline")),
+        table=_number(row.get("table_id")) or 0,
+        priority=_number(row.get("priority")) or 0,
+        match=_text(row.get("match")),
+        actions=_text(row.get("actions")),
+        stage=ids.get("stage-name", ""),
+        hint=ids.get("stage-hint", "").lower(),
+    )
 
 
 def north_table(flow: LogicalFlow) -> str:
