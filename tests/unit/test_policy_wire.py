@@ -118,6 +118,19 @@ def test_two_fragments_make_a_datagram_whose_checksum_holds_though_neither_knew_
         assert first[number] != frame(name, 9)[number]
 
 
+@pytest.mark.parametrize("secret", [1, 0x4321, 65535])
+def test_no_two_datagrams_in_fragments_share_an_identification_and_none_has_the_secret_one(secret):
+    mark = replace(MARK, ip_id=secret)
+    numbers = {mark.fragment_id(datagram) for datagram in range(1000, 1000 + 65534)}
+    assert numbers == set(range(1, 65536)) - {secret}
+
+
+def test_nothing_can_be_added_to_a_table():
+    sent = table(frame("arp reply", 0))
+    sent.append([])
+    assert len(sent) == 1
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_tcp_segments_have_the_numbers_that_they_are_given_and_a_syn_its_mark(family):
     for flags in (SYN, SYN | ACK, ACK, FIN | ACK):
