@@ -7,7 +7,8 @@ from collections.abc import Callable
 from ipaddress import ip_network
 
 from netprobe.judge.iptables import IptablesVerdict, evaluate
-from netprobe.judge.iptables_rules import Crossing, Dialect, Holds, Passing, RuleSet, parse_rules
+from netprobe.judge.iptables_conditions import Crossing, Dialect, Holds, Passing
+from netprobe.judge.iptables_rules import RuleSet, parse_rules
 from netprobe.model.packets import ConnState, Kind, Packet
 
 HOOKS = (("nat", "PREROUTING"), ("filter", "FORWARD"), ("nat", "POSTROUTING"))

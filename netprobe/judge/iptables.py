@@ -7,7 +7,8 @@ tell" and says which it was. judge.iptables_rules, below, reads the texts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from netprobe.judge.iptables_rules import Chain, Crossing, IpSet, IptablesRule, Passing, RuleSet
+from netprobe.judge.iptables_conditions import Crossing, IpSet, Passing
+from netprobe.judge.iptables_rules import Chain, IptablesRule, RuleSet
 from netprobe.model.packets import ConnState, Packet
 from netprobe.model.policy import ICMPV6
 

@@ -12,7 +12,8 @@ from netprobe.host.iptables import read_ebtables, read_rules, read_sets
 from netprobe.judge.ebtables import evaluate_frame, parse_ebtables
 from netprobe.judge.iptables import evaluate
 from netprobe.judge.iptables_answer import bridge_answer, frame_answer
-from netprobe.judge.iptables_rules import Crossing, IpSet, RuleSet, parse_rules, parse_sets
+from netprobe.judge.iptables_conditions import Crossing, IpSet
+from netprobe.judge.iptables_rules import RuleSet, parse_rules, parse_sets
 from netprobe.judge.trace_answer import silent_answer
 from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import Kind

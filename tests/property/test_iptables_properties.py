@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netprobe.judge.iptables import evaluate
-from netprobe.judge.iptables_rules import Crossing, RulesTextError, parse_rules, parse_sets
+from netprobe.judge.iptables_conditions import Crossing
+from netprobe.judge.iptables_rules import RulesTextError, parse_rules, parse_sets
 from netprobe.model.packets import ConnState, Packet
 
 DATA = Path(__file__).parents[1] / "unit" / "data"

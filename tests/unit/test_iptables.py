@@ -8,7 +8,8 @@ import pytest
 
 from netprobe.judge.ebtables import evaluate_frame, parse_ebtables
 from netprobe.judge.iptables import evaluate
-from netprobe.judge.iptables_rules import Crossing, RulesTextError, parse_rules, parse_sets
+from netprobe.judge.iptables_conditions import Crossing
+from netprobe.judge.iptables_rules import RulesTextError, parse_rules, parse_sets
 from netprobe.model.packets import ACK, SYN, ConnState, Kind, Neighbour, Packet
 
 DATA = Path(__file__).parent / "data"

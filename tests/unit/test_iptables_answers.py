@@ -8,7 +8,8 @@ import pytest
 from support.state_files import OLD
 
 from netprobe.errors import HostNotReadyError
-from netprobe.judge.iptables_rules import Crossing, parse_rules, parse_sets
+from netprobe.judge.iptables_conditions import Crossing
+from netprobe.judge.iptables_rules import parse_rules, parse_sets
 from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import SYN, ConnState, EnforcementPoint, Kind, Neighbour, Packet, Stage
 from netprobe.model.points import Point, PointKind
