@@ -24,7 +24,7 @@ from netprobe.wire.policy_layout import (
 )
 
 _WINDOW = 64240
-_NO_NEXT_HEADER = 59
+_EXPERIMENT = 253  # RFC 3692; conntrack finds a packet without any next header (59) invalid
 _SCTP_INIT, _SCTP_INIT_ACK, _SCTP_COOKIE_ECHO = 1, 2, 10  # RFC 9260 §3.2
 _SCTP_COOKIE = 7  # the State Cookie parameter, §3.3.3.1
 _SCTP_IDENTITY = 0xB070  # unknown to all; the two high bits say "skip it, go on, do not report" (§3.2.1)
@@ -166,7 +166,7 @@ def _dccp(segment: Segment, _pad_to: int) -> bytes:
 def _ah(segment: Segment, _pad_to: int) -> bytes:
     """An authentication header around nothing, the identity as its check value: IPv6 stacks walk over it."""
     size = IDENTITY_AT[AH] + mark.IDENTITY_BYTES
-    header = struct.pack("!BBHII", _NO_NEXT_HEADER, size // 4 - 2, 0, segment.mark.session, segment.seq)
+    header = struct.pack("!BBHII", _EXPERIMENT, size // 4 - 2, 0, segment.mark.session, segment.seq)
     return header + identity(segment.mark, segment.seq)
 
 
