@@ -27,6 +27,7 @@ from netprobe.judge.where import Span, span_between, switches_on_the_way, to_bla
 from netprobe.model.probes import Flow
 from netprobe.model.topology import Host, Topology
 from netprobe.plan.allowlist import Allowlist
+from netprobe.service.bridge_reasons import bridge_reason
 from netprobe.service.journal import Journal
 from netprobe.service.permits import own_tuples
 from netprobe.service.prepare import PortSource, Prepared
@@ -147,6 +148,9 @@ def find_reason(inquiry: Inquiry, outcome: LegOutcome) -> Reason | None:
     span = span_between(loss.first, loss.second, passed)
     if span is None:
         start, end = outcome.stops[loss.first].point, outcome.stops[loss.second].point
+        guarded = bridge_reason(one, int(loss.seqs[0]), (start, end), inquiry.topology)
+        if guarded is not None:
+            return guarded
         detail = f"no rule stands between {start.id} and {end.id}: lost on the link, in a queue or in a driver"
         return replace(unknown_reason(detail), code=ReasonCode.LINK_LOSS)
     try:
