@@ -177,14 +177,13 @@ def _unguarded(actual: PortRules, way: Way) -> list[Discrepancy]:
 def _compared(promised: PortRules, actual: PortRules, way: Way, *, has_deny: bool) -> list[Discrepancy]:
     said, real = _pieces(promised.entries[way]), _pieces(actual.entries[way])
     found = [] if has_deny else _without_deny(actual.entries[way], way)
-    missing, extra = list(_beyond(said, real)), list(_beyond(real, said))
     differing = _Differing()
-    for piece, rest in missing:
-        other = _counterpart(piece, extra, real)
+    for piece, rest in _beyond(said, real):
+        other = _counterpart(piece, said, real)
         kind = DiscrepancyKind.RULE_MISSING if other is None else DiscrepancyKind.RULE_NARROWER
         differing.add(kind, piece.entry, other, rest)
-    for piece, rest in extra:
-        other = _counterpart(piece, missing, said)
+    for piece, rest in _beyond(real, said):
+        other = _counterpart(piece, real, said)
         kind = DiscrepancyKind.RULE_EXTRA if other is None else DiscrepancyKind.RULE_WIDER
         differing.add(kind, other, piece.entry, rest)
     return found + differing.discrepancies()
@@ -247,12 +246,13 @@ def _beyond(these: list[_Piece], those: list[_Piece]) -> Iterator[tuple[_Piece, 
                 yield piece, rest
 
 
-def _counterpart(piece: _Piece, differing: list[tuple[_Piece, list[Box]]], every: list[_Piece]) -> Entry | None:
-    """The other side's entry of the same name, else one that differs too and is about some of the same packets."""
-    for other in every:
+def _counterpart(piece: _Piece, own: list[_Piece], theirs: list[_Piece]) -> Entry | None:
+    """The other side's entry of the same name, else one without an equal here about some of the same packets."""
+    for other in theirs:
         if other.entry.rule == piece.entry.rule and other.entry.family == piece.entry.family:
             return other.entry
-    return next((other.entry for other, _ in differing if other.box.meets(piece.box)), None)
+    equal = {each.box for each in own}
+    return next((other.entry for other in theirs if other.box not in equal and other.box.meets(piece.box)), None)
 
 
 def _difference(

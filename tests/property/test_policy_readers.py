@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from netprobe.errors import UsageError
 from netprobe.model.policy import Policy
+from netprobe.plan.policy_file import parse_policy, read_policy
 from netprobe.plan.policy_neutron import COMMANDS, parse_neutron
 
 TITLES = (
@@ -69,3 +70,62 @@ def test_any_text_of_an_export_is_a_policy_or_a_usage_error(groups, ports):
     """No traceback, whatever the files hold."""
     with contextlib.suppress(UsageError):
         parse_neutron({"security-groups.json": groups, "ports.json": ports}, "x")
+
+
+KEYS = (
+    *("group", "rule", "guest", "acl", "address_group", "name", "stateful", "id", "direction", "ethertype", "protocol"),
+    *("port", "icmp_type", "icmp_code", "remote_prefix", "remote_group", "remote_address_group", "prefixes", "groups"),
+    *("network", "mac", "ips", "port_security", "allowed_address_pairs", "prefix", "ip", "priority", "action", "ports"),
+    *("source", "destination", "source_port", "schema", "bypass"),
+)
+TABLE = st.dictionaries(
+    st.sampled_from(KEYS), VALUES | st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6), max_size=2)
+)
+DOCUMENT = st.dictionaries(st.sampled_from(("group", "guest", "acl", "address_group")), st.lists(TABLE, max_size=2))
+
+
+@settings(max_examples=300, deadline=None)
+@given(DOCUMENT | TABLE)
+def test_any_document_is_a_policy_or_a_usage_error(document):
+    """Whatever keys and values a file has."""
+    with contextlib.suppress(UsageError):
+        assert isinstance(read_policy(document, "x"), Policy)
+
+
+RULE = st.fixed_dictionaries(
+    {"direction": st.sampled_from(("ingress", "egress"))},
+    optional={
+        "ethertype": st.sampled_from(("ipv4", "ipv6", "both")),
+        "protocol": st.sampled_from(("tcp", "icmp", "icmpv6", "any", 0, 255, 132)),
+        "port": st.sampled_from((80, "80", "1-65535", "9-8")),
+        "icmp_type": st.integers(0, 256),
+        "icmp_code": st.integers(0, 256),
+        "remote_prefix": st.sampled_from(("10.0.0.0/8", "fd00::1", "0.0.0.0/0", "10.0.0.1/8")),
+        "remote_group": st.sampled_from(("g", "h")),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(RULE, max_size=4))
+def test_any_rules_are_all_kept_or_refused(rules):
+    """None is lost, and none has a family that its prefix or protocol is not in."""
+    document = {"group": [{"name": "g", "rule": rules}], "guest": [{"name": "vm1", "groups": ["g"]}]}
+    try:
+        policy = read_policy(document, "x")
+    except UsageError:
+        return
+    (group,) = policy.groups
+    assert len(group.rules) == len(rules)
+    for rule in group.rules:
+        assert rule.families
+        assert rule.remote_prefix is None or rule.families == (rule.remote_prefix.version,)
+        assert rule.protocol != 58 or rule.families == (6,)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_any_text_is_a_policy_or_a_usage_error(text):
+    """TOML or not."""
+    with contextlib.suppress(UsageError):
+        parse_policy(text, "x")

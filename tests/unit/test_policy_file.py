@@ -1,17 +1,21 @@
 """Policies as users write them: what is accepted, and the whole message where it is not."""
 
+import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 
 import pytest
 
 from netprobe.errors import UsageError
-from netprobe.model.policy import Action, AddressPair, GroupRule, Policy, Way
-from netprobe.plan.policy_file import parse_policy, read_policy
+from netprobe.model.policy import PROTOCOL_NAMES, Action, AddressPair, GroupRule, Policy, Way
+from netprobe.plan.policy_file import LAB_GUEST_KEYS, LAB_TOP_KEYS, parse_policy, read_policy
+from netprobe.plan.policy_neutron import COMMANDS
 
 GUEST = '[[guest]]\nname = "vm1"\ngroups = ["web"]\n'
 WEB = '[[group]]\nname = "web"\n'
 RULE = WEB + '[[group.rule]]\ndirection = "ingress"\n'
 ACL = GUEST + WEB + '[[acl]]\nname = "a"\ndirection = "ingress"\npriority = 1\naction = "drop"\n'
+PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
 TWO_GUESTS = '[[guest]]\nname = "a"\n{}\n[[guest]]\nname = "b"\n{}\n'
 OWN = "Give each guest addresses of its own."
 UNDEFINED = " both, and match the same packets: which one decides is undefined"
@@ -300,7 +304,10 @@ def test_every_key_of_the_format_is_read():
             "p.toml: acl a.network: unknown network 'net2' (allowed: net1). Did you mean 'net1'?",
         ),
         (ACL + "port = 80\n", "p.toml: acl[0].port: there are no ports in any protocol (allowed: protocol tcp, udp, "),
-        (ACL + 'protocol = "icmp"\nsource_port = 80\n', "p.toml: acl[0].source_port: there are no ports in icmp (allo"),
+        (
+            ACL + 'protocol = "icmp"\nsource_port = 80\n',
+            "p.toml: acl[0].source_port: there are no ports in icmp (allowed: ",
+        ),
         (ACL + "source = [1]\n", "p.toml: acl[0].source: got [1] (allowed: an array of non-empty strings)."),
         (ACL + "source = 1\n", "p.toml: acl[0].source: got 1 (allowed: a prefix such as 10.0.0.0/24 or fd00::/64, or "),
         (
@@ -392,3 +399,14 @@ def test_a_lab_reads_its_own_keys_from_the_same_tables():
     policy = read_policy(document, "lab.toml", guest_keys=("host",), top_keys=("bypass",))
     assert [port.name for port in policy.ports] == ["vm1"]
     assert read_policy({}, "lab.toml") == Policy()
+
+
+def test_the_page_shows_a_policy_that_is_one_and_names_every_key_and_command():
+    """docs/policy.md is what a user goes by."""
+    (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert parse_policy(example, "docs/policy.md").remarks == ()
+    keys = set(re.findall(r"^(\w+) = ", WHOLE, re.MULTILINE)) | {*LAB_GUEST_KEYS, *LAB_TOP_KEYS}
+    keys |= {"source_port", "destination", "ports", "remote_prefix", "schema", "id"}
+    assert [key for key in sorted(keys) if not re.search(rf"`[^`]*\b{key}\b[^`]*`", PAGE)] == []
+    assert [name for name in PROTOCOL_NAMES if not re.search(rf"\b{name}\b", PAGE)] == []
+    assert [f"{command} > {name}" for name, command in COMMANDS.items() if f"{command} > {name}\n" not in PAGE] == []
