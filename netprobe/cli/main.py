@@ -121,6 +121,33 @@ def _add_trace(commands: "argparse._SubParsersAction[Parser]") -> None:
     trace.set_defaults(call=_run("trace"))
 
 
+def _add_verify(commands: "argparse._SubParsersAction[Parser]") -> None:
+    verify = commands.add_parser("verify", help="prove that a security policy is enforced (docs/policy.md)")
+    verify.add_argument("policy", nargs="?", metavar="POLICY", help="TOML file")
+    verify.add_argument("--neutron", metavar="DIR", help="groups, rules and ports, as openstack prints them")
+    verify.add_argument("--ovn", metavar="REMOTE", help="OVN's northbound database: unix:/run/ovn/ovnnb_db.sock")
+    verify.add_argument(
+        "--vantage", default="tap", help="tap (as if the guest had sent it; the default), vswitch (packet-out) or guest"
+    )
+    verify.add_argument("--rate", type=int, default=2000, metavar="PPS", help="packets per second, all hosts together")
+    verify.add_argument("--tmax", default="200ms", help="waiting time after which a packet counts as missed")
+    verify.add_argument(
+        "--alpha", type=float, default=1e-3, help="probability that anything at all is called dropped that passes"
+    )
+    verify.add_argument("--rounds", type=int, default=12, metavar="N", help="tries of a packet, at the most")
+    verify.add_argument("--seed", type=int, default=1, help="of the order in which packets are sent")
+    verify.add_argument("--plan", action="store_true", help="say what would be sent, and send nothing")
+    verify.add_argument("--explain", type=int, metavar="N", help="show the evidence of finding N, hop by hop")
+    verify.add_argument(
+        "--watch-change", metavar="COMMAND", help="probe while COMMAND changes the rules: how long until they hold?"
+    )
+    verify.add_argument("--watch-rule", metavar="ID", help="the rule to watch (default: all that allow something)")
+    verify.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
+    verify.add_argument("--no-store", action="store_true", help="keep the result nowhere")
+    _common(verify)
+    verify.set_defaults(call=_run("verify"))
+
+
 def _add_watch(commands: "argparse._SubParsersAction[Parser]") -> None:
     watch = commands.add_parser("watch", help="run a plan for good and tell when a path changes (docs/watch.md)")
     watch.add_argument("plan", metavar="PLAN", help="TOML file")
@@ -205,6 +232,7 @@ def build_parser() -> Parser:
     _remote(run)
     _result(run)
     run.set_defaults(call=_run("plan"))
+    _add_verify(commands)
     _add_watch(commands)
     report = commands.add_parser("report", help="print a stored result again")
     report.add_argument("--last", action="store_true", help="the newest one (the default)")

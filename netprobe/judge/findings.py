@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
-from netprobe.judge.inherent import Difference, inherent_difference, silent_reject
+from netprobe.judge.inherent import REJECT, Difference, inherent_difference, inherent_place, silent_reject
 from netprobe.judge.proof import Outcome
 from netprobe.model.model_answers import ModelAnswer
 from netprobe.model.packets import Scenario, Step
@@ -176,9 +176,10 @@ def judge_steps(steps: Iterable[Judged], backend: str, not_sent: Mapping[tuple[i
         difference = _inherent(one, backend)
         if difference is not None:
             result.differences[difference] = result.differences.get(difference, 0) + 1
-        if _contradicts(one) and difference is not None:
-            broken.add(number)
-            continue
+            if _contradicts(one):
+                broken.add(number)
+            if difference is not REJECT:  # which says nothing of the rest
+                continue
         finding = _finding(one, not_sent.get((number, one.number), ""), backend)
         if finding is not None:
             if finding.kind is not FindingKind.WRONG_PLACE:
@@ -189,9 +190,21 @@ def judge_steps(steps: Iterable[Judged], backend: str, not_sent: Mapping[tuple[i
 
 
 def _inherent(one: Judged, backend: str) -> Difference | None:
+    """What the backend does otherwise here by its nature."""
     if _contradicts(one):
         return inherent_difference(one.step, backend, is_passed=one.outcome is Outcome.PASSED)
+    if one.outcome is Outcome.DROPPED and _is_misplaced(one):
+        assert one.model is not None and one.model.point is not None  # noqa: PT018  else it is in no place
+        return inherent_place(one.step, backend, one.model.point)
     return silent_reject(one.step, backend) if not one.evidence.rejected else None
+
+
+def _is_misplaced(one: Judged) -> bool:
+    """Whether the model says that it is dropped, but not where it should be."""
+    model = one.model
+    if one.step.expected.is_allowed or model is None or model.is_allowed is not False:
+        return False
+    return model.point is not None and model.point != one.step.expected.point
 
 
 def _contradicts(one: Judged) -> bool:
@@ -224,7 +237,7 @@ def _against_model(one: Judged) -> Finding | None:
         return _make(
             one, FindingKind.DIVERGENCE, f"the enforcement's model {said}, the packet {proved}: {model.detail}"
         )
-    if not expected.is_allowed and model.point is not None and model.point != expected.point:
+    if _is_misplaced(one):
         detail = f"dropped as it should be, but at {model.point} instead of {expected.point}"
         return _make(one, FindingKind.WRONG_PLACE, detail)
     return None

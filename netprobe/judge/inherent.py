@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from netprobe.model.packets import Fragment, Step
+from netprobe.model.packets import ConnState, EnforcementPoint, Fragment, Kind, Stage, Step
 
 USERSPACE = frozenset({"ovs-ct", "ovn", "ovs-dpdk"})
+ROUTER_ADVERTISEMENT, NEIGHBOUR_SOLICITATION = 134, 135  # RFC 4861 §4.2, §4.3
 SILENT_REJECT = frozenset({"ovs-ct", "ovs-dpdk", "bridge"})
 
 
@@ -32,7 +33,28 @@ REJECT = Difference(
     "`reject` drops without telling the sender: OpenFlow has no such action, and a bridge has no route for the RST or "
     "ICMP error. Only OVN answers, through ovn-controller.",
 )
-ALL = (FRAGMENTS, REJECT)
+ICMP_CODE = Difference(
+    "icmp-code-userspace-conntrack",
+    "Open vSwitch's userspace conntrack takes an ICMP query with a code other than 0 for invalid, so a rule that "
+    "leaves the code open lets code 0 pass alone. No ICMP query has another code (RFC 792, RFC 4443).",
+)
+
+
+ROUTER_ADVERTISEMENTS = Difference(
+    "ovn-router-advertisements",
+    "OVN lets router advertisements of guests pass, above every ACL (priority 65532 of ls_in_acl and ls_out_acl); "
+    "Neutron's other drivers drop them. A guest that believes them must not share a network with one that is not "
+    "trusted.",
+)
+NEIGHBOURS = Difference(
+    "ovn-answers-neighbours",
+    "OVN answers ARP requests and neighbour solicitations about ports that it knows in their name: they do not arrive.",
+)
+CONNTRACK_EVERYWHERE = Difference(
+    "ovn-conntrack-on-every-port",
+    "Where a logical switch has any stateful ACL, OVN tracks the connections of all its ports, so what belongs to no "
+    "connection is dropped at its sender's port already, even if that has no port security.",
+)
 
 
 def inherent_difference(step: Step, backend: str, *, is_passed: bool) -> Difference | None:
@@ -43,9 +65,29 @@ def inherent_difference(step: Step, backend: str, *, is_passed: bool) -> Differe
         backend: "ovs-ct", "bridge", "ovn" or "ovs-dpdk".
         is_passed: what became of it.
     """
-    if step.packet.fragment is not Fragment.NONE and backend in USERSPACE and not is_passed:
-        return FRAGMENTS
+    packet = step.packet
+    if backend in USERSPACE and not is_passed:
+        if packet.fragment is not Fragment.NONE:
+            return FRAGMENTS
+        if packet.is_icmp and packet.icmp_code != 0 and step.state is ConnState.NEW:
+            return ICMP_CODE
+    if backend == "ovn" and packet.kind is Kind.ND:
+        if is_passed:
+            return ROUTER_ADVERTISEMENTS if packet.icmp_type == ROUTER_ADVERTISEMENT else None
+        return NEIGHBOURS if packet.icmp_type == NEIGHBOUR_SOLICITATION else None
     return None
+
+
+def inherent_place(step: Step, backend: str, point: EnforcementPoint) -> Difference | None:
+    """The difference that explains why a step was dropped at another point than the policy says.
+
+    Args:
+        step: dropped, as it should be.
+        backend: how it is enforced.
+        point: where it was dropped.
+    """
+    is_early = point.stage is Stage.EGRESS and step.expected.point.stage is Stage.INGRESS
+    return CONNTRACK_EVERYWHERE if backend == "ovn" and step.state is ConnState.INVALID and is_early else None
 
 
 def silent_reject(step: Step, backend: str) -> Difference | None:

@@ -148,7 +148,7 @@ def ovn_answer(
         rule=known.get("rule", "") or _ovn_rule(decision, is_allowed=is_allowed),
         rule_id=known.get("id", "") or _row_id(row),
         kind=known.get("kind", "") or _ovn_kind(decision, is_allowed=is_allowed),
-        point=_ovn_point(decision, question),
+        point=_ovn_point(decision, question, known),
         detail="" if is_allowed else _ovn_detail(decision),
     )
 
@@ -199,13 +199,13 @@ def _ovn_place(decision: OvnDecision) -> str:
     return f"stage {decision.flow.stage}{whose}"
 
 
-def _ovn_point(decision: OvnDecision, question: ModelQuestion) -> EnforcementPoint | None:
-    """Ingress of OVN's pipeline is the sender's port, its egress the target's."""
+def _ovn_point(decision: OvnDecision, question: ModelQuestion, known: Mapping[str, str]) -> EnforcementPoint | None:
+    """Ingress of OVN's pipeline is the sender's port, its egress the target's. ACLs may guard against spoofing too."""
     if decision.flow is None:
         return None
     is_target = decision.flow.pipeline == EGRESS
     port = (question.dst if is_target else question.src).name
-    if decision.kind is OvnKind.PORT_SECURITY:
+    if decision.kind is OvnKind.PORT_SECURITY or known.get("kind") == "anti-spoofing":
         return EnforcementPoint(port, Stage.ANTI_SPOOFING)
     if decision.kind in (OvnKind.ACL, OvnKind.CONNTRACK_INVALID):
         return EnforcementPoint(port, Stage.INGRESS if is_target else Stage.EGRESS)

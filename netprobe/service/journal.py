@@ -7,20 +7,20 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
 from netprobe.errors import HostNotReadyError, NetprobeError
-from netprobe.host.conntrack import Conntrack
+from netprobe.host.netns import exists
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.host.process import start_ticks
-from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.model.probes import ProbeSession
 from netprobe.model.topology import Host, Topology
 from netprobe.service.discovery import base_dir
+from netprobe.service.own_entries import Table, delete_tuples, table_of
 from netprobe.service.permits import own_tuples
 from netprobe.service.prepare import Prepared
 from netprobe.service.tap_links import TapLinks, undo_links
@@ -32,10 +32,9 @@ DAMAGED = (OSError, ValueError, LookupError, TypeError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Entries of one session in one zone of one switch; None: in any zone (OVN has one a port and router)."""
+    """Entries of one run in one table."""
 
-    rundir: str
-    zone: int | None
+    table: Table
     tuples: tuple[FiveTuple, ...]
 
 
@@ -47,7 +46,7 @@ def _to_json(share: Share) -> dict[str, object]:
     rows = [
         [t.protocol, str(t.src), str(t.dst), t.src_port, t.dst_port, t.icmp_type, t.icmp_code] for t in share.tuples
     ]
-    return {"rundir": share.rundir, "zone": share.zone, "tuples": rows}
+    return {**asdict(share.table), "tuples": rows}
 
 
 def _tuple(row: Sequence[object]) -> FiveTuple:
@@ -81,12 +80,11 @@ def _is_running(rundir: str) -> bool:
 def _remove(shares: Sequence[Share]) -> Removal:
     deleted = kept = 0
     left, problems = [], []
-    for share in shares:
+    for share in _joined(shares):
         try:
-            with UnixctlClient(share.rundir) as unixctl:
-                outcome = Conntrack(unixctl).delete_own(share.tuples, share.zone)
+            outcome = delete_tuples(share.table, share.tuples)
         except HostNotReadyError as error:
-            if _is_running(share.rundir):  # else the table went with its switch
+            if _is_there(share.table):  # else the table went with its switch
                 left.append(share)
                 problems.append(str(error))
             continue
@@ -95,9 +93,21 @@ def _remove(shares: Sequence[Share]) -> Removal:
     return Removal(deleted, kept, tuple(left), tuple(problems))
 
 
+def _joined(shares: Sequence[Share]) -> list[Share]:
+    """One share a table, so that each is read once."""
+    joined: dict[Table, dict[FiveTuple, None]] = {}
+    for share in shares:
+        joined.setdefault(share.table, {}).update(dict.fromkeys(share.tuples))
+    return [Share(table, tuple(tuples)) for table, tuples in joined.items()]
+
+
+def _is_there(table: Table) -> bool:
+    return _is_running(table.rundir) if table.rundir else exists(table.netns)
+
+
 def _shares(probe: ProbeSession, hosts: Iterable[Host]) -> list[Share]:
     tuples = tuple(own_tuples(probe))
-    return [Share(host.ovs_rundir, host.zone, tuples) for host in hosts if host.ovs_rundir]
+    return [Share(table_of(host, is_kernel=False), tuples) for host in hosts if host.ovs_rundir]
 
 
 class Journal:
@@ -111,6 +121,7 @@ class Journal:
         self._path = path
         self._shares: list[Share] = []
         self._taps: list[TapLinks] = []
+        self._texts: dict[int, str] = {}  # by the id of a share, which this journal keeps alive
         self.deleted = 0
         self.kept = 0
 
@@ -129,6 +140,22 @@ class Journal:
             HostNotReadyError: it cannot be written, so nothing may be made.
         """
         self._shares += _shares(probe, hosts)
+        self._write()
+
+    def add_tuples(self, tuples: Sequence[FiveTuple], hosts: Iterable[Host], *, is_kernel: bool) -> None:
+        """Write down connections that packets may begin on these hosts, before they are sent.
+
+        Args:
+            tuples: originating directions.
+            hosts: where they may pass.
+            is_kernel: the kernel tracks them (iptables), not the vswitch.
+
+        Raises:
+            HostNotReadyError: it cannot be written, so nothing may be sent.
+        """
+        for host in hosts:
+            if is_kernel or host.ovs_rundir:
+                self._shares.append(Share(table_of(host, is_kernel=is_kernel), tuple(tuples)))
         self._write()
 
     def add_taps(self, links: TapLinks) -> None:
@@ -153,18 +180,23 @@ class Journal:
         return problems
 
     def _write(self) -> None:
-        document = {
+        """Write it all anew; each share is put into words only once, for there may be thousands of tuples in it."""
+        for share in self._shares:
+            if id(share) not in self._texts:
+                self._texts[id(share)] = json.dumps(_to_json(share))
+        head: dict[str, object] = {
             "schema": JOURNAL_SCHEMA,
             "pid": os.getpid(),
             "start_ticks": start_ticks(os.getpid()),
-            "conntrack": [_to_json(s) for s in self._shares],
-            "taps": [links.to_json() for links in self._taps],
         }
+        head["taps"] = [links.to_json() for links in self._taps]
+        shares = ",".join(self._texts[id(share)] for share in self._shares)
+        text = f'{json.dumps(head)[:-1]}, "conntrack": [{shares}]}}'
         new = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with new.open("w", encoding="utf-8") as file:
-                json.dump(document, file)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             new.rename(self._path)
@@ -184,10 +216,14 @@ class Journal:
     def undo(self) -> None:
         """Delete what the run made. What a busy switch could not be asked about stays for `netprobe clean`."""
         self._taps = [links for links in self._taps if undo_links(links)]
+        self.undo_tuples()
+
+    def undo_tuples(self) -> None:
+        """Delete the connections that were made so far; what could not be asked about stays written down."""
         removal = _remove(self._shares)
         self.deleted += removal.deleted
         self.kept += removal.kept
-        self._shares = list(removal.left)
+        self._shares, self._texts = list(removal.left), {}
         self._save()
 
     def forget(self) -> None:
@@ -202,6 +238,12 @@ class Journal:
         self.undo()
 
 
+def new_journal() -> Journal:
+    """A journal with nothing in it yet, and no file."""
+    pid = os.getpid()
+    return Journal(_folder() / f"run-{pid}-{start_ticks(pid)}-{uuid.uuid4().hex[:8]}.json")
+
+
 def open_journal(prepared: Sequence[Prepared], topology: Topology, passing: Sequence[ProbeSession] = ()) -> Journal:
     """Write down what the sessions of a run will make.
 
@@ -213,8 +255,7 @@ def open_journal(prepared: Sequence[Prepared], topology: Topology, passing: Sequ
     Raises:
         HostNotReadyError: it cannot be written, so nothing may be made.
     """
-    pid = os.getpid()
-    journal = Journal(_folder() / f"run-{pid}-{start_ticks(pid)}-{uuid.uuid4().hex[:8]}.json")
+    journal = new_journal()
     try:
         for one in prepared:
             journal.add(one, topology)
@@ -259,7 +300,10 @@ def _read(path: Path) -> _Left | None:
     if ticks and start_ticks(pid) == ticks:
         return None
     shares = [
-        Share(str(s["rundir"]), _zone(s["zone"]), tuple(_tuple(row) for row in s["tuples"]))
+        Share(
+            Table(str(s["rundir"]), _zone(s["zone"]), str(s.get("netns", ""))),
+            tuple(_tuple(row) for row in s["tuples"]),
+        )
         for s in document["conntrack"]
     ]
     return _Left(tuple(shares), tuple(TapLinks.from_json(table) for table in document.get("taps", [])))

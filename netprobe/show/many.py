@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from netprobe.show.policy import print_verification
 from netprobe.show.tables import Document, duration, percent, print_document, print_session, type_p_text, verdict_text
 
 FEW = 6
@@ -22,6 +23,9 @@ def print_result(out: Console, document: Document) -> None:
     """The document of `trace`, `trace --mtu` or `run`: the answer first, and as much as one can read."""
     if document.get("mtu"):
         print_sweep(out, document)
+        return
+    if "matrix" in document:
+        print_verification(out, document)
         return
     groups = document.get("flow_groups") or []
     for group in groups:

@@ -11,7 +11,7 @@ from netprobe.errors import HostNotReadyError
 from netprobe.host.nf_conntrack import KernelConntrack
 from netprobe.judge.conntrack import ICMPV6, UDP, FiveTuple
 from netprobe.model.topology import Host
-from netprobe.service.own_entries import delete_tuples
+from netprobe.service.own_entries import delete_tuples, table_of
 from netprobe.wire.nf_conntrack import attribute, delete_request
 
 pytestmark = pytest.mark.system
@@ -113,7 +113,7 @@ def test_thousands_go_at_once_through_the_service(tracked, table):
     tracked.send(udp(40000), *map(udp, ports))
     until(lambda: len(table.dump()) == 2001)
     host = Host("hv1", tracked.host, "", "", "", zone=5)
-    said = delete_tuples(host, (ours(port) for port in ports), is_kernel=True)
+    said = delete_tuples(table_of(host, is_kernel=True), (ours(port) for port in ports))
     assert (len(said.deleted), said.absent, said.kept) == (2000, (), ())
     assert originals(table) == {ours(40000)}
 

@@ -21,7 +21,7 @@ from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import GRE, ICMPV6, SCTP, UDPLITE, FiveTuple
 from netprobe.judge.conntrack import UDP as UDP_NUMBER
 from netprobe.model.topology import Host
-from netprobe.service.own_entries import delete_tuples
+from netprobe.service.own_entries import delete_tuples, table_of
 
 pytestmark = pytest.mark.system
 
@@ -107,7 +107,7 @@ def test_thousands_of_which_half_are_gone_already(switch, send):
         (FiveTuple(UDP_NUMBER, B, A, 53, 60999), ZONE),
         (ours(61000), OTHER_ZONE),
     }
-    said = delete_tuples(hypervisor(switch), (ours(port) for port in range(60999, 63000)), is_kernel=False)
+    said = delete_tuples(table_of(hypervisor(switch), is_kernel=False), (ours(port) for port in range(60999, 63000)))
     assert said.deleted == tuple(t for t in said.deleted if 61000 <= t.src_port < 62000)
     assert (len(said.deleted), len(said.absent), said.kept) == (1000, 1001, ())
     assert entries(switch) == tenants
@@ -117,7 +117,7 @@ def test_without_a_zone_of_the_host_they_go_from_every_zone(switch, send):
     """OVN: each port and router has a zone of its own."""
     send(udp(61000), udp(61001))
     send(udp(61000), mac=OTHER_MAC)
-    said = delete_tuples(hypervisor(switch, zone=None), [ours(61000)], is_kernel=False)
+    said = delete_tuples(table_of(hypervisor(switch, zone=None), is_kernel=False), [ours(61000)])
     assert said.deleted == (ours(61000), ours(61000))
     assert entries(switch) == {(ours(61001), ZONE)}
 
@@ -130,7 +130,7 @@ def test_a_protocol_that_the_table_has_without_ports(switch, send, protocol, src
     send(odd(protocol, src), odd(protocol, other), odd(254, src))
     send(odd(protocol, src), mac=OTHER_MAC)
     tuple_ = FiveTuple(protocol, src, dst, 0)
-    said = delete_tuples(hypervisor(switch), [tuple_], is_kernel=False)
+    said = delete_tuples(table_of(hypervisor(switch), is_kernel=False), [tuple_])
     assert (said.deleted, said.absent, said.kept) == ((tuple_,), (), ())
     neighbours = {(replace(tuple_, src=other), ZONE), (replace(tuple_, protocol=254), ZONE), (tuple_, OTHER_ZONE)}
     assert entries(switch) == neighbours
@@ -141,7 +141,7 @@ def test_sctp_that_was_named_with_its_ports_is_kept(switch, send):
     """The entry is shared by whatever SCTP the two exchange; who says that it is ours names it without ports."""
     send(odd(SCTP))
     with_ports = FiveTuple(SCTP, A, B, 61000, 80)
-    said = delete_tuples(hypervisor(switch), [with_ports, replace(with_ports, src=C)], is_kernel=False)
+    said = delete_tuples(table_of(hypervisor(switch), is_kernel=False), [with_ports, replace(with_ports, src=C)])
     assert (said.deleted, said.absent) == ((), (replace(with_ports, src=C),))
     assert [tuple_ for tuple_, _why in said.kept] == [with_ports]
     assert entries(switch) == {(FiveTuple(SCTP, A, B, 0), ZONE)}
@@ -152,7 +152,7 @@ def test_icmp_queries(switch, send, icmp_type):
     pid = pid_of(switch)
     send(*(IP(src=str(A), dst=str(B)) / ICMP(type=icmp_type, id=i) / bytes(12) for i in (77, 78)))
     tuple_ = FiveTuple(1, A, B, 77, 0, icmp_type, 0)
-    assert delete_tuples(hypervisor(switch), [tuple_], is_kernel=False).deleted == (tuple_,)
+    assert delete_tuples(table_of(hypervisor(switch), is_kernel=False), [tuple_]).deleted == (tuple_,)
     assert entries(switch) == {(replace(tuple_, src_port=78), ZONE)}
     assert pid_of(switch) == pid
 
@@ -164,7 +164,7 @@ def test_icmpv6_is_never_named(switch, send):
     send(odd(1, A6, b"\x08" + bytes(27)), odd(ICMPV6, A, b"\x80" + bytes(27)))
     there = entries(switch)
     assert len(there) == 3
-    said = delete_tuples(hypervisor(switch), [tuple_ for tuple_, _zone in there], is_kernel=False)
+    said = delete_tuples(table_of(hypervisor(switch), is_kernel=False), [tuple_ for tuple_, _zone in there])
     assert ({tuple_ for tuple_, _why in said.kept}, said.deleted) == ({tuple_ for tuple_, _zone in there}, ())
     assert entries(switch) == there
     assert pid_of(switch) == pid

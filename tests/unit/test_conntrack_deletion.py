@@ -7,7 +7,7 @@ from netprobe.host.unixctl import CommandError
 from netprobe.judge.conntrack import GRE, ICMPV6, SCTP, UDP, FiveTuple
 from netprobe.model.topology import Host
 from netprobe.service import own_entries
-from netprobe.service.own_entries import delete_tuples
+from netprobe.service.own_entries import delete_tuples, table_of
 
 A, B = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 
@@ -72,5 +72,7 @@ def test_no_tuples_no_question(monkeypatch):
     monkeypatch.setattr(own_entries, "UnixctlClient", None)
     monkeypatch.setattr(own_entries, "KernelConntrack", None)
     for is_kernel in (False, True):
-        said = delete_tuples(Host("hv1", "hv1", "br-int", "/run/x", "", zone=5), iter([]), is_kernel=is_kernel)
+        said = delete_tuples(
+            table_of(Host("hv1", "hv1", "br-int", "/run/x", "", zone=5), is_kernel=is_kernel), iter([])
+        )
         assert (said.deleted, said.absent, said.kept) == ((), (), ())

@@ -13,6 +13,7 @@ from netprobe.model.packets import (
     Decision,
     EnforcementPoint,
     Fragment,
+    Kind,
     Packet,
     Scenario,
     Stage,
@@ -91,6 +92,25 @@ def test_what_a_backend_does_by_its_nature_is_a_difference_and_no_finding():
     assert (result.found, result.differences) == ([], {FRAGMENTS: 1})
     assert kinds(judged(ALLOW, Outcome.DROPPED, packet=fragment), backend="bridge") == [FindingKind.OVERBLOCK]
     assert kinds(judged(DENY, Outcome.PASSED, packet=fragment), backend="ovn") == [FindingKind.LEAK]
+
+
+def test_what_ovn_does_by_its_nature_is_told_apart_by_what_became_of_the_packet():
+    def neighbour(kind):
+        return replace(PACKET, protocol=58, src_port=0, dst_port=0, icmp_type=kind, kind=Kind.ND)
+
+    advert, question = neighbour(134), neighbour(135)
+    assert kinds(judged(DENY, Outcome.PASSED, packet=advert), backend="ovn") == []
+    assert kinds(judged(DENY, Outcome.PASSED, packet=advert), backend="ovs-ct") == [FindingKind.LEAK]
+    assert kinds(judged(ALLOW, Outcome.DROPPED, packet=question), backend="ovn") == []
+    assert kinds(judged(DENY, Outcome.PASSED, packet=question), backend="ovn") == [FindingKind.LEAK]
+
+
+def test_what_belongs_to_no_connection_may_be_dropped_early_by_ovn_alone():
+    early = ModelAnswer(False, point=OUT_A, place="stage ls_in_acl of net1")
+    scenario = Scenario(0, "s0", "a", "b", (Step(True, PACKET, ConnState.INVALID, DENY),), frozenset())
+    one = Judged(scenario, 0, Outcome.DROPPED, SEEN, early)
+    assert kinds(one, backend="ovn") == []
+    assert kinds(one, backend="ovs-ct") == [FindingKind.WRONG_PLACE]
 
 
 def test_a_rejection_that_nobody_saw_is_unproven_where_the_backend_can_tell_and_a_difference_elsewhere():

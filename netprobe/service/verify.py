@@ -1,0 +1,264 @@
+"""`netprobe verify`: prove that a security policy is enforced, and by which rule; one process, the hosts it can reach.
+
+Bind the policy to what is attached, compute the covering scenarios, ask the hosts' leave, open taps, make rounds of
+probes, tidy up, ask the enforcement's own model, judge. The rounds are service.verify_rounds', the frames
+service.verify_attempts'; what is proved is judge.proof's and judge.findings'.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from netprobe.host.clock import realtime_ns
+from netprobe.host.signals import StopRequest
+from netprobe.judge.evaluator import Evaluator
+from netprobe.judge.findings import Evidence, Finding, FindingKind, Findings, Judged, judge_steps
+from netprobe.judge.proof import Outcome, Proofs
+from netprobe.model.model_answers import ModelAnswer, ModelQuestion
+from netprobe.model.packets import Cover
+from netprobe.model.points import PointKind
+from netprobe.model.policy import Policy
+from netprobe.model.topology import Attachment, Topology
+from netprobe.plan.budget import PORT_BLOCK
+from netprobe.plan.covering import cover
+from netprobe.plan.policy_bind import bind
+from netprobe.service.policy_models import ModelAsker
+from netprobe.service.verify_attempts import Attempts
+from netprobe.service.verify_permits import permit_verify
+from netprobe.service.verify_rounds import RoundLimits, Rounds
+from netprobe.service.verify_wire import WireOrder, open_wire
+from netprobe.wire.mark import KEY_BYTES
+from netprobe.wire.policy_frames import PolicyMark
+
+CLASS_MARK = 3
+QUESTIONS_AT_ONCE = 500
+"""Between two batches of questions a signal is heard."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOrder:
+    """What is to be proved, and how.
+
+    Attributes:
+        policy: as it was read; bound to the topology here.
+        where: what it was read from, for messages.
+        vantage: "tap", "vswitch" or "guest".
+        rate_pps: packets a second, all hosts together.
+        discrepancies: what other sources say otherwise, found before anything was sent.
+    """
+
+    policy: Policy
+    where: str
+    vantage: str = "tap"
+    rate_pps: int = 2000
+    tmax_ns: int = 200_000_000
+    alpha: float = 1e-3
+    rounds: int = 12
+    seed: int = 1
+    discrepancies: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyPlan:
+    """A policy bound to what is attached, with its scenarios."""
+
+    policy: Policy
+    cover: Cover
+    backend: str
+    attachments: tuple[Attachment, ...]
+
+    def attachment(self, name: str) -> Attachment:
+        """Whose port a policy's port is."""
+        numbers = {port.name: i for i, port in enumerate(self.policy.ports)}
+        return self.attachments[numbers[name]]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOutcome:
+    """Everything that a verification found out.
+
+    Attributes:
+        steps: every step with what is known of it, in the order of scenarios.
+        sent, controls, unsent: frames.
+        dropped: frames that a ring of ours had no room for, so that nobody saw them.
+        strayed: what was seen at a port that it was not for, for people.
+        notes: what else one should know.
+        loss_upper: bound of the loss of what passes.
+        misses_needed: misses in a row that were called a drop on a path of that loss.
+        stopped: why it ended early, "" when it did not.
+    """
+
+    plan: VerifyPlan
+    order: VerifyOrder
+    started_ns: int
+    ended_ns: int
+    findings: Findings
+    steps: tuple[Judged, ...] = ()
+    sent: int = 0
+    controls: int = 0
+    unsent: int = 0
+    rounds: int = 0
+    late: int = 0
+    dropped: int = 0
+    forged: int = 0
+    asked: int = 0
+    strayed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    loss_upper: float = 1.0
+    misses_needed: int = 0
+    conntrack_deleted: int = 0
+    conntrack_kept: int = 0
+    stopped: str = ""
+
+
+def backend_of(topology: Topology, attachments: Iterable[Attachment]) -> str:
+    """How policies are enforced there: "ovn", "bridge" (iptables before the vswitch) or "ovs-ct"."""
+    if topology.ovn is not None:
+        return "ovn"
+    if any(point.kind is PointKind.BRIDGE for one in attachments for point in one.chain):
+        return "bridge"
+    return "ovs-ct"
+
+
+def plan_verify(order: VerifyOrder, topology: Topology) -> VerifyPlan:
+    """Bind the policy and compute its covering scenarios; sends nothing.
+
+    Raises:
+        UsageError: a port of the policy is attached nowhere, or is another one than the policy says.
+    """
+    policy = bind(order.policy, topology.attachments, order.where)
+    by_id = {one.iface_id: one for one in topology.attachments}
+    attachments = tuple(by_id[port.id] for port in policy.ports)
+    return VerifyPlan(policy, cover(policy, Evaluator(policy)), backend_of(topology, attachments), attachments)
+
+
+async def verify(
+    order: VerifyOrder, plan: VerifyPlan, topology: Topology, stop: StopRequest, tell: Tell
+) -> VerifyOutcome:
+    """Carry a verification out.
+
+    Args:
+        order: how.
+        plan: plan_verify's.
+        topology: where the ports are.
+        stop: once it is asked, nothing more is sent; what is known by then is judged.
+        tell: takes lines of progress.
+
+    Raises:
+        RefusedError: a host does not allow it.
+        HostNotReadyError: a tool, privilege or namespace is missing.
+    """
+    started_ns = realtime_ns()
+    is_kernel = plan.backend == "bridge"
+    terms = (order.vantage, order.rate_pps)
+    most = permit_verify(plan.attachments, topology, plan.cover, terms, started_ns, is_kernel=is_kernel)
+    ports = plan.policy.ports
+    proofs = Proofs(plan.cover.scenarios, [port.name for port in ports], alpha=order.alpha)
+    mark = _new_mark()
+    attempts = Attempts(mark, secrets.randbelow(4096))
+    wire_order = WireOrder(mark, plan.attachments, topology, order.vantage, order.rate_pps, is_kernel)
+    answers: dict[int, ModelAnswer] = {}
+    async with open_wire(wire_order, stop) as wire, trio.open_nursery() as nursery:
+        # At the same time as the probes: both wait for the switch most of the time.
+        nursery.start_soon(_ask_models, plan, proofs, topology, answers)
+        limits = RoundLimits(order.tmax_ns, order.rounds, order.seed, most)
+        rounds = Rounds(plan.cover.scenarios, ports, proofs, attempts, wire, limits, stop)
+        await rounds.run(tell)
+        tell("waiting for the enforcement's own model")
+    steps = _judged(plan, proofs, answers)
+    findings = judge_steps(steps, plan.backend, rounds.not_sent)
+    _add_unproven(findings, plan, order)
+    common, _ = proofs.loss()
+    controls = sum(one.step < 0 for one in attempts.sent)
+    return VerifyOutcome(
+        plan,
+        order,
+        started_ns,
+        realtime_ns(),
+        findings,
+        tuple(steps),
+        sent=len(attempts.sent) - controls,
+        controls=controls,
+        unsent=rounds.unsent,
+        rounds=rounds.made,
+        late=rounds.late,
+        dropped=wire.dropped,
+        forged=wire.forged,
+        asked=sum(step.model is not None for step in steps),
+        strayed=_strayed(plan, rounds),
+        notes=wire.notes,
+        loss_upper=common.upper,
+        misses_needed=proofs.misses_needed(),
+        conntrack_deleted=wire.journal.deleted,
+        conntrack_kept=wire.journal.kept,
+        stopped=stop.why if stop.asked() else "",
+    )
+
+
+def _new_mark() -> PolicyMark:
+    """Marks that nobody knows."""
+    return PolicyMark(
+        session=secrets.randbits(32),
+        key=secrets.token_bytes(KEY_BYTES),
+        dscp=CLASS_MARK,
+        ip_id=secrets.randbelow(0xFFFF) + 1,
+        flow_label=secrets.randbelow(0xFFFFF) + 1,
+    )
+
+
+async def _ask_models(plan: VerifyPlan, proofs: Proofs, topology: Topology, answers: dict[int, ModelAnswer]) -> None:
+    """What the enforcement's own model says of each step, by its place in the columns; put into `answers`."""
+    questions = []
+    for scenario in plan.cover.scenarios:
+        for number, step in enumerate(scenario.steps):
+            place = proofs.index(scenario.number, number)
+            ends = plan.attachments[int(proofs.sender[place])], plan.attachments[int(proofs.receiver[place])]
+            # Any of netprobe's ports stands for all of them.
+            questions.append(ModelQuestion(step.packet.with_ephemeral(PORT_BLOCK[0]), *ends, step.state, place))
+    with ModelAsker() as asker:
+        for first in range(0, len(questions), QUESTIONS_AT_ONCE):
+            part = questions[first : first + QUESTIONS_AT_ONCE]
+            for question, answer in zip(part, await asker.ask(part, topology), strict=True):
+                answers[question.ident] = answer
+
+
+def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer]) -> list[Judged]:
+    """All steps with their outcomes, evidence and what the model says of them."""
+    outcomes = proofs.outcomes()
+    return [
+        Judged(scenario, number, outcomes[place], _evidence(plan, proofs, place, outcomes[place]), answers.get(place))
+        for scenario in plan.cover.scenarios
+        for number in range(len(scenario.steps))
+        for place in (proofs.index(scenario.number, number),)
+    ]
+
+
+def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome) -> Evidence:
+    sender, receiver = plan.attachments[int(proofs.sender[place])], plan.attachments[int(proofs.receiver[place])]
+    sent, arrived, rejected = (int(column[place]) for column in (proofs.sent, proofs.arrived, proofs.rejected))
+    missing = receiver.chain[1].id if outcome is not Outcome.PASSED else ""
+    return Evidence(sent, arrived, rejected, sender.chain[1].id, missing)
+
+
+def _add_unproven(findings: Findings, plan: VerifyPlan, order: VerifyOrder) -> None:
+    """What cannot be proved from here, and what other sources say otherwise."""
+    findings.found += order.discrepancies
+    findings.found += [Finding(FindingKind.UNPROVEN, remark) for remark in plan.policy.remarks]
+    findings.found += [
+        Finding(FindingKind.UNPROVEN, why, rule_id=what, expected=what) for what, why in plan.cover.unproven
+    ]
+    findings.found.sort(key=lambda finding: list(FindingKind).index(finding.kind))
+
+
+def _strayed(plan: VerifyPlan, rounds: Rounds) -> tuple[str, ...]:
+    """Frames that came to a port that they were not for."""
+    told = []
+    for (step, port), count in rounds.strayed.items():
+        name = plan.policy.ports[port].name
+        what = "controls" if step < 0 else plan.cover.scenarios[rounds.proofs.ref(step).scenario].key
+        told.append(f"{count} of {what} came to {name}, whom they were not for")
+    return tuple(told)

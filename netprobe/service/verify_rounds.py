@@ -1,0 +1,309 @@
+"""Rounds of probes: all scenarios that are not decided yet, step by step together, until each of them is.
+
+In a round every scenario gets one new attempt. All first steps are sent, then the second steps of those whose first
+arrived, and so on; controls go before and behind. Scenarios that would share a connection go one after the other, in
+waves, and what they leave in conntrack is taken away in between. What arrived, and what did not, goes to judge.proof.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from netprobe.host.clock import realtime_ns
+from netprobe.host.signals import StopRequest
+from netprobe.judge.proof import Outcome, Proofs
+from netprobe.model.packets import Kind, Neighbour, Packet, Scenario
+from netprobe.model.policy import ICMPV6, PolicyPort
+from netprobe.service.verify_attempts import CONTROL, Attempt, Attempts, Sent, levels, waves
+
+I64 = npt.NDArray[np.int64]
+
+LOOK_S = 0.01
+CONTROLS_A_LEVEL = 2
+"""How often each port sends, and is sent, a control before the steps of a level; and again after the last ones."""
+
+PASSED_S = 0.02
+"""So long after it was sent the switch has surely worked a frame off; it need not have arrived yet."""
+
+NEIGHBOUR_ADVERTISEMENT = 136  # RFC 4861 §4.4
+
+JOURNAL_STEPS = 2_000
+"""Frames between two writes of the journal, at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A frame of ours at a port, or the news that it was rejected.
+
+    Attributes:
+        seq: its number in the run.
+        port: number of the port that it was seen at.
+        t_ns: CLOCK_REALTIME.
+        is_rejection: an RST or ICMP error in its receiver's name, on the way back to its sender.
+    """
+
+    seq: int
+    port: int
+    t_ns: int
+    is_rejection: bool = False
+
+
+class Wire(Protocol):
+    """Where frames go in, and come out again."""
+
+    async def send(self, sent: Sequence[Sent]) -> list[int]:
+        """Send frames; the times just before each, CLOCK_REALTIME, ns; 0 where it could not be sent."""
+
+    async def arrivals(self) -> list[Arrival]:
+        """What has come since the last call."""
+
+    async def confirm(self) -> frozenset[int]:
+        """Numbers of the ports before which frames of ours are surely absorbed."""
+
+    async def forget(self) -> None:
+        """Take the connections away that frames made so far."""
+
+    def write_down(self, sent: Sequence[Sent]) -> None:
+        """Put into the journal what these frames may leave in the hosts, before they are sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLimits:
+    """How long to go on.
+
+    Attributes:
+        tmax_ns: waiting time after which a packet counts as missed.
+        rounds: at most so many.
+        seed: of the order in which scenarios are sent.
+        at_once: scenarios that may be under way at once: their connections are in tables that tenants share.
+    """
+
+    tmax_ns: int
+    rounds: int
+    seed: int
+    at_once: int
+
+
+@dataclass(slots=True)
+class Rounds:
+    """The state of all rounds.
+
+    Attributes:
+        scenarios: dense in `number`.
+        ports: as the policy has them, in the order of their numbers.
+        not_sent: why steps could not be judged, by (scenario, step).
+        strayed: frames that were seen at a port that is not their receiver's: (place of the step, port), with counts.
+        late: arrivals after the end of their round.
+        made: rounds so far.
+    """
+
+    scenarios: Sequence[Scenario]
+    ports: Sequence[PolicyPort]
+    proofs: Proofs
+    attempts: Attempts
+    wire: Wire
+    limits: RoundLimits
+    stop: StopRequest
+    not_sent: dict[tuple[int, int], str] = field(default_factory=dict)
+    strayed: dict[tuple[int, int], int] = field(default_factory=dict)
+    first_ns: dict[int, int] = field(default_factory=dict)
+    late: int = 0
+    unsent: int = 0
+    made: int = 0
+    _seen: set[int] = field(default_factory=set)
+    _rejected: set[int] = field(default_factory=set)
+    _ends: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        numbers = {port.name: i for i, port in enumerate(self.ports)}
+        self._ends = [(numbers[s.src], numbers[s.dst]) for s in self.scenarios]
+
+    async def run(self, tell: Callable[[str], None]) -> None:
+        """Make rounds until every step is decided, they are used up, or somebody asks to stop."""
+        order = random.Random(self.limits.seed)
+        while self.made < self.limits.rounds and not self.stop.asked():
+            wanted = self._undecided()
+            if not wanted:
+                break
+            confirmed = await self.wire.confirm()
+            ready = [n for n in wanted if confirmed.issuperset(self._ends[n])]
+            self._note_unready(set(wanted) - set(ready), confirmed)
+            if not ready:
+                break
+            order.shuffle(ready)
+            tell(f"round {self.made + 1}: {len(ready)} scenarios")
+            await self._round([self.attempts.attempt(self.scenarios[n]) for n in ready])
+            self.made += 1
+        await self._listen()
+        self._take_late()
+
+    def _undecided(self) -> list[int]:
+        """Scenarios with a step that is open, and whose steps before it pass."""
+        outcomes = self.proofs.outcomes()
+        found = []
+        for scenario in self.scenarios:
+            first = self.proofs.index(scenario.number, 0)
+            for outcome in outcomes[first : first + len(scenario.steps)]:
+                if outcome is Outcome.OPEN:
+                    found.append(scenario.number)
+                if outcome is not Outcome.PASSED:
+                    break
+        return found
+
+    def _note_unready(self, numbers: set[int], confirmed: frozenset[int]) -> None:
+        for number in numbers:
+            missing = [self.ports[p].name for p in self._ends[number] if p not in confirmed]
+            text = f"absorption before {', '.join(dict.fromkeys(missing))} could not be confirmed, so it was not sent"
+            for step in range(len(self.scenarios[number].steps)):
+                self.not_sent[number, step] = text
+
+    # -- one round ----------------------------------------------------------------------------------------------------
+
+    async def _round(self, attempts: Sequence[Attempt]) -> None:
+        round_ = self.made
+        begin = len(self.attempts.sent)
+        for number, wave in enumerate(waves(attempts, self.limits.at_once)):
+            if number:
+                await trio.sleep(PASSED_S)
+                await self.wire.forget()
+            await self._wave(wave, round_)
+        await self._send(self._controls(round_))
+        sent = self.attempts.sent[begin:]
+        await self._wait([one.seq for one in sent if self._should_pass(one)])
+        await self._wait_out(sent)
+        await self.wire.forget()
+        self._feed(sent)
+
+    async def _wave(self, attempts: Sequence[Attempt], round_: int) -> None:
+        """Send scenarios that do not meet each other, a step after the other."""
+        live = [(attempt, levels(attempt.scenario)) for attempt in attempts]
+        level = 0
+        while live and not self.stop.asked():
+            batch = self._controls(round_) if not level else []
+            batch += [self._frame(a, step, round_) for a, steps in live for step in steps[level]]
+            await self._send(batch)
+            following = [(a, steps) for a, steps in live if len(steps) > level + 1]
+            await self._wait([a.seqs[-1] for a, _ in following])
+            live = [(a, steps) for a, steps in following if a.seqs[-1] in self._seen]
+            level += 1
+
+    def _frame(self, attempt: Attempt, step: int, round_: int) -> Sent:
+        number = attempt.scenario.number
+        return self.attempts.frame(attempt, step, self.proofs.index(number, step), self._ends[number], round_)
+
+    def _controls(self, round_: int) -> list[Sent]:
+        """An ARP answer from each port to the next one of its network, round and round."""
+        made = []
+        for _ in range(CONTROLS_A_LEVEL):
+            for number, other in control_pairs(self.ports):
+                packet = control_packet(self.ports[number], self.ports[other])
+                made.append(self.attempts.control(packet, (number, other), round_))
+        return made
+
+    def _should_pass(self, one: Sent) -> bool:
+        if one.step == CONTROL:
+            return True
+        ref = self.proofs.ref(one.step)
+        return self.scenarios[ref.scenario].steps[ref.step].expected.is_allowed
+
+    async def _send(self, sent: Sequence[Sent]) -> None:
+        """Send frames in the order of their numbers."""
+        for first in range(0, len(sent), JOURNAL_STEPS):
+            part = sent[first : first + JOURNAL_STEPS]
+            self.wire.write_down(part)
+            times = await self.wire.send(part)
+            self.first_ns |= {one.seq: t_ns for one, t_ns in zip(part, times, strict=True)}
+            await self._listen()
+
+    async def _listen(self) -> None:
+        for arrival in await self.wire.arrivals():
+            one = self.attempts.sent[arrival.seq]
+            if arrival.is_rejection:
+                self._rejected.add(arrival.seq)
+            elif arrival.port == one.receiver:
+                self._seen.add(arrival.seq)
+            else:
+                self.strayed[one.step, arrival.port] = self.strayed.get((one.step, arrival.port), 0) + 1
+
+    async def _wait(self, seqs: Sequence[int]) -> None:
+        """Until all of them arrived, or Tmax is over."""
+        missing = set(seqs)
+        deadline = trio.current_time() + self.limits.tmax_ns / 1e9
+        while True:
+            await self._listen()
+            missing -= self._seen
+            if not missing or trio.current_time() >= deadline:
+                return
+            await trio.sleep(LOOK_S)
+
+    async def _wait_out(self, sent: Sequence[Sent]) -> None:
+        """Until Tmax is over for the last of those that have not arrived."""
+        left = [self.first_ns[one.seq] for one in sent if one.seq not in self._seen]
+        if left:
+            await trio.sleep(max(max(left) + self.limits.tmax_ns - realtime_ns(), 0) / 1e9)
+        await self._listen()
+
+    def _feed(self, sent: Sequence[Sent]) -> None:
+        really = [one for one in sent if self.first_ns[one.seq]]
+        self.unsent += len(sent) - len(really)
+        arrived = np.array([one.seq in self._seen for one in really], np.bool_)
+        senders = np.array([one.sender for one in really], np.int64)
+        receivers = np.array([one.receiver for one in really], np.int64)
+        steps = np.array([one.step for one in really], np.int64)
+        alive = np.zeros((2, len(self.ports)), np.bool_)
+        alive[0, senders[arrived]] = True
+        alive[1, receivers[arrived]] = True
+        is_control = steps == CONTROL
+        counts = is_control & alive[0, senders] & alive[1, receivers]
+        self.proofs.feed_controls(senders[counts], receivers[counts], arrived[counts])
+        self.proofs.feed(steps[~is_control], arrived[~is_control], alive)
+        told = [one.step for one in really if one.seq in self._rejected and one.step != CONTROL]
+        self.proofs.feed_rejections(np.array(told, np.int64))
+
+    def _take_late(self) -> None:
+        """What came in after its own round was over: it passed all the same."""
+        late = {one.step for one in self.attempts.sent if one.seq in self._seen and one.step != CONTROL}
+        outcomes = self.proofs.outcomes()
+        missed = [step for step in sorted(late) if outcomes[step] is not Outcome.PASSED]
+        self.late += len(missed)
+        self.proofs.late(np.array(missed, np.int64))
+
+
+def control_pairs(ports: Sequence[PolicyPort]) -> list[tuple[int, int]]:
+    """Sender and receiver of the controls: each port once as each, within its network; none where it is alone."""
+    by_network: dict[str, list[int]] = {}
+    for number, port in enumerate(ports):
+        if port.mac and port.ips:
+            by_network.setdefault(port.network, []).append(number)
+    pairs = []
+    for members in by_network.values():
+        if len(members) > 1:
+            pairs += list(zip(members, [*members[1:], members[0]], strict=True))
+    return pairs
+
+
+def control_packet(sender: PolicyPort, receiver: PolicyPort) -> Packet:
+    """A neighbour's answer with the sender's own addresses, ARP or advertisement: every policy lets it pass.
+
+    No request: OVN answers those itself, and they never arrive.
+    """
+    src, dst = sender.ip(4), receiver.ip(4)
+    if src is not None and dst is not None:
+        return Packet(sender.mac, receiver.mac, src, dst, 0, kind=Kind.ARP, neighbour=Neighbour(sender.mac, src, dst))
+    src, dst = sender.ip(6) or sender.ips[0], receiver.ip(6) or receiver.ips[0]
+    neighbour = Neighbour(sender.mac, src)
+    return Packet(
+        sender.mac,
+        receiver.mac,
+        src,
+        dst,
+        ICMPV6,
+        icmp_type=NEIGHBOUR_ADVERTISEMENT,
+        kind=Kind.ND,
+        neighbour=neighbour,
+    )

@@ -1,0 +1,181 @@
+"""Verifications for people: findings worst first, who may reach whom, and the evidence of one finding.
+
+Knows the JSON documents of docs/json.md only, like show.tables.
+"""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from netprobe.errors import UsageError
+from netprobe.show.tables import Document
+
+STYLES = {
+    "leak": "bold red",
+    "overblock": "bold red",
+    "wrong place": "red",
+    "divergence": "red",
+    "unproven": "yellow",
+}
+MOST_FINDINGS = 50
+MOST_PORTS = 24
+"""Ports that a matrix has room for; larger ones are in --json."""
+
+
+def print_plan(out: Console, document: Document) -> None:
+    """What would be sent."""
+    plan, policy = document["plan"], document["policy"]
+    out.print(
+        f"{policy['rules']} rules in {policy['groups']} groups, {policy['acls']} ACLs, {policy['ports']} ports "
+        f"({document['backend']})"
+    )
+    out.print(
+        f"{plan['probes']} packets in {plan['scenarios']} scenarios prove it (at least {plan['lower_bound']} are "
+        f"needed; all pairs x all ports: {plan['naive']:,})"
+    )
+    for row in plan["shadowed"]:
+        out.print(Text(f"shadowed: {row['rule']}: {row['why']}", style="yellow"))
+    for row in plan["unproven"]:
+        out.print(Text(f"unproven: {row['what']}: {row['why']}", style="yellow"))
+
+
+def print_verification(out: Console, document: Document) -> None:
+    """The answer first, then findings, differences, and the matrix."""
+    out.print(_answer(document))
+    if document["findings"]:
+        out.print(_findings(document["findings"][:MOST_FINDINGS]))
+        more = len(document["findings"]) - MOST_FINDINGS
+        if more > 0:
+            out.print(f"  ... and {more} more, in --json")
+    _print_matrix(out, document["matrix"])
+    for row in document["differences"]:
+        out.print(Text(f"by nature of {document['backend']} ({row['steps']} packets): {row['text']}", style="dim"))
+    for row in document["plan"]["shadowed"]:
+        out.print(Text(f"shadowed: {row['rule']}: {row['why']}", style="yellow"))
+    for note in (*document["strayed"], *document["notes"]):
+        out.print(Text(f"note: {note}", style="yellow"))
+    _print_numbers(out, document)
+
+
+def _answer(document: Document) -> Text:
+    counts = {kind: n for kind, n in document["counts"].items() if n}
+    if not counts:
+        return Text("the policy is enforced: 0 findings", style="bold green")
+    words = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    if set(counts) == {"unproven"}:
+        return Text(f"nothing speaks against the policy, but not all is proved: {words}", style="bold yellow")
+    return Text(f"the policy is NOT enforced as it is meant: {words}", style="bold red")
+
+
+def _findings(findings: list[Document]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("#", "finding", "packet", "expected", "observed", "where it stopped", "decided by"):
+        table.add_column(column, overflow="fold")
+    for row in findings:
+        evidence = row["evidence"] or {}
+        observed = row["observed"]
+        if evidence.get("sent"):
+            observed += f" ({evidence['arrived']} of {evidence['sent']})"
+        more = f" (+{row['repeats']} alike)" if row["repeats"] else ""
+        table.add_row(
+            str(row["number"]),
+            Text(row["kind"] + more, style=STYLES.get(row["kind"], "")),
+            _ends(row) + row["packet"],
+            f"{row['expected']}: {row['rule']}" if row["rule"] else row["expected"],
+            observed,
+            evidence.get("segment") or "",
+            _decided(row) or row["detail"],
+        )
+    return table
+
+
+def _ends(row: Document) -> str:
+    return f"{row['src']} > {row['dst']}: " if row["src"] else ""
+
+
+def _decided(row: Document) -> str:
+    """The rule behind it: the user's own, then where it stands."""
+    decided = row["decided"]
+    if not decided or decided["is_allowed"] is None:
+        return ""
+    where = ", ".join(str(part) for part in (decided["place"], decided["cookie"], decided["host"]) if part)
+    rule = f"{decided['rule']} " if decided["rule"] else ""
+    return f"{rule}({where}; {decided['evidence']})"
+
+
+def _print_matrix(out: Console, rows: list[Document]) -> None:
+    names = sorted({row["src"] for row in rows} | {row["dst"] for row in rows})
+    if not names:
+        return
+    if len(names) > MOST_PORTS:
+        out.print(f"who may reach whom: {len(rows)} pairs, in --json")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False, title="who reached whom (classes that passed)")
+    table.add_column("from / to")
+    for name in names:
+        table.add_column(name, justify="right")
+    cells = {(row["src"], row["dst"]): row for row in rows}
+    for src in names:
+        table.add_row(src, *(_cell(cells.get((src, dst))) for dst in names))
+    out.print(table)
+
+
+def _cell(row: Document | None) -> Text:
+    if row is None:
+        return Text("")
+    if row["reachable"] is None:
+        return Text("?", style="yellow")
+    return Text(str(row["classes"]), style="green") if row["reachable"] else Text("-", style="dim")
+
+
+def _print_numbers(out: Console, document: Document) -> None:
+    plan, loss = document["plan"], document["loss"]
+    out.print(
+        f"  {document['policy']['rules']} rules, {document['policy']['ports']} ports ({document['backend']}, vantage "
+        f"{document['vantage']}): {plan['scenarios']} scenarios, {plan['probes']} packets (at least "
+        f"{plan['lower_bound']}; all pairs x all ports: {plan['naive']:,})"
+    )
+    out.print(
+        f"  sent {document['sent']} in {document['rounds']} rounds, {document['seconds']:.1f} s; loss of what passes "
+        f"< {100 * loss['upper']:.2g} %, so {loss['misses_needed']} misses in a row are a drop (alpha "
+        f"{document['alpha']:g} for all together)"
+    )
+
+
+def print_explanation(out: Console, document: Document, number: int) -> None:
+    """The evidence of one finding.
+
+    Raises:
+        UsageError: there is no finding of that number.
+    """
+    found = [row for row in document["findings"] if row["number"] == number]
+    if not found:
+        count = len(document["findings"])
+        raise UsageError("--explain", f"there is no finding {number}", allowed=f"1 to {count}" if count else "none")
+    row = found[0]
+    out.print(Text(f"finding {number}: {row['kind']}", style=STYLES.get(row["kind"], "")))
+    evidence, decided = row["evidence"] or {}, row["decided"] or {}
+    lines = [
+        ("packet", _ends(row) + row["packet"]),
+        ("scenario", f"{row['scenario']}, packet {row['step'] + 1} of it" if row["scenario"] else ""),
+        ("should", f"{row['expected']}: {row['rule']} [{row['rule_id']}]" if row["rule"] else row["expected"]),
+        ("did", row["observed"]),
+        ("1. went in", f"{evidence.get('sent', 0)} packets, at {evidence.get('last_seen') or 'the sender'}"),
+        ("2. came out", f"{evidence.get('arrived', 0)} packets"),
+        ("3. stopped", evidence.get("segment") or "nowhere"),
+        ("model", _model(decided)),
+        ("why", row["detail"]),
+    ]
+    for name, text in lines:
+        if text:
+            out.print(Text(f"  {name:12}{text}"))
+
+
+def _model(decided: Document) -> str:
+    if not decided:
+        return "nobody could be asked"
+    if decided["is_allowed"] is None:
+        return f"cannot say: {decided['detail']}"
+    said = "lets it pass" if decided["is_allowed"] else "drops it"
+    parts = [decided["place"], decided["match"], decided["cookie"], decided["rule"], decided["detail"]]
+    return f"{decided['host']} {said} ({decided['evidence']}): " + "; ".join(str(part) for part in parts if part)
