@@ -9,8 +9,11 @@ setup:
 demo: setup
 	@$(BIN)/netprobe demo
 
+# Two workers, each with a lab of its own (tests/support/workers.py), since most tests wait most of the time. A file is
+# one worker's, since its tests share a lab; files go out in the order of tests/conftest.py, the longest first. To run a
+# few tests, give them to plain `pytest`, which has no workers.
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,13 +1,11 @@
 """The labs that the system tests share, in a run directory of their own: `single`, or `pair` with two hypervisors."""
 
 import os
-from pathlib import Path
 
 import pytest
+from support.workers import RUN_DIR
 
 from netprobe.lab import config, control
-
-RUN_DIR = Path("/run/netprobe-tests")  # fixed, so that what a killed run left is found and removed by the next
 
 
 @pytest.fixture(autouse=True)

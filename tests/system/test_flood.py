@@ -15,7 +15,7 @@ from support.truth_checks import probe, run
 from netprobe.model.probes import Protocol
 from netprobe.service.discovery import read_topology
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone(reason="a flood takes a processor, and the switch the other")]
 
 PPS = 500_000
 SECONDS = 6

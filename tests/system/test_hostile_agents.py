@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from support.spread import COLLECTOR, Spread, session
 
-pytestmark = pytest.mark.system
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.alone(reason="an attack takes a processor, and honest runs must lose nothing meanwhile"),
+]
 
 TESTS = Path(__file__).parents[1]
 PATHS = [("vm1", "vm2"), ("vm2", "vm1"), ("vm4", "vm3")]

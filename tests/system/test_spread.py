@@ -78,6 +78,7 @@ def lossless_pps(spread):
     return rate
 
 
+@pytest.mark.alone(reason="up to 10,000 probes a second, of which next to none may be lost")
 def test_a_minute_of_load_closes_its_ledger_whatever_dies(spread, record_property):
     """60 s over four paths: residue 0. Then the same while everything dies: nothing twice, unobserved is not lost."""
     spread.start_all()

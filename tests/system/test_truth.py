@@ -11,7 +11,7 @@ from support.truth_checks import COUNT, MS, US, check_fault, first_arrivals, log
 from netprobe.lab import control
 from netprobe.model.points import Vantage
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone(reason="delays are held against a log to some microseconds")]
 
 # Segment of the fault, and the segment that the relay becomes.
 PLACES = {

@@ -18,7 +18,7 @@ from netprobe.model.points import Vantage
 from netprobe.model.probes import Protocol
 from netprobe.service.discovery import read_topology
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone(reason="delays are held against a log to some microseconds")]
 
 # Segment of the fault, and the segment that the relay becomes.
 PLACES = {

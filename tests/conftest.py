@@ -1,0 +1,37 @@
+"""Settings for all tests, and what pytest-xdist's workers (`make test`) have for themselves."""
+
+import os
+
+from hypothesis import settings
+from support.workers import Turns, World
+
+# How long an example takes is no claim of any test, and other workers are at it at the same time.
+settings.register_profile("netprobe", deadline=None)
+settings.load_profile("netprobe")
+
+# Those that run longest, in the order of their lengths: no worker is left alone with one of them at the end.
+LONGEST = ("spread", "truth_pair", "truth", "reasons_ovn", "sweep", "cli", "reasons", "lab_pair", "lab", "demo")
+
+
+def pytest_configure(config):
+    """A worker moves to a world of its own; without root nothing is there that could collide."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or os.geteuid():
+        return
+    world, turns = World(), Turns()
+    config.add_cleanup(world.close)
+    config.add_cleanup(turns.close)
+    config.pluginmanager.register(turns, "turns")
+
+
+def pytest_collection_modifyitems(items):
+    """Workers: files with tests that must be alone come first, so that short tests fill what is left at the end."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    alone = {item.path for item in items if item.get_closest_marker("alone")}
+    longest = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+
+    def rank(item):
+        is_system = item.get_closest_marker("system") is not None
+        return (item.path not in alone, not is_system, longest.get(item.path.name, len(longest)))
+
+    items.sort(key=rank)
