@@ -69,6 +69,7 @@ class NorthRow:
         text: what it says, in OVN's words: match and action.
         owner: whose it is: "port group web", "switch net1".
         label: of an ACL, what its connections carry in conntrack; 0 without one.
+        neutron_rule: Neutron's rule that it was made of, "" where none is known.
     """
 
     table: str
@@ -80,6 +81,7 @@ class NorthRow:
     action: str = ""
     owner: str = ""
     label: int = 0
+    neutron_rule: str = ""
 
     @property
     def title(self) -> str:
@@ -398,6 +400,7 @@ def _north_row(row: dict[object, object], table: str, owner: str) -> NorthRow:
         action=action,
         owner=owner,
         label=_number(row.get("label")) or 0,
+        neutron_rule=ids.get("neutron:security_group_rule_id", ""),
     )
 
 

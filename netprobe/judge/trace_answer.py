@@ -185,11 +185,16 @@ def _ovn_detail(decision: OvnDecision) -> str:
 def _known(rules: Rules, row: NorthRow | None) -> Mapping[str, str]:
     if row is None:
         return {}
-    return rules.get(row.name) or rules.get(row.uuid) or {}
+    names = (row.name, row.neutron_rule, row.uuid, _row_id(row))
+    return next((rules[name] for name in names if name in rules), {})
 
 
 def _row_id(row: NorthRow | None) -> str:
-    return (row.name or row.uuid) if row is not None else ""
+    """What plan.policy_ovn calls an ACL."""
+    if row is None:
+        return ""
+    holder = row.owner.removeprefix("port group ").removeprefix("switch ")
+    return row.neutron_rule or row.name or f"{holder} {row.direction} {row.priority} {row.text}"
 
 
 def _ovn_place(decision: OvnDecision) -> str:

@@ -69,23 +69,20 @@ class ModelAsker:
             if not waiting:
                 break
             async with trio.open_nursery() as nursery:
-                for host, numbers in waiting.items():
-                    nursery.start_soon(
-                        trio.to_thread.run_sync, self._ask_host, topology.host(host), trails, numbers, topology.hosts
-                    )
+                for name, numbers in waiting.items():
+                    tracer = SwitchTracer(topology.host(name), self._switch(topology.host(name)))
+                    nursery.start_soon(trio.to_thread.run_sync, _follow, tracer, trails, numbers, topology.hosts)
         answers = await trio.to_thread.run_sync(self._answers, questions, trails, topology)
         if any(is_behind_bridge(end) for question in questions for end in (question.src, question.dst)):
             bridges = await trio.to_thread.run_sync(Bridges, questions, topology)
             answers = [bridges.answer(one, found) for one, found in zip(questions, answers, strict=True)]
         return answers
 
-    def _ask_host(self, host: Host, trails: list[Trail], numbers: Sequence[int], hosts: Sequence[Host]) -> None:
-        """Follow some trails through one host's switch, in place."""
+    def _switch(self, host: Host) -> SwitchAnswers:
+        """The control socket of a host's switch; it stays open."""
         if host.name not in self._switches:
             self._switches[host.name] = self._stack.enter_context(self._open_switch(host))
-        tracer = SwitchTracer(host, self._switches[host.name])
-        for number in numbers:
-            trails[number] = tracer.follow(trails[number], hosts)
+        return self._switches[host.name]
 
     def _answers(
         self, questions: Sequence[ModelQuestion], trails: Sequence[Trail], topology: Topology
@@ -113,6 +110,12 @@ class ModelAsker:
             answer = ovn_answer(trace, None, rules, question, host.name)
             return ModelAnswer(answer.is_allowed, host=host.name, detail=f"OVN's databases could not be asked: {error}")
         return ovn_answer(trace, decision, rules, question, host.name)
+
+
+def _follow(tracer: SwitchTracer, trails: list[Trail], numbers: Sequence[int], hosts: Sequence[Host]) -> None:
+    """Follow some trails through one host's switch, in place."""
+    for number in numbers:
+        trails[number] = tracer.follow(trails[number], hosts)
 
 
 def _begin(question: ModelQuestion, topology: Topology) -> Trail:
