@@ -38,6 +38,7 @@ COUNT = 3
 GAP_NS = 100_000  # 10,000 a second
 ARRIVE_S = 5.0
 PATIENCE_S = 10.0
+TEST_S = 60.0
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def with_taps(ports, use, absorb=ABSORB):
     """Open ports, let `use(opened)` do something; returns what it returns."""
 
     async def main():
-        with open_journal((), None) as journal:
+        with open_journal((), None) as journal, trio.fail_after(TEST_S):
             async with open_tap_ports(ports, absorb, journal) as opened:
                 return await use(opened)
 
