@@ -60,6 +60,7 @@ def _order(args: argparse.Namespace) -> VerifyOrder:
         args.rounds,
         args.seed,
         sources.discrepancies,
+        sources.is_own,
     )
 
 

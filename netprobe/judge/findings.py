@@ -142,12 +142,12 @@ class Findings:
 
     Attributes:
         found: findings, worst first.
-        differences: inherent ones, each with the number of steps that show it.
+        differences: inherent ones, each with the steps that show it, named as in `truth`.
         truth: what was proved, by `<scenario key>#<step>`: True passed, False dropped, None not decided.
     """
 
     found: list[Finding] = field(default_factory=list)
-    differences: dict[Difference, int] = field(default_factory=dict)
+    differences: dict[Difference, list[str]] = field(default_factory=dict)
     truth: dict[str, bool | None] = field(default_factory=dict)
 
     def count(self, kind: FindingKind) -> int:
@@ -172,10 +172,11 @@ def judge_steps(steps: Iterable[Judged], backend: str, not_sent: Mapping[tuple[i
         number = one.scenario.number
         if number in broken:  # what comes after a step that went wrong follows from it
             continue
-        result.truth[f"{one.scenario.key}#{one.number}"] = _TRUTH[one.outcome]
+        name = f"{one.scenario.key}#{one.number}"
+        result.truth[name] = _TRUTH[one.outcome]
         difference = _inherent(one, backend)
         if difference is not None:
-            result.differences[difference] = result.differences.get(difference, 0) + 1
+            result.differences.setdefault(difference, []).append(name)
             if _contradicts(one):
                 broken.add(number)
             if difference is not REJECT:  # which says nothing of the rest

@@ -18,11 +18,16 @@ EXPORT_MAX_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class PolicySources:
-    """What should hold, and where the other source says otherwise."""
+    """What should hold, and where the other source says otherwise.
+
+    Attributes:
+        is_own: the user wrote it for the ports that are here; else it is a whole cloud's.
+    """
 
     policy: Policy
     where: str
     discrepancies: tuple[Finding, ...] = ()
+    is_own: bool = False
 
 
 def read_policies(path: str | None, neutron: str | None, ovn: str | None) -> PolicySources:
@@ -43,7 +48,7 @@ def read_policies(path: str | None, neutron: str | None, ovn: str | None) -> Pol
             "verify", f"both POLICY and {other}", advice="name one source; --neutron and --ovn together compare"
         )
     if path is not None:
-        return PolicySources(parse_policy(_text(Path(path)), path), path)
+        return PolicySources(parse_policy(_text(Path(path)), path), path, is_own=True)
     if neutron is None and ovn is None:
         raise UsageError("verify", "no policy", advice="name a policy file, --neutron DIR or --ovn REMOTE")
     promised = parse_neutron(_export(Path(neutron)), neutron) if neutron else None

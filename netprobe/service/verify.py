@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from netprobe.errors import UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
 from netprobe.judge.evaluator import Evaluator
@@ -19,7 +20,7 @@ from netprobe.judge.proof import Outcome, Proofs
 from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import Cover
 from netprobe.model.points import PointKind
-from netprobe.model.policy import Policy
+from netprobe.model.policy import Policy, PolicyPort
 from netprobe.model.topology import Attachment, Topology
 from netprobe.plan.budget import PORT_BLOCK
 from netprobe.plan.covering import cover
@@ -28,6 +29,7 @@ from netprobe.service.policy_models import ModelAsker
 from netprobe.service.verify_attempts import Attempts
 from netprobe.service.verify_permits import permit_verify
 from netprobe.service.verify_rounds import RoundLimits, Rounds
+from netprobe.service.verify_vantage import cover_from, notes_of
 from netprobe.service.verify_wire import WireOrder, open_wire
 from netprobe.wire.mark import KEY_BYTES
 from netprobe.wire.policy_frames import PolicyMark
@@ -49,6 +51,9 @@ class VerifyOrder:
         vantage: "tap", "vswitch" or "guest".
         rate_pps: packets a second, all hosts together.
         discrepancies: what other sources say otherwise, found before anything was sent.
+        is_own: the user wrote it for the ports that are here; else it is a whole cloud's, and some may be elsewhere.
+        until_finding: stop after the first round that proves a leak or an overblock; what it proves is all that is
+            known then. The model is asked only if none does.
     """
 
     policy: Policy
@@ -60,21 +65,24 @@ class VerifyOrder:
     rounds: int = 12
     seed: int = 1
     discrepancies: tuple[Finding, ...] = ()
+    is_own: bool = True
+    until_finding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyPlan:
-    """A policy bound to what is attached, with its scenarios."""
+    """A policy bound to what is attached, with its scenarios.
+
+    Attributes:
+        ports: those of the policy that are attached somewhere within reach, by number.
+        attachments: what they are attached to, in the same order.
+    """
 
     policy: Policy
     cover: Cover
     backend: str
+    ports: tuple[PolicyPort, ...]
     attachments: tuple[Attachment, ...]
-
-    def attachment(self, name: str) -> Attachment:
-        """Whose port a policy's port is."""
-        numbers = {port.name: i for i, port in enumerate(self.policy.ports)}
-        return self.attachments[numbers[name]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +138,15 @@ def plan_verify(order: VerifyOrder, topology: Topology) -> VerifyPlan:
     Raises:
         UsageError: a port of the policy is attached nowhere, or is another one than the policy says.
     """
-    policy = bind(order.policy, topology.attachments, order.where)
+    policy = bind(order.policy, topology.attachments, order.where, must_exist=order.is_own)
     by_id = {one.iface_id: one for one in topology.attachments}
-    attachments = tuple(by_id[port.id] for port in policy.ports)
-    return VerifyPlan(policy, cover(policy, Evaluator(policy)), backend_of(topology, attachments), attachments)
+    ports = tuple(port for port in policy.ports if port.mac)
+    attachments = tuple(by_id[port.id] for port in ports)
+    if not ports:
+        raise UsageError(order.where, "none of its ports is attached here", advice="is this the right cloud?")
+    backend = backend_of(topology, attachments)
+    whole = cover(policy, Evaluator(policy))
+    return VerifyPlan(policy, cover_from(whole, order.vantage, backend), backend, ports, attachments)
 
 
 async def verify(
@@ -156,18 +169,22 @@ async def verify(
     is_kernel = plan.backend == "bridge"
     terms = (order.vantage, order.rate_pps)
     most = permit_verify(plan.attachments, topology, plan.cover, terms, started_ns, is_kernel=is_kernel)
-    ports = plan.policy.ports
+    ports = plan.ports
     proofs = Proofs(plan.cover.scenarios, [port.name for port in ports], alpha=order.alpha)
     mark = _new_mark()
     attempts = Attempts(mark, secrets.randbelow(4096))
     wire_order = WireOrder(mark, plan.attachments, topology, order.vantage, order.rate_pps, is_kernel)
     answers: dict[int, ModelAnswer] = {}
     async with open_wire(wire_order, stop) as wire, trio.open_nursery() as nursery:
-        # At the same time as the probes: both wait for the switch most of the time.
-        nursery.start_soon(_ask_models, plan, proofs, topology, answers)
         limits = RoundLimits(order.tmax_ns, order.rounds, order.seed, most)
         rounds = Rounds(plan.cover.scenarios, ports, proofs, attempts, wire, limits, stop)
-        await rounds.run(tell)
+        if order.until_finding:
+            await rounds.run(tell, lambda: _is_contradicted(plan, proofs))
+        # At the same time as the probes: both wait for the switch most of the time.
+        if not order.until_finding or not _is_contradicted(plan, proofs):
+            nursery.start_soon(_ask_models, plan, proofs, topology, answers)
+        if not order.until_finding:
+            await rounds.run(tell)
         tell("waiting for the enforcement's own model")
     steps = _judged(plan, proofs, answers)
     findings = judge_steps(steps, plan.backend, rounds.not_sent)
@@ -190,7 +207,7 @@ async def verify(
         forged=wire.forged,
         asked=sum(step.model is not None for step in steps),
         strayed=_strayed(plan, rounds),
-        notes=wire.notes,
+        notes=(*notes_of(order.vantage), *wire.notes),
         loss_upper=common.upper,
         misses_needed=proofs.misses_needed(),
         conntrack_deleted=wire.journal.deleted,
@@ -237,6 +254,12 @@ def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer]
     ]
 
 
+def _is_contradicted(plan: VerifyPlan, proofs: Proofs) -> bool:
+    """Whether a leak or an overblock is proved by now."""
+    found = judge_steps(_judged(plan, proofs, {}), plan.backend, {})
+    return any(found.count(kind) for kind in (FindingKind.LEAK, FindingKind.OVERBLOCK))
+
+
 def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome) -> Evidence:
     sender, receiver = plan.attachments[int(proofs.sender[place])], plan.attachments[int(proofs.receiver[place])]
     sent, arrived, rejected = (int(column[place]) for column in (proofs.sent, proofs.arrived, proofs.rejected))
@@ -258,7 +281,7 @@ def _strayed(plan: VerifyPlan, rounds: Rounds) -> tuple[str, ...]:
     """Frames that came to a port that they were not for."""
     told = []
     for (step, port), count in rounds.strayed.items():
-        name = plan.policy.ports[port].name
+        name = plan.ports[port].name
         what = "controls" if step < 0 else plan.cover.scenarios[rounds.proofs.ref(step).scenario].key
         told.append(f"{count} of {what} came to {name}, whom they were not for")
     return tuple(told)

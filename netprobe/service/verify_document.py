@@ -62,8 +62,8 @@ def verify_document(outcome: VerifyOutcome) -> Json:
         "counts": {kind.value: findings.count(kind) for kind in FindingKind},
         "findings": [{"number": i, **finding.to_json()} for i, finding in enumerate(findings.found, 1)],
         "differences": [
-            {"id": difference.id, "text": difference.text, "steps": steps}
-            for difference, steps in findings.differences.items()
+            {"id": difference.id, "text": difference.text, "steps": len(shown), "packets": shown}
+            for difference, shown in findings.differences.items()
         ],
         "matrix": matrix(outcome.steps),
         "truth": findings.truth,
