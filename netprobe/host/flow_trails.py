@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netprobe.errors import HostNotReadyError, NoAnswerError
-from netprobe.host.tracing import Passage, SwitchAnswers, next_host, nics_of, takes, trace_flow
+from netprobe.host.tracing import NEIGHBOUR_TRIES, Passage, SwitchAnswers, next_host, nics_of, takes, trace_flow
+from netprobe.host.unixctl import CommandError
 from netprobe.judge.conntrack import CtState
 from netprobe.judge.ofproto_trace import Trace
 from netprobe.judge.rewriting import SwitchPort, next_flow, output_of, parse_ports
@@ -35,7 +36,7 @@ class Trail:
 
 
 class SwitchTracer:
-    """One host's switch, asked many times. Not for two threads at once.
+    """One host's switch, asked many times; once it is lost it is asked no more. Not for two threads at once.
 
     Args:
         host: where it is.
@@ -46,6 +47,8 @@ class SwitchTracer:
         self._host = host
         self._switch = switch
         self._ports: tuple[SwitchPort, ...] | None = None
+        self._lost: HostNotReadyError | None = None
+        self._neighbour_tries = NEIGHBOUR_TRIES
 
     def follow(self, trail: Trail, hosts: Sequence[Host]) -> Trail:
         """Ask this switch about a packet; what it does not answer is in the last passage's error.
@@ -55,12 +58,18 @@ class SwitchTracer:
             hosts: all that are known.
         """
         bridge, flow = self._host.bridge, trail.flow
+        if self._lost is not None:  # each question would wait as long as the first did
+            return _on(trail, Passage(self._host, Trace(), error=self._lost), None, flow)
         try:
             if trail.passages:
                 bridge, flow = self._arrived(trail)
-            trace = trace_flow(self._switch, bridge, flow, trail.states)
+            trace = trace_flow(self._switch, bridge, flow, trail.states, neighbour_tries=self._neighbour_tries)
         except (HostNotReadyError, NoAnswerError) as error:
+            if isinstance(error, HostNotReadyError) and not isinstance(error, CommandError):
+                self._lost = error
             return _on(trail, Passage(self._host, Trace(), error=error), None, flow)
+        if trace.missing_neighbour:
+            self._neighbour_tries = 0  # the next packet would find no other end of the tunnel either
         output = output_of(trace, nics_of(self._host))
         ahead = [host for host in trail.way if host not in {p.host for p in trail.passages} | {self._host}]
         return _on(trail, Passage(self._host, trace, output), next_host(output, ahead, hosts), flow)

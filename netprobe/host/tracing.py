@@ -45,7 +45,14 @@ OpenSwitch = Callable[[Host], AbstractContextManager[SwitchAnswers]]
 """Opens the control socket of a host's switch."""
 
 
-def trace_flow(switch: SwitchAnswers, bridge: str, flow: str, states: Sequence[CtState] = ()) -> Trace:
+def trace_flow(
+    switch: SwitchAnswers,
+    bridge: str,
+    flow: str,
+    states: Sequence[CtState] = (),
+    *,
+    neighbour_tries: int = NEIGHBOUR_TRIES,
+) -> Trace:
     """One trace.
 
     Args:
@@ -53,6 +60,7 @@ def trace_flow(switch: SwitchAnswers, bridge: str, flow: str, states: Sequence[C
         bridge: name of the bridge.
         flow: as judge.ofproto_trace.probe_flow writes it.
         states: what conntrack gives at each of its passes; `new` behind the last one.
+        neighbour_tries: how often to ask again while the switch looks for a tunnel's next hop.
 
     Raises:
         CommandError: the switch does not understand the flow, or has no such bridge.
@@ -60,7 +68,7 @@ def trace_flow(switch: SwitchAnswers, bridge: str, flow: str, states: Sequence[C
     """
     words = [word for state in states for word in ("--ct-next", state.value)]
     trace = parse_trace(switch.call("ofproto/trace", "--names", bridge, flow, *words))
-    for _ in range(NEIGHBOUR_TRIES):
+    for _ in range(neighbour_tries):
         if not trace.missing_neighbour:
             break
         time.sleep(NEIGHBOUR_WAIT_S)

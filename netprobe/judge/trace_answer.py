@@ -37,10 +37,19 @@ def silent_answer(detail: str, host: str = "") -> ModelAnswer:
 
 
 def arrives(trace: Trace, device: str) -> bool | None:
-    """Whether the last switch on its way gives a packet to a port; None where the trace could not be read."""
+    """Whether the last switch on its way gives a packet to a port.
+
+    Returns:
+        None where the trace could not be read, or ends at a tunnel that is down: that is no rule's verdict.
+    """
     if trace.verdict is Verdict.UNKNOWN or not trace.steps:
         return None
-    return device in trace.ports
+    return device in trace.ports or (None if trace.missing_neighbour else False)
+
+
+def _unread(trace: Trace, host: str) -> ModelAnswer:
+    down = f"the tunnel is down: {trace.missing_neighbour}" if trace.missing_neighbour else ""
+    return silent_answer(down or "the switch's trace could not be read", host)
 
 
 def answer_of(trace: Trace, rules: Rules, question: ModelQuestion, host: str) -> ModelAnswer:
@@ -54,7 +63,7 @@ def answer_of(trace: Trace, rules: Rules, question: ModelQuestion, host: str) ->
     """
     is_allowed = arrives(trace, question.dst.port_device)
     if is_allowed is None:
-        return silent_answer("the switch's trace could not be read", host)
+        return _unread(trace, host)
     step = _deciding(trace, rules, is_allowed=is_allowed)
     rule = rules.get(f"{step.cookie:#x}", {})
     return ModelAnswer(
@@ -127,7 +136,7 @@ def ovn_answer(
     """
     is_allowed = arrives(trace, question.dst.port_device)
     if is_allowed is None:
-        return silent_answer("the switch's trace could not be read", host)
+        return _unread(trace, host)
     if not is_allowed and _is_answered(trace, decision, question):
         said = "OVN answers it in the target's stead"
         return ModelAnswer(is_allowed, host=host, rule=said, kind=ANSWERED, detail=said)

@@ -41,6 +41,7 @@ class ModelAsker:
         self._open_switch = switches
         self._make_index = index
         self._index: OvnRuleIndex | None = None
+        self._silence: NetprobeError | None = None
         self._stack = ExitStack()
         self._switches: dict[str, SwitchAnswers] = {}
 
@@ -60,6 +61,7 @@ class ModelAsker:
             self._index = self._make_index(topology)
         if self._index is not None:
             self._index.begin()
+            self._silence = None
         trails = [_begin(question, topology) for question in questions]
         for _ in range(MAX_SWITCHES):
             waiting: dict[str, list[int]] = {}
@@ -103,12 +105,17 @@ class ModelAsker:
 
     def _ovn_answer(self, index: OvnRuleIndex, question: ModelQuestion, last: Passage, rules: Rules) -> ModelAnswer:
         trace, host = last.trace, last.host
+        decision = None
         try:
-            look_up = index.admitted if arrives(trace, question.dst.port_device) else index.decide
-            decision = look_up(trace, host.bridge)
+            if self._silence is None:  # databases that are lost are asked once a batch
+                look_up = index.admitted if arrives(trace, question.dst.port_device) else index.decide
+                decision = look_up(trace, host.bridge)
         except NetprobeError as error:
-            answer = ovn_answer(trace, None, rules, question, host.name)
-            return ModelAnswer(answer.is_allowed, host=host.name, detail=f"OVN's databases could not be asked: {error}")
+            self._silence = error
+        if self._silence is not None:
+            is_allowed = ovn_answer(trace, None, rules, question, host.name).is_allowed
+            said = f"OVN's databases could not be asked: {self._silence}"
+            return ModelAnswer(is_allowed, host=host.name, detail=said)
         return ovn_answer(trace, decision, rules, question, host.name)
 
 

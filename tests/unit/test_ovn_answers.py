@@ -95,6 +95,11 @@ def test_a_trace_that_cannot_be_read_says_nothing():
     assert ovn_answer(Trace(), None, {}, question, "hv1").is_allowed is None
 
 
+def test_a_tunnel_that_is_down_is_no_verdict():
+    found = answer("no_neighbour", to="nowhere")
+    assert (found.is_allowed, "tunnel is down" in found.detail) == (None, True)
+
+
 def test_what_was_asked_once_is_not_asked_again():
     """A second trace through the same rules costs no question; a new batch asks only for what is new."""
     client = FakeDatabases()

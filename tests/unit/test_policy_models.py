@@ -10,10 +10,13 @@ import trio
 from support.state_files import OLD
 
 from netprobe.errors import HostNotReadyError
+from netprobe.host.ovn_rule_index import OvnRuleIndex
+from netprobe.host.unixctl import CommandError
 from netprobe.judge.ofproto_trace import Trace, parse_trace
 from netprobe.judge.trace_answer import answer_of
 from netprobe.model.model_answers import ModelQuestion
 from netprobe.model.packets import SYN, ConnState, EnforcementPoint, Packet, Stage
+from netprobe.model.topology import OvnPlaces
 from netprobe.service.discovery import topology_of
 from netprobe.service.policy_models import ModelAsker
 
@@ -87,12 +90,40 @@ def test_the_state_goes_with_every_pass_and_no_conntrack_table_is_read():
 
 
 @pytest.mark.parametrize(
-    "error", [HostNotReadyError("switch", "is gone"), HostNotReadyError("switch", "does not know the flow")]
+    ("error", "times"),
+    [(HostNotReadyError("switch", "is gone"), 1), (CommandError("switch", "ofproto/trace", "bad flow"), 3)],
 )
-def test_a_switch_that_does_not_tell_makes_an_answer_and_no_exception(error):
-    answers = ask(Switch(error), NEW, NEW)
-    assert [answer.is_allowed for answer in answers] == [None, None]
+def test_a_switch_that_does_not_tell_makes_answers_and_a_lost_one_is_asked_once(error, times):
+    switch = Switch(error)
+    answers = ask(switch, NEW, NEW, NEW)
+    assert [answer.is_allowed for answer in answers] == [None] * 3
     assert all("does not tell" in answer.detail for answer in answers)
+    assert len(switch.asked) == times
+
+
+def test_ovns_databases_that_are_lost_are_asked_once_a_batch():
+    """The verdict is the switch's and stands; only the rule's name is missing."""
+    commands = []
+
+    def lost(command):
+        commands.append(command)
+        raise HostNotReadyError("OVN southbound", "does not answer")
+
+    topology = replace(TOPOLOGY, ovn=OvnPlaces("unix:/nb", "unix:/sb"))
+    switch = Switch(text("ovn_admitted"))
+
+    def index(one):
+        return OvnRuleIndex(one.ovn, client=lost)
+
+    async def go():
+        with ModelAsker(switches=lambda _host: nullcontext(switch), index=index) as asker:
+            there = replace(NEW, dst=replace(VM2, port_device="tapvm2"))
+            return [*await asker.ask([there, there], topology), *await asker.ask([there], topology)]
+
+    answers = trio.run(go)
+    assert [answer.is_allowed for answer in answers] == [True] * 3
+    assert all("could not be asked" in answer.detail for answer in answers)
+    assert len(commands) == 2
 
 
 def test_a_port_that_no_switch_has_cannot_be_asked_about():
