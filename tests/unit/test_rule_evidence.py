@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import trio
 from support.state_files import OLD
 
 from netprobe.errors import HostNotReadyError, NoAnswerError
@@ -12,6 +13,7 @@ from netprobe.judge.iptables_rules import parse_rules
 from netprobe.model.model_answers import ModelAnswer
 from netprobe.service import rule_evidence
 from netprobe.service.discovery import topology_of
+from netprobe.service.rule_evidence import prove as prove_awaited
 from netprobe.service.rule_evidence import prove_rule
 
 TOPOLOGY = topology_of(OLD)
@@ -116,3 +118,15 @@ def test_counters_are_read_from_the_rules_own_place():
     assert probe_iptables_rule("", 4, rule, make_pattern(1), wall.send, read=wall.text).verdict is (
         PatternVerdict.CONFIRMED
     )
+
+
+def test_sending_may_be_awaited_in_the_callers_own_loop(monkeypatch):
+    wall = Firewall()
+    monkeypatch.setattr(rule_evidence, "prove_rule", lambda answer, _family, _topology, send: (answer, send(3)))
+
+    async def send(count):
+        await trio.lowlevel.checkpoint()
+        return wall.send(count)
+
+    assert trio.run(prove_awaited, ANSWER, 4, TOPOLOGY, send) == (ANSWER, 3)
+    assert wall.counts[2] == 3
