@@ -88,6 +88,7 @@ class Entry:
         protocol: the number in packets of this family.
         dst_ports, src_ports: first and last.
         sources, destinations: whom it is about; empty where a group has no member of the family.
+        is_acl: not a group's rule.
     """
 
     rule: str
@@ -102,6 +103,7 @@ class Entry:
     icmp_code: int | None = None
     sources: AddressSet | None = None
     destinations: AddressSet | None = None
+    is_acl: bool = False
 
     @property
     def is_stateless(self) -> bool:
@@ -261,6 +263,7 @@ def _acl_entries(acl: NetworkAcl, *, is_stateful: bool) -> Iterable[Entry]:
                 icmp_code=match.icmp_code,
                 sources=AddressSet.of(match.sources, family) if match.sources else None,
                 destinations=AddressSet.of(match.destinations, family) if match.destinations else None,
+                is_acl=True,
             )
 
 

@@ -13,8 +13,8 @@ from netprobe.model.rule_lists import Entry
 from netprobe.plan.cover_places import End, Header, Place, Places
 from netprobe.plan.cover_wants import Want
 
-TRIES_MAX = 48
-"""Packets that are looked at for one want; the first ones are nearly always good."""
+TRIES_MAX, TRIES_MIN, TRIES_OF_ALL = 400, 48, 6000
+"""Packets that are looked at for one want, fewer where there are many ports; the first ones are nearly always good."""
 PASSES, PIVOTAL, DECIDES = 4, 2, 1
 BEST = PASSES + PIVOTAL + DECIDES
 
@@ -38,9 +38,10 @@ class Chooser:
 
     def __init__(self, places: Places) -> None:
         self._places = places
+        self._tries_max = min(TRIES_MAX, max(TRIES_MIN, TRIES_OF_ALL // max(1, len(places.all))))
         self._open: dict[tuple[Way, Header], frozenset[int]] = {}
 
-    def choose(self, place: Place, way: Way, entry: Entry, want: Want) -> Choice | None:
+    def choose(self, place: Place, way: Way, entry: Entry, want: Want, against: int | None = None) -> Choice | None:
         """The best packet for a want, None where there is none to send.
 
         Args:
@@ -48,10 +49,11 @@ class Chooser:
             way: in which of the place's lists.
             entry: what is tried.
             want: what would do.
+            against: what counts is an entry of this priority that says the opposite, None for any other outcome.
         """
         best: Choice | None = None
         tries = 0
-        aim = _Aim(place, way, entry, is_hit=want.is_hit)
+        aim = _Aim(place, way, entry, is_hit=want.is_hit, against=against)
         for header in want.headers:
             is_open = self._opened(aim.other_way, header)
             for local in want.locals:
@@ -62,7 +64,7 @@ class Chooser:
                         best = found
                         if best.score == aim.goal:
                             return best
-                    if tries >= TRIES_MAX:
+                    if tries >= self._tries_max:
                         return best
         return best
 
@@ -71,7 +73,7 @@ class Chooser:
         others = want.others
         count = len(others)
         last = None
-        for at in range(aim.turn, aim.turn + min(count, TRIES_MAX)):
+        for at in range(aim.turn, aim.turn + min(count, self._tries_max)):
             end = others[at % count]
             if end.place.index in is_open:
                 yield end
@@ -92,12 +94,13 @@ class Chooser:
 class _Aim:
     """An entry at a port, and what a packet is worth to it."""
 
-    def __init__(self, place: Place, way: Way, entry: Entry, *, is_hit: bool) -> None:
+    def __init__(self, place: Place, way: Way, entry: Entry, *, is_hit: bool, against: int | None) -> None:
         self.place = place
         self.way = way
         self.other_way = Way.EGRESS if way is Way.INGRESS else Way.INGRESS
         self.goal = BEST if is_hit else BEST - DECIDES
-        self.turn = place.index + place.stages[way].order[entry]
+        self.turn = place.index + place.stages[way].order.get(entry, 0)
+        self._against = against
         self._entry = entry
         self._stage = place.stages[way]
         self._is_hit = is_hit
@@ -116,9 +119,14 @@ class _Aim:
         source, target = (end, local) if self.way is Way.INGRESS else (local, end)
         if target.mac != target.place.port.mac:
             return None  # nobody knows where the MAC address of a pair is
-        score = PIVOTAL if self._stage.is_pivotal(self._entry, header, source.number, target.number) else 0
+        score = PIVOTAL if self._is_pivotal(header, source.number, target.number) else 0
         if self._is_hit and self._stage.first(header, source.number, target.number) is self._entry:
             score += DECIDES
         if is_open and end.place.allows(self.other_way, header, source.number, target.number):
             score += PASSES
         return Choice(score, header, source, target)
+
+    def _is_pivotal(self, header: Header, source: int, target: int) -> bool:
+        if self._against is None:
+            return self._stage.is_pivotal(self._entry, header, source, target)
+        return self._stage.is_rival(self._entry, self._against, header, source, target)

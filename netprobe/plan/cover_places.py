@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from netprobe.model.conntrack_rules import first_state
 from netprobe.model.packets import SYN, ConnState, Packet
-from netprobe.model.policy import TCP, WITH_PORTS, IPAddress, Policy, PolicyPort, Way
+from netprobe.model.policy import DENY_PRIORITY, TCP, WITH_PORTS, IPAddress, Policy, PolicyPort, Way
 from netprobe.model.rule_lists import FAMILIES, Entry, PortRules, RuleLists
 
 BITS = {4: 32, 6: 128}
@@ -152,6 +152,28 @@ class Stage:
             return False
         return after is not entry.action.allows
 
+    def matches(self, entry: Entry, header: Header) -> bool:
+        """Whether an entry matches, addresses aside; it need not be one that is asked."""
+        return entry.fits(_template(header), is_tracked=True)
+
+    def is_rival(self, entry: Entry, priority: int, header: Header, source: int, destination: int) -> bool:
+        """Whether what decides besides an ACL stands at a priority and says the opposite; none is the default deny."""
+        if self.is_invalid(header) and not entry.is_stateless:
+            return False
+        for other in self.fitting(header):
+            if other is not entry and other.is_between(source, destination):
+                return other.priority == priority and other.action.allows is not entry.action.allows
+        return priority == DENY_PRIORITY and self.default_allows is not entry.action.allows
+
+    def yields(self, entry: Entry, header: Header, source: int, destination: int) -> bool:
+        """Whether another list's entry, put in this one, would make a difference to a packet that it matches."""
+        if self.is_invalid(header) and not entry.is_stateless:
+            return False
+        found = self.first(header, source, destination)
+        if found is None:
+            return self.default_allows is not entry.action.allows
+        return found.action.allows is not entry.action.allows and found.priority <= entry.priority
+
     def _is_untracked(self, header: Header, source: int, destination: int) -> bool:
         return any(entry.is_stateless and entry.is_between(source, destination) for entry in self.fitting(header))
 
@@ -242,15 +264,14 @@ class Places:
                         self._allowing[way].setdefault(entry, set()).add(place.index)
 
     def within(self, first: int, last: int, family: int) -> tuple[End, ...]:
-        """Ends with an address of a range: ports that have one, ports with a pair there, else decoys."""
+        """Ends with an address of a range: ports that have one or a pair there, then decoys."""
         key = (family, first, last)
         found = self._within.get(key)
         if found is None:
             ends = [end for end in self._sorted[family] if first <= end.number <= last]
             ends += self._pair_ends(first, last, family)
-            if not ends:
-                decoys = (self.decoy(place, first, last, family) for place in self._wild)
-                ends = [end for end in decoys if end is not None]
+            if first < last or not ends:
+                ends += self.decoys(first, last, family)
             found = self._within[key] = tuple(ends)
         return found
 

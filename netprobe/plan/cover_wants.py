@@ -8,12 +8,15 @@ and codes, the other family, and the other direction.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 from netprobe.model.conntrack_rules import ANSWERS, ERRORS, UNTRACKED
 from netprobe.model.policy import (
     DCCP,
+    DENY_PRIORITY,
     ICMP,
     ICMPV6,
     SCTP,
@@ -25,13 +28,17 @@ from netprobe.model.policy import (
     Way,
     port_prefixes,
 )
-from netprobe.model.rule_lists import EPHEMERAL, AddressSet, Entry
+from netprobe.model.rule_lists import EPHEMERAL, FAMILIES, AddressSet, Entry
 from netprobe.plan.cover_places import BITS, End, Header, Place, Places, header_of
 from netprobe.plan.port_masks import ALL_ONES, range_masks
 from netprobe.wire.policy_layout import IPV6_EXTENSIONS
 
 SAMPLES_MAX = 10
 """Ports that are tried for one block of ports where the natural one proves nothing."""
+GROUPS_FEW = 8
+"""Up to so many groups each is tried as a wrong remote group; of more only those that the right members don't tell."""
+_FAR = {4: (203 << 24) + (113 << 8) + 7, 6: (0x20010DB8 << 96) + 7}
+"""Addresses that only rules about everybody hold: of the blocks for documentation (RFC 5737, RFC 3849)."""
 _QUIET_PORTS = (7, 20011, 40009, 50021, 9, 60013)
 _QUIET_PROTOCOLS = (253, 254, 252, 251)  # RFC 3692: for experiments; then unassigned ones
 _NEXT_PROTOCOL = {TCP: UDP, UDP: TCP, SCTP: TCP, DCCP: SCTP, UDPLITE: UDP}
@@ -66,8 +73,22 @@ class Vocabulary:
         edges = {edge for first, last in ranges for edge in (first, last, first - 1, last + 1)}
         self._edges = sorted(edge for edge in edges if 0 <= edge <= ALL_ONES)
         self.protocols = tuple(sorted(number for number in named if number not in (None, ICMP, ICMPV6)))
+        self._samples: dict[int, tuple[Header, ...]] = dict.fromkeys(FAMILIES, ())
         self.quiet_port = min(_QUIET_PORTS, key=lambda port: sum(first <= port <= last for first, last in ranges))
         self.quiet_protocol = next(number for number in _QUIET_PROTOCOLS if number not in named)
+
+    def samples(self, family: int) -> tuple[Header, ...]:
+        """One header that each rule names: what is let pass somewhere."""
+        return self._samples[family]
+
+    def add_samples(self, headers: Iterable[Header]) -> None:
+        """Remember headers; more than SAMPLES_MAX a family and protocol add nothing."""
+        counts: Counter[tuple[int, int]] = Counter()
+        for header in dict.fromkeys(headers):
+            kind = (header.family, header.protocol)
+            counts[kind] += 1
+            if counts[kind] <= SAMPLES_MAX:
+                self._samples[header.family] += (header,)
 
     def ports_in(self, first: int, last: int) -> list[int]:
         """Edges of rules within a range: where something may change."""
@@ -90,16 +111,24 @@ class Wants:
         self._misses: dict[Entry, tuple[tuple[str, tuple[Header, ...]], ...]] = {}
         self._inside: dict[tuple[Entry, Way], list[tuple[str, tuple[End, ...]]]] = {}
         self._outside: dict[tuple[Entry, Way], list[tuple[str, tuple[End, ...]]]] = {}
+        self._headers: dict[Entry, tuple[Header, ...]] = {}
         self._flat: dict[tuple[Entry, Way], list[End]] = {}
         self._labels: dict[tuple[Entry, Header], str] = {}
         self._names = _names(places.policy)
-        self._group_sets = [
-            AddressSet.of(
-                (prefix for port in places.policy.members(group.id) for prefix in port_prefixes(port)), family
-            )
-            for group in places.policy.groups
-            for family in (4, 6)
-        ]
+        found = (entry for place in places.all for way in Way for entry in place.stages[way].entries)
+        self._entries = tuple(dict.fromkeys(found))
+        self._all_ends: dict[int, tuple[End, ...]] = {}
+        self.words.add_samples(header for entry in self._entries for header in self.headers(entry)[:1])
+        policy = places.policy
+        self._are_few = len(policy.groups) <= GROUPS_FEW
+        self._group_sets = {
+            family: [
+                (group.title, AddressSet.of((p for m in policy.members(group.id) for p in port_prefixes(m)), family))
+                for group in policy.groups
+            ]
+            for family in FAMILIES
+        }
+        self._rules = {rule.id: rule for group in policy.groups for rule in group.rules}
 
     def of(self, place: Place, way: Way, entry: Entry) -> Iterator[Want]:
         """The wants of an entry at a port, the entry itself first."""
@@ -110,8 +139,7 @@ class Wants:
             for label, headers in self.hits(entry):
                 for member, ends in inside:
                     yield Want(_joined(label, member), headers, ends, locals_in, is_hit=True)
-        in_ends = self.inside_ends(entry, way)
-        headers = self.hits(entry)[0][1]
+        in_ends, headers = self.inside_ends(entry, way), self.headers(entry)
         if locals_out:
             yield Want("other local address", headers, in_ends, locals_out, is_hit=False)
         if not locals_in:
@@ -120,7 +148,24 @@ class Wants:
             yield Want(label, beside, in_ends, locals_in, is_hit=False)
         for label, ends in self.outside(entry, way):
             yield Want(label, headers, ends, locals_in, is_hit=False)
-        yield from self._other_family(place, entry, headers, in_ends)
+        yield from self._other_family(place, entry)
+
+    def against(self, place: Place, way: Way, entry: Entry) -> Iterator[tuple[Want, int]]:
+        """An ACL against entries of other priorities that say the opposite: which of the two is asked first."""
+        stage = place.stages[way]
+        locals_ = self._locals(place, _sides(entry, way)[1], entry.family)[0]
+        rivals: dict[int, list[Entry]] = {}
+        for other in stage.entries:
+            if other.action.allows is not entry.action.allows and other.family == entry.family and other is not entry:
+                rivals.setdefault(other.priority, []).append(other)
+        if entry.action.allows and not stage.default_allows and entry.priority <= DENY_PRIORITY:
+            rivals.setdefault(DENY_PRIORITY, [])
+        for priority, others in rivals.items():
+            near = [header for other in others for header in self.headers(other)]
+            fitting = [header for header in near if stage.matches(entry, header)]
+            headers = tuple(dict.fromkeys((*fitting, *self.headers(entry))))
+            want = Want(f"priority {priority}", headers, self.inside_ends(entry, way), locals_, is_hit=False)
+            yield want, priority
 
     def hits(self, entry: Entry) -> tuple[tuple[str, tuple[Header, ...]], ...]:
         """What it compiles to, addresses aside: label and headers."""
@@ -134,6 +179,14 @@ class Wants:
             found = (_distinct(label, headers) for label, headers in self._make_misses(entry))
             self._misses[entry] = tuple((label, headers) for label, headers in found if headers)
         return self._misses[entry]
+
+    def headers(self, entry: Entry) -> tuple[Header, ...]:
+        """Headers that it matches, of each part that it compiles to, the best of each first."""
+        if entry not in self._headers:
+            parts = [headers for _, headers in self.hits(entry)]
+            found = (each for rank in zip_longest(*parts) for each in rank if each is not None)
+            self._headers[entry] = tuple(dict.fromkeys(found))
+        return self._headers[entry]
 
     def inside_ends(self, entry: Entry, way: Way) -> list[End]:
         """Ends of the other side that an entry is about."""
@@ -179,7 +232,7 @@ class Wants:
         key = (entry, way)
         if key not in self._inside:
             remote = _sides(entry, way)[0]
-            everybody = [("", tuple(self._places.own[entry.family]))]
+            everybody = [("", self._everybody(entry.family))]
             self._inside[key] = everybody if remote is None else list(self._make_inside(remote, entry.family))
         return self._inside[key]
 
@@ -188,7 +241,7 @@ class Wants:
         key = (entry, way)
         if key not in self._outside:
             remote = _sides(entry, way)[0]
-            found = self._make_outside(remote, entry.family) if remote is not None and remote.parts else ()
+            found = self._make_outside(remote, entry.family) if remote is not None else ()
             self._outside[key] = [(label, ends) for label, ends in found if ends or label == "outside"]
         return self._outside[key]
 
@@ -203,7 +256,7 @@ class Wants:
                         yield _joined(label, word), ends
 
     def _make_outside(self, remote: AddressSet, family: int) -> Iterator[tuple[str, tuple[End, ...]]]:
-        if remote.firsts[0] == 0 and remote.lasts[0] == (1 << BITS[family]) - 1:
+        if remote.holds(0) and remote.lasts[0] == (1 << BITS[family]) - 1:
             return
         for number, (first, last) in enumerate(remote.parts):
             size = last - first + 1
@@ -215,11 +268,18 @@ class Wants:
             if size < 1 << BITS[family]:
                 ends = self._places.within(other_half, other_half + size - 1, family)
                 yield _joined(name, "prefix bit"), _without(ends, remote)
-        yield "outside", _without(self._places.own[family], remote)
-        for number, other in enumerate(self._group_sets):  # a wrong group that has all the right members, and more
-            if other.parts and remote.is_within(other) and not other.is_within(remote) and number % 2 == (family == 6):
-                wider = (end for first, last in other.parts for end in self._places.within(first, last, family))
-                yield "wider group", _without(wider, remote)
+        yield "outside", _without(self._everybody(family), remote)
+        for group, other in self._group_sets[family]:
+            # The positive probes find a wrong group that lacks a member; of one that has them all, who is too much.
+            if self._are_few or (remote.is_within(other) and not other.is_within(remote)):
+                yield f"group {group}", _without(self._ends_of(other, family), remote)
+
+    def _everybody(self, family: int) -> tuple[End, ...]:
+        """An end of each port, and decoys that no rule has heard of."""
+        if family not in self._all_ends:
+            number = _FAR[family]
+            self._all_ends[family] = (*self._places.own[family], *self._places.decoys(number, number, family))
+        return self._all_ends[family]
 
     def _part_name(self, first: int, last: int, family: int, number: int) -> str:
         """A member's name: keys are the same wherever the network is."""
@@ -266,12 +326,11 @@ class Wants:
             return
         if protocol not in WITH_PORTS:
             if _is_icmp(family, protocol):
-                yield from _icmp_misses(entry)
-                yield "protocol", (*self._any(family, UDP), *self._any(family, TCP))
+                yield from _icmp_misses(entry, self.words.samples(family))
             else:
                 others = (protocol + 1, protocol - 1)
                 yield "protocol", (header_of(family, other) for other in others if _is_plain(family, other))
-            yield "protocol tcp", self._any(family, TCP)
+            yield "any protocol", self._other_protocols(entry)
             return
         for label, port, src in _beside(entry):
             ports = [port] if port is not None else self._ports(entry.dst_ports)
@@ -280,6 +339,17 @@ class Wants:
         src = _source_ports(entry.src_ports)[0][1]
         ports = self._ports(entry.dst_ports)
         yield "protocol", (header_of(family, other, port)._replace(src_port=src) for port in ports)
+        yield "any protocol", self._other_protocols(entry)
+
+    def _other_protocols(self, entry: Entry) -> Iterator[Header]:
+        """What an entry would match too if it had forgotten its protocol: what others name, then what nobody does."""
+        known = self.words.samples(entry.family)
+        near = _NEXT_PROTOCOL.get(entry.protocol or 0)
+        yield from (header for header in known if header.protocol not in (entry.protocol, near))
+        yield header_of(entry.family, self.words.quiet_protocol)
+        yield from self._any(entry.family, UDP if entry.protocol == TCP else TCP)
+        yield from (header for header in known if header.protocol in (entry.protocol, near))
+        yield from self._any(entry.family, ICMP)
 
     def _blocks(self, ports: tuple[int, int] | None) -> Iterator[tuple[str, list[int]]]:
         """Value/mask pairs of a range; of each the port at the range's edge if it has one, then others."""
@@ -308,18 +378,33 @@ class Wants:
         else:
             yield header_of(family, protocol)
 
-    def _other_family(
-        self, place: Place, entry: Entry, headers: tuple[Header, ...], ends: Sequence[End]
-    ) -> Iterator[Want]:
+    def _other_family(self, place: Place, entry: Entry) -> Iterator[Want]:
         """A rule of one family, tried in the other: the same header between the same ports."""
-        if _has_prefix(entry) and not all(end.is_own for end in ends):
-            return
         family = 6 if entry.family == 4 else 4
-        local, others = place.own[family][:1], dict.fromkeys(end.place for end in ends)
-        swapped = tuple(_in_family(header, family) for header in headers)
-        found = [one for other in others for one in other.own[family][:1]]
-        if local and found and swapped:
-            yield Want("other family", swapped, found, local, is_hit=False)
+        swapped = tuple(_in_family(header, family) for header in self.headers(entry))
+        others = [end for end in self._in_other_family(entry, family) if end.place is not place]
+        if swapped and others:
+            yield Want("other family", swapped, others, place.own[family][:1], is_hit=False)
+
+    def _in_other_family(self, entry: Entry, family: int) -> Sequence[End]:
+        """Whom it would be about in the other family."""
+        rule = self._rules.get(entry.rule)
+        if entry.is_acl or rule is None or rule.remote_prefix is not None:
+            return () if _has_prefix(entry) else self._places.own[family]
+        prefixes = self._places.policy.remote_prefixes(rule, family)
+        if prefixes is None:
+            return self._places.own[family]
+        return self._ends_of(AddressSet.of(prefixes, family), family)
+
+    def mirrored(self, entry: Entry, way: Way) -> Sequence[End]:
+        """The other side's ends if the entry stood in the list of the other way."""
+        if not entry.is_acl:
+            return self.inside_ends(entry, way)
+        remote = _sides(entry, Way.EGRESS if way is Way.INGRESS else Way.INGRESS)[0]
+        return self._places.own[entry.family] if remote is None else self._ends_of(remote, entry.family)
+
+    def _ends_of(self, remote: AddressSet, family: int) -> list[End]:
+        return [end for first, last in remote.parts for end in self._places.within(first, last, family)]
 
 
 def is_hidden(family: int, protocol: int) -> bool:
@@ -423,7 +508,7 @@ def _icmp_hits(entry: Entry) -> Iterator[tuple[str, tuple[Header, ...]]]:
         yield label, (header_of(family, protocol, icmp_type=entry.icmp_type, icmp_code=code),)
 
 
-def _icmp_misses(entry: Entry) -> Iterator[tuple[str, Iterable[Header]]]:
+def _icmp_misses(entry: Entry, known: Iterable[Header]) -> Iterator[tuple[str, Iterable[Header]]]:
     family, protocol, icmp_type = entry.family, entry.protocol or 0, entry.icmp_type
     if icmp_type is None:
         return
@@ -432,7 +517,8 @@ def _icmp_misses(entry: Entry) -> Iterator[tuple[str, Iterable[Header]]]:
         if 0 <= other <= 255 and other not in left_alone:
             yield label, (header_of(family, protocol, icmp_type=other),)
     others = [query for query in _queries(family) if query != icmp_type]
-    yield "other type", (header_of(family, protocol, icmp_type=other) for other in others)
+    named = [header for header in known if header.protocol == protocol and header.icmp_type != icmp_type]
+    yield "other type", (*(header_of(family, protocol, icmp_type=other) for other in others), *named)
     if entry.icmp_code is not None:
         for label, code in (("code-1", entry.icmp_code - 1), ("code+1", entry.icmp_code + 1)):
             if 0 <= code <= 255:

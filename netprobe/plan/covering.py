@@ -6,6 +6,9 @@ receiver's ingress wants. Then come what no rule is about: states of connections
 anti-spoofing (cover_spoofing), the default deny. What can't be sent is said, and so is what can never decide.
 """
 
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
+
 from netprobe.model.packets import Cover
 from netprobe.model.policy import TCP, UDP, Policy, Way
 from netprobe.model.rule_lists import FAMILIES, Entry
@@ -22,6 +25,7 @@ __all__ = ["Decider", "cover"]
 WRONG_STAGE = "wrong stage only"
 _OTHER = {Way.INGRESS: Way.EGRESS, Way.EGRESS: Way.INGRESS}
 _NAMED_MAX = 3
+_MIRRORS_MAX = 100
 
 
 def cover(policy: Policy, decide: Decider) -> Cover:
@@ -38,6 +42,12 @@ def cover(policy: Policy, decide: Decider) -> Cover:
         decide: says what should become of a packet (judge.evaluator.Evaluator); expectations are its, not ours.
     """
     return _Covering(policy, decide).made()
+
+
+def _turned(ends: Sequence[End], start: int) -> Sequence[End]:
+    """All of them, beginning somewhere else at each port."""
+    at = start % len(ends) if ends else 0
+    return (*ends[at:], *ends[:at])
 
 
 class _Gaps:
@@ -105,6 +115,12 @@ class _Covering:
                     continue
                 self._meet(place, way, entry, want)
             self._mirror(place, way, entry)
+        for entry in (*place.stages[way].entries, *place.stages[way].buried):
+            if entry.is_acl:
+                for want, priority in self._wants.against(place, way, entry):
+                    choice = self._chooser.choose(place, way, entry, want, priority)
+                    if choice is not None and choice.score & PIVOTAL and choice.score & PASSES:
+                        self._draft(choice, f"{entry.rule}:{want.label}", is_hit=False)
 
     def _meet(self, place: Place, way: Way, entry: Entry, want: Want) -> None:
         """Add the best packet for a want, or say why there is none."""
@@ -152,26 +168,36 @@ class _Covering:
             self._draft(choice, f"{entry.rule}:{label}" if label else entry.rule, is_hit=True)
 
     def _mirror(self, place: Place, way: Way, entry: Entry) -> None:
-        """The same in the other direction, where that must end otherwise and the other port would let it pass."""
-        other_way = _OTHER[way]
-        ends = self._wants.inside_ends(entry, way)
-        headers = self._wants.hits(entry)[0][1][:2]
-        locals_ = place.own[entry.family][:1]
-        stage = place.stages[other_way]
-        for header in headers:
-            if stage.is_invalid(header):
+        """The same in the other direction, where that must end otherwise and the other port would let it pass.
+
+        Best where the other port does so for a reason of its own: a rule that was turned round is missing there.
+        """
+        label = f"{entry.rule}:other direction"
+        second: tuple[Header, End, End] | None = None
+        for header, source, target, end in self._mirrored(place, way, entry):
+            ends = (source.number, target.number)
+            if not end.place.allows(way, header, *ends):
                 continue
-            for at in range(min(len(ends), 8)):
-                end = ends[(at + place.index) % len(ends)]
-                if end.place is place or not locals_ or end.mac != end.place.port.mac:
-                    continue
-                source, target = (locals_[0], end) if way is Way.INGRESS else (end, locals_[0])
-                if stage.allows(header, source.number, target.number) is entry.action.allows:
-                    continue
-                if end.place.allows(way, header, source.number, target.number):
-                    label = f"{entry.rule}:other direction"
-                    self._drafts.add(header, source, target, label, has_conversation=False)
-                    return
+            found = end.place.stages[way].first(header, *ends) if end.place.is_guarded else None
+            if found is None or found.rule != entry.rule:
+                self._drafts.add(header, source, target, label, has_conversation=False)
+                return
+            second = second or (header, source, target)
+        if second is not None:
+            self._drafts.add(*second, label, has_conversation=False)
+
+    def _mirrored(self, place: Place, way: Way, entry: Entry) -> Iterator[tuple[Header, End, End, End]]:
+        """Packets that an entry would decide about if it were in the list of the other way: with the other end."""
+        stage = place.stages[_OTHER[way]]
+        ends = self._wants.mirrored(entry, way)
+        found = product(self._wants.headers(entry), place.own[entry.family][:1], _turned(ends, place.index))
+        for header, local, end in islice(found, _MIRRORS_MAX):
+            source, target = (local, end) if way is Way.INGRESS else (end, local)
+            ends_at = (source.number, target.number)
+            if end.place is place or target.mac != target.place.port.mac:
+                continue
+            if stage.yields(entry, header, *ends_at) and not (entry.is_acl and not entry.is_between(*ends_at)):
+                yield header, source, target, end
 
     def _add_default_deny(self, place: Place) -> None:
         for family in FAMILIES:
