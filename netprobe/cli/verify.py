@@ -9,6 +9,7 @@ import trio
 
 from netprobe.cli.output import print_json, say, to_stdout
 from netprobe.cli.running import head_of, telling
+from netprobe.cli.verify_change import run_change
 from netprobe.errors import NetprobeError, UsageError, unknown_name
 from netprobe.host.signals import stop_on_signals
 from netprobe.model.records import HopBatch
@@ -24,6 +25,9 @@ from netprobe.store.duckdb_file import DEFAULT_PATH, StoredRun, open_store
 
 VANTAGES = ("tap", "vswitch", "guest")
 BOUNDS = {"rate": (1, 100_000), "rounds": (1, 100), "seed": (0, 2**32 - 1)}
+RULES_PROVED = 3
+"""Findings whose rule is proved by its counter."""
+
 MAX_TMAX_NS = 10_000_000_000
 
 
@@ -61,6 +65,7 @@ def _order(args: argparse.Namespace) -> VerifyOrder:
         args.seed,
         sources.discrepancies,
         sources.is_own,
+        RULES_PROVED,
     )
 
 
@@ -95,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_verify(order, topology)
     if args.plan:
         return _show_plan(args, plan)
+    if args.watch_change:
+        return run_change(args, plan, topology)
     with stop_on_signals() as stop:
         outcome = trio.run(partial(verify, order, plan, topology, stop, telling()))
         document = _keep(args, outcome)

@@ -150,6 +150,10 @@ class Findings:
     differences: dict[Difference, list[str]] = field(default_factory=dict)
     truth: dict[str, bool | None] = field(default_factory=dict)
 
+    def sort(self) -> None:
+        """Worst first."""
+        self.found.sort(key=lambda finding: _ORDER[finding.kind])
+
     def count(self, kind: FindingKind) -> int:
         """How many findings of a kind."""
         return sum(finding.kind is kind for finding in self.found)

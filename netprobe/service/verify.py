@@ -7,7 +7,7 @@ service.verify_attempts'; what is proved is judge.proof's and judge.findings'.
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -27,10 +27,12 @@ from netprobe.plan.covering import cover
 from netprobe.plan.policy_bind import bind
 from netprobe.service.policy_models import ModelAsker
 from netprobe.service.verify_attempts import Attempts
+from netprobe.service.verify_checks import consistency_findings, stale_findings
+from netprobe.service.verify_evidence import prove_findings
 from netprobe.service.verify_permits import permit_verify
 from netprobe.service.verify_rounds import RoundLimits, Rounds
 from netprobe.service.verify_vantage import cover_from, notes_of
-from netprobe.service.verify_wire import WireOrder, open_wire
+from netprobe.service.verify_wire import VerifyWire, WireOrder, open_wire
 from netprobe.wire.mark import KEY_BYTES
 from netprobe.wire.policy_frames import PolicyMark
 
@@ -51,6 +53,7 @@ class VerifyOrder:
         vantage: "tap", "vswitch" or "guest".
         rate_pps: packets a second, all hosts together.
         discrepancies: what other sources say otherwise, found before anything was sent.
+        rules_proved: findings, from the first on, whose rule is proved by its counter; some seconds each.
         is_own: the user wrote it for the ports that are here; else it is a whole cloud's, and some may be elsewhere.
         until_finding: stop after the first round that proves a leak or an overblock; what it proves is all that is
             known then. The model is asked only if none does.
@@ -66,6 +69,7 @@ class VerifyOrder:
     seed: int = 1
     discrepancies: tuple[Finding, ...] = ()
     is_own: bool = True
+    rules_proved: int = 0
     until_finding: bool = False
 
 
@@ -169,50 +173,67 @@ async def verify(
     is_kernel = plan.backend == "bridge"
     terms = (order.vantage, order.rate_pps)
     most = permit_verify(plan.attachments, topology, plan.cover, terms, started_ns, is_kernel=is_kernel)
-    ports = plan.ports
-    proofs = Proofs(plan.cover.scenarios, [port.name for port in ports], alpha=order.alpha)
+    # Before anything is sent, so that no connection is ours.
+    others = [*order.discrepancies, *await stale_findings(plan.policy, topology), *await consistency_findings(topology)]
+    scenarios, names = plan.cover.scenarios, [port.name for port in plan.ports]
     mark = _new_mark()
     attempts = Attempts(mark, secrets.randbelow(4096))
     wire_order = WireOrder(mark, plan.attachments, topology, order.vantage, order.rate_pps, is_kernel)
-    answers: dict[int, ModelAnswer] = {}
-    async with open_wire(wire_order, stop) as wire, trio.open_nursery() as nursery:
+    async with open_wire(wire_order, stop) as wire:
         limits = RoundLimits(order.tmax_ns, order.rounds, order.seed, most)
-        rounds = Rounds(plan.cover.scenarios, ports, proofs, attempts, wire, limits, stop)
+        proofs = Proofs(scenarios, names, alpha=order.alpha)
+        rounds = Rounds(scenarios, plan.ports, proofs, attempts, wire, limits, stop)
+        answers = await _probe(order, plan, topology, rounds, tell)
+        steps = _judged(plan, proofs, answers)
+        findings = judge_steps(steps, plan.backend, rounds.not_sent)
+        if order.rules_proved and findings.found:
+            tell("proving which rules decided")
+        proved = await prove_findings(findings.found, scenarios, rounds, topology, order.rules_proved)
+        findings.found = [*proved, *others, *_unproven(plan)]
+    findings.sort()
+    outcome = VerifyOutcome(plan, order, started_ns, realtime_ns(), findings, tuple(steps))
+    return _with_counts(outcome, rounds, wire)
+
+
+async def _probe(
+    order: VerifyOrder, plan: VerifyPlan, topology: Topology, rounds: Rounds, tell: Tell
+) -> dict[int, ModelAnswer]:
+    """All rounds; and what the model says of each step, by its place in the columns."""
+    answers: dict[int, ModelAnswer] = {}
+    async with trio.open_nursery() as nursery:
         if order.until_finding:
-            await rounds.run(tell, lambda: _is_contradicted(plan, proofs))
+            await rounds.run(tell, lambda: _is_contradicted(plan, rounds.proofs))
         # At the same time as the probes: both wait for the switch most of the time.
-        if not order.until_finding or not _is_contradicted(plan, proofs):
-            nursery.start_soon(_ask_models, plan, proofs, topology, answers)
+        if not order.until_finding or not _is_contradicted(plan, rounds.proofs):
+            nursery.start_soon(_ask_models, plan, rounds.proofs, topology, answers)
         if not order.until_finding:
             await rounds.run(tell)
         tell("waiting for the enforcement's own model")
-    steps = _judged(plan, proofs, answers)
-    findings = judge_steps(steps, plan.backend, rounds.not_sent)
-    _add_unproven(findings, plan, order)
-    common, _ = proofs.loss()
-    controls = sum(one.step < 0 for one in attempts.sent)
-    return VerifyOutcome(
-        plan,
-        order,
-        started_ns,
-        realtime_ns(),
-        findings,
-        tuple(steps),
-        sent=len(attempts.sent) - controls,
+    return answers
+
+
+def _with_counts(outcome: VerifyOutcome, rounds: Rounds, wire: VerifyWire) -> VerifyOutcome:
+    """What was counted on the way."""
+    common, _ = rounds.proofs.loss()
+    sent = rounds.attempts.sent
+    controls = sum(one.step < 0 for one in sent)
+    return replace(
+        outcome,
+        sent=len(sent) - controls,
         controls=controls,
         unsent=rounds.unsent,
         rounds=rounds.made,
         late=rounds.late,
         dropped=wire.dropped,
         forged=wire.forged,
-        asked=sum(step.model is not None for step in steps),
-        strayed=_strayed(plan, rounds),
-        notes=(*notes_of(order.vantage), *wire.notes),
+        asked=sum(step.model is not None for step in outcome.steps),
+        strayed=_strayed(outcome.plan, rounds),
+        notes=(*notes_of(outcome.order.vantage), *wire.notes),
         loss_upper=common.upper,
-        misses_needed=proofs.misses_needed(),
+        misses_needed=rounds.proofs.misses_needed(),
         conntrack_deleted=wire.journal.deleted,
         conntrack_kept=wire.journal.kept,
-        stopped=stop.why if stop.asked() else "",
+        stopped=rounds.stop.why if rounds.stop.asked() else "",
     )
 
 
@@ -267,14 +288,11 @@ def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome) ->
     return Evidence(sent, arrived, rejected, sender.chain[1].id, missing)
 
 
-def _add_unproven(findings: Findings, plan: VerifyPlan, order: VerifyOrder) -> None:
-    """What cannot be proved from here, and what other sources say otherwise."""
-    findings.found += order.discrepancies
-    findings.found += [Finding(FindingKind.UNPROVEN, remark) for remark in plan.policy.remarks]
-    findings.found += [
-        Finding(FindingKind.UNPROVEN, why, rule_id=what, expected=what) for what, why in plan.cover.unproven
-    ]
-    findings.found.sort(key=lambda finding: list(FindingKind).index(finding.kind))
+def _unproven(plan: VerifyPlan) -> list[Finding]:
+    """What cannot be proved from here."""
+    remarks = [Finding(FindingKind.UNPROVEN, remark) for remark in plan.policy.remarks]
+    gaps = [Finding(FindingKind.UNPROVEN, why, rule_id=what, expected=what) for what, why in plan.cover.unproven]
+    return [*remarks, *gaps]
 
 
 def _strayed(plan: VerifyPlan, rounds: Rounds) -> tuple[str, ...]:

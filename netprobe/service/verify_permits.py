@@ -12,7 +12,7 @@ from netprobe.model.packets import Cover
 from netprobe.model.points import Vantage
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.plan.allowlist import Allowlist
-from netprobe.plan.budget import MAX_SHARE_OF_FREE, Demand, check_conntrack
+from netprobe.plan.budget import MAX_SHARE_OF_FREE, Demand, Room, check_conntrack
 from netprobe.service.permits import audit_path, read_host_allowlist
 
 ENTRIES_A_SCENARIO = 2
@@ -52,27 +52,36 @@ def permit_verify(
     for one in attachments:
         lists[one.host].check_verify((one.name, one.port_device, one.iface_id, one.mac))
     for name, allowlist in lists.items():
-        _check_rate(allowlist, vantage, pps, name)
-    _check_bound(attachments, hosts)
+        check_rate(allowlist, vantage, pps, name)
+    check_bound(attachments, hosts)
     most = min(_room(host, is_kernel=is_kernel) for host in hosts)
     for host in hosts:
         _audit(host, attachments, cover, order, now_ns)
     return most
 
 
-def _check_rate(allowlist: Allowlist, vantage: str, pps: int, host: str) -> None:
+def check_rate(allowlist: Allowlist, vantage: str, pps: int, host: str) -> None:
+    """Refuse a rate that a host does not permit.
+
+    Raises:
+        RefusedError: it is too high.
+    """
     cap = allowlist.cap_pps(Vantage.VSWITCH if vantage == "vswitch" else Vantage.GUEST)
     if pps > cap:
         raise RefusedError(
             f"{allowlist.where}",
             f"{pps} packets/s on {host}",
             allowed=f"up to {cap:g} packets/s",
-            advice="lower --rate",
+            advice="send more slowly",
         )
 
 
-def _check_bound(attachments: Sequence[Attachment], hosts: Sequence[Host]) -> None:
-    """Packets are injected only while the port is bound on this host."""
+def check_bound(attachments: Sequence[Attachment], hosts: Sequence[Host]) -> None:
+    """Packets are injected only while the port is bound on this host.
+
+    Raises:
+        HostNotReadyError: one is not.
+    """
     for host in hosts:
         ports = bound_ports(host.ovs_rundir)
         for one in attachments:
@@ -86,14 +95,22 @@ def _check_bound(attachments: Sequence[Attachment], hosts: Sequence[Host]) -> No
 
 def _room(host: Host, *, is_kernel: bool) -> int:
     """Scenarios that a host's conntrack table has room for at once."""
-    if is_kernel:
-        with KernelConntrack(host.netns) as table:
-            room = table.use()
-    else:
-        with UnixctlClient(host.ovs_rundir) as unixctl:
-            room = Conntrack(unixctl).use()
+    room = conntrack_use(host, is_kernel=is_kernel)
     check_conntrack([Demand(host.name, host.zone, ENTRIES_A_SCENARIO)], {host.name: room})
     return int(room.free * MAX_SHARE_OF_FREE) // ENTRIES_A_SCENARIO
+
+
+def conntrack_use(host: Host, *, is_kernel: bool) -> Room:
+    """How full the table is that tracks a host's connections: the kernel's or its switch's.
+
+    Raises:
+        HostNotReadyError: it does not answer.
+    """
+    if is_kernel:
+        with KernelConntrack(host.netns) as table:
+            return table.use()
+    with UnixctlClient(host.ovs_rundir) as unixctl:
+        return Conntrack(unixctl).use()
 
 
 def _audit(host: Host, attachments: Sequence[Attachment], cover: Cover, order: tuple[str, int], now_ns: int) -> None:

@@ -123,8 +123,13 @@ class Rounds:
         numbers = {port.name: i for i, port in enumerate(self.ports)}
         self._ends = [(numbers[s.src], numbers[s.dst]) for s in self.scenarios]
 
-    async def run(self, tell: Callable[[str], None]) -> None:
-        """Make rounds until every step is decided, they are used up, or somebody asks to stop."""
+    async def run(self, tell: Callable[[str], None], is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Make rounds until every step is decided, they are used up, or somebody asks to stop.
+
+        Args:
+            tell: takes lines of progress.
+            is_enough: asked after each round, whether what is known by then is all that one wants to know.
+        """
         order = random.Random(self.limits.seed)
         while self.made < self.limits.rounds and not self.stop.asked():
             wanted = self._undecided()
@@ -139,6 +144,8 @@ class Rounds:
             tell(f"round {self.made + 1}: {len(ready)} scenarios")
             await self._round([self.attempts.attempt(self.scenarios[n]) for n in ready])
             self.made += 1
+            if is_enough():
+                break
         await self._listen()
         self._take_late()
 
@@ -161,6 +168,16 @@ class Rounds:
             text = f"absorption before {', '.join(dict.fromkeys(missing))} could not be confirmed, so it was not sent"
             for step in range(len(self.scenarios[number].steps)):
                 self.not_sent[number, step] = text
+
+    async def burst(self, scenario: Scenario, count: int) -> int:
+        """Send the first packet of a scenario many times, each on a tuple of its own; for a rule's counter.
+
+        Returns:
+            How many were sent.
+        """
+        made = [self._frame(self.attempts.attempt(scenario), 0, self.made) for _ in range(count)]
+        await self._send(made)
+        return sum(self.first_ns[one.seq] > 0 for one in made)
 
     # -- one round ----------------------------------------------------------------------------------------------------
 

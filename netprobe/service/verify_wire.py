@@ -4,6 +4,7 @@ Frames enter by the taps themselves, by packet-out, or from the guests' agents (
 absorbed before the guests in each case (service.tap_ports). What arrives is decoded by wire.policy_decode.
 """
 
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from netprobe.service.policy_entries import PolicyEntry, open_entry
 from netprobe.service.tap_ports import AbsorbFilter, TapPort, TapPorts, open_tap_ports
 from netprobe.service.verify_attempts import Sent, own_tuples
 from netprobe.service.verify_rounds import Arrival
+from netprobe.wire.mark import KEY_BYTES
 from netprobe.wire.policy_bpf import absorb_program, reject_program, tc_bytecode
 from netprobe.wire.policy_decode import PolicyDecoder, PolicyKind, SentTable
 from netprobe.wire.policy_frames import PolicyMark, encode_packet
@@ -30,6 +32,7 @@ NOBODY = "02:00:00:6e:70:00"
 """Locally administered: no guest's."""
 
 CANARY_SEQ = 0xFFFFFFF0
+CLASS_MARK = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class VerifyWire:
         names = {one.name: number for number, one in enumerate(order.attachments)}
         self._number = [names[port.name] for port in taps.ports]
         self._found: list[Arrival] = []
+        self._overflow = 0
 
     def write_down(self, sent: Sequence[Sent]) -> None:
         """Put into the journal which connections these frames may make, and into the table what they are."""
@@ -116,6 +120,7 @@ class VerifyWire:
             for block in blocks:
                 self._take_rejections(block)
             ring.release(len(blocks))
+            self._overflow += ring.drops()
         found, self._found = self._found, []
         return found
 
@@ -146,7 +151,7 @@ class VerifyWire:
     @property
     def dropped(self) -> int:
         """Frames that a ring had no room for."""
-        return self._taps.dropped
+        return self._taps.dropped + self._overflow
 
     def _take(self, absorbed: Absorbed) -> None:
         block = absorbed.frames
@@ -163,7 +168,18 @@ class VerifyWire:
                 self._found.append(Arrival(seq, -1, int(block.t_ns[index]), is_rejection=True))
 
 
-def _canaries(mark: PolicyMark) -> tuple[bytes, ...]:
+def new_mark() -> PolicyMark:
+    """Marks that nobody knows."""
+    return PolicyMark(
+        session=secrets.randbits(32),
+        key=secrets.token_bytes(KEY_BYTES),
+        dscp=CLASS_MARK,
+        ip_id=secrets.randbelow(0xFFFF) + 1,
+        flow_label=secrets.randbelow(0xFFFFF) + 1,
+    )
+
+
+def canaries(mark: PolicyMark) -> tuple[bytes, ...]:
     """One frame of each kind that is absorbed: IPv4, IPv6, ARP."""
     four = ip_address("192.0.2.1"), ip_address("192.0.2.2")  # RFC 5737
     six = ip_address("2001:db8::1"), ip_address("2001:db8::2")  # RFC 3849
@@ -181,7 +197,7 @@ async def open_wire(order: WireOrder, stop: StopRequest) -> AsyncIterator[Verify
     """
     netns = {host.name: host.netns for host in order.topology.hosts}
     ports = [TapPort(one.name, netns[one.host], one.chain[1].device) for one in order.attachments]
-    absorb = AbsorbFilter(tc_bytecode(absorb_program(order.mark)), _canaries(order.mark))
+    absorb = AbsorbFilter(tc_bytecode(absorb_program(order.mark)), canaries(order.mark))
     with new_journal() as journal, ExitStack() as stack:
         async with (
             open_tap_ports(ports, absorb, journal) as taps,
