@@ -121,6 +121,23 @@ def _add_trace(commands: "argparse._SubParsersAction[Parser]") -> None:
     trace.set_defaults(call=_run("trace"))
 
 
+def _add_watch_change(verify: Parser) -> None:
+    verify.add_argument(
+        "--watch-change", metavar="COMMAND", help="probe while COMMAND changes the rules: how long until they hold?"
+    )
+    verify.add_argument("--watch-rule", metavar="ID", help="the rule to watch (default: all that allow something)")
+    verify.add_argument(
+        "--watch-rate", type=int, default=1000, metavar="PPS", help="packets of existing flows per second, up to 10000"
+    )
+    verify.add_argument(
+        "--watch-connections", type=int, default=200, metavar="CPS", help="new connections per second, up to 1000"
+    )
+    verify.add_argument("--watch-before", default="1s", metavar="TIME", help="from the first packet to COMMAND")
+    verify.add_argument(
+        "--watch-after", default="3s", metavar="TIME", help="end when nothing had the old verdict for so long"
+    )
+
+
 def _add_verify(commands: "argparse._SubParsersAction[Parser]") -> None:
     verify = commands.add_parser("verify", help="prove that a security policy is enforced (docs/policy.md)")
     verify.add_argument("policy", nargs="?", metavar="POLICY", help="TOML file")
@@ -138,10 +155,7 @@ def _add_verify(commands: "argparse._SubParsersAction[Parser]") -> None:
     verify.add_argument("--seed", type=int, default=1, help="of the order in which packets are sent")
     verify.add_argument("--plan", action="store_true", help="say what would be sent, and send nothing")
     verify.add_argument("--explain", type=int, metavar="N", help="show the evidence of finding N, hop by hop")
-    verify.add_argument(
-        "--watch-change", metavar="COMMAND", help="probe while COMMAND changes the rules: how long until they hold?"
-    )
-    verify.add_argument("--watch-rule", metavar="ID", help="the rule to watch (default: all that allow something)")
+    _add_watch_change(verify)
     verify.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
     verify.add_argument("--no-store", action="store_true", help="keep the result nowhere")
     _common(verify)
