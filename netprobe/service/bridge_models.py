@@ -5,7 +5,7 @@ target's bridge, veth to tap. Each host's rules are read once a batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netprobe.errors import NetprobeError
 from netprobe.host.iptables import read_ebtables, read_rules, read_sets
@@ -19,6 +19,9 @@ from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import Kind
 from netprobe.model.points import PointKind
 from netprobe.model.topology import Attachment, Host, Topology
+
+CHAIN_ID = 10
+"""How much of a port's UUID is in the names of its chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,24 @@ def crossing_of(attachment: Attachment, *, is_out: bool) -> Crossing:
     veth = next((device for device in inner if device.startswith("qvb")), f"qvb{name}")
     ends = (tap, veth) if is_out else (veth, tap)
     return Crossing(f"qbr{name}", *ends)
+
+
+def guarded(crossing: Crossing, attachment: Attachment, rules: RuleSet) -> Crossing:
+    """The same crossing, with the device that the port's chains are for in the tap's place.
+
+    They differ where something stands between tap and bridge, so that another device is the bridge's port. Neutron
+    names a port's chains by the beginning of its UUID; without such chains the tap stands.
+    """
+    ending = f"-i{attachment.iface_id[:CHAIN_ID]}"
+    for rule in rules.rules:
+        if rule.target.endswith(ending):
+            for condition in rule.conditions:
+                option, _, device = condition.text.partition(" ")
+                if option == "--physdev-out":
+                    if crossing.physdev_in.startswith("qvb"):
+                        return replace(crossing, physdev_out=device)
+                    return replace(crossing, physdev_in=device)
+    return crossing
 
 
 def read_host(host: Host) -> HostRules:
@@ -90,8 +111,10 @@ class Bridges:
         rules = self._read[end.host]
         if isinstance(rules, str):
             return silent_answer(rules, end.host)
-        crossing, packet = crossing_of(end, is_out=is_out), question.packet
+        packet = question.packet
+        crossing = crossing_of(end, is_out=is_out)
         if packet.kind is Kind.ARP:
             return frame_answer(evaluate_frame(rules.frames, packet, crossing), question, end.host)
-        verdict = evaluate(rules.by_family[packet.family], rules.sets, packet, question.state, crossing)
+        family = rules.by_family[packet.family]
+        verdict = evaluate(family, rules.sets, packet, question.state, guarded(crossing, end, family))
         return bridge_answer(verdict, self._rules, question, end.host, is_target=not is_out)

@@ -16,7 +16,7 @@ from netprobe.model.points import Point, PointKind
 from netprobe.model.policy import ICMP, ICMPV6, TCP, UDP
 from netprobe.model.probes import ProbeSession, Protocol
 from netprobe.model.topology import Attachment, Host, Topology
-from netprobe.service.bridge_models import HostRules, crossing_of, read_host
+from netprobe.service.bridge_models import HostRules, crossing_of, guarded, read_host
 from netprobe.service.prepare import Prepared
 
 _ECHO = {4: 8, 6: 128}
@@ -68,14 +68,12 @@ def probe_packet(probe: ProbeSession, seq: int) -> Packet:
 def _ask(question: ModelQuestion, end: Attachment, topology: Topology, read: ReadHost) -> ModelAnswer:
     rules, is_out = read(topology.host(end.host)), end is question.src
     packet = question.packet
-    crossing = crossing_of(end, is_out=is_out)
-    tap = crossing.physdev_in if is_out else crossing.physdev_out
-    conditions = (condition for rule in rules.by_family[packet.family].rules for condition in rule.conditions)
-    if not any(tap in condition.text.split() for condition in conditions):
-        return ModelAnswer(
-            None, detail=f"no rule of iptables on {end.host} names {tap}: another device is guarded there"
-        )
-    verdict = evaluate(rules.by_family[packet.family], rules.sets, packet, question.state, crossing)
+    family = rules.by_family[packet.family]
+    crossing = guarded(crossing_of(end, is_out=is_out), end, family)
+    device = crossing.physdev_in if is_out else crossing.physdev_out
+    if not any(device in condition.text.split() for rule in family.rules for condition in rule.conditions):
+        return ModelAnswer(None, detail=f"no rule of iptables on {end.host} names {device}: is the port set up there?")
+    verdict = evaluate(family, rules.sets, packet, question.state, crossing)
     return bridge_answer(verdict, topology.rules, question, end.host, is_target=not is_out)
 
 

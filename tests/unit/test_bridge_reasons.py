@@ -66,6 +66,12 @@ def test_what_the_rules_let_pass_was_lost_on_the_link():
     assert "lost outside its rules" in reason.detail
 
 
+def test_a_port_is_found_by_its_chains_where_another_device_stands_for_its_tap():
+    chain = f"neutron-openvswi-i{hybrid().guest('vm2', 'test').iface_id[:10]}"
+    reason = ask(8080, read=host_rules(RULES.replace("neutron-openvswi-i123", chain).replace("tapvm2", "rr-vm2")))
+    assert (reason.code.value, reason.rule) == ("security-group", "default deny")
+
+
 def test_a_port_that_no_rule_names_is_not_judged():
     reason = ask(8080, read=host_rules(RULES.replace("tapvm2", "rr-vm2")))
     assert reason.code.value == "unknown"
