@@ -25,7 +25,7 @@ I64 = npt.NDArray[np.int64]
 LOSS_CONFIDENCE = 1e-3
 """The probability that a bound of the loss is too low."""
 
-LEAST_LOSS = 0.005
+LEAST_LOSS = 0.002
 """No path is taken for better than this, however few losses were seen: a switch may shed a burst at any time."""
 
 MAX_LOSS = 0.5
