@@ -27,5 +27,5 @@ def test_single_needs_neither_ovn_nor_iptables(bare_host):
     [("bridge", "ip6tables-restore", "iptables ipset"), ("pair", "ovn-northd", "ovn-central ovn-host")],
 )
 def test_what_is_missing_is_named_with_its_packages(bare_host, lab, tool, packages):
-    with pytest.raises(HostNotReadyError, match=rf"needs .*{tool}.*apt-get install .*{packages}"):
+    with pytest.raises(HostNotReadyError, match=rf"needs .*{tool}.*pt-get install .*{packages}"):
         build.check_host(SHAPES[lab])
