@@ -26,6 +26,10 @@ States = npt.NDArray[np.int8]
 DEAD_CONTROLS = 3
 """Controls that are missed on end where the path is taken for dead; a lone loss among them is frequent."""
 
+BLIND_PACKETS, BLIND_SHARE = 10, 0.1
+"""A verdict is that of the last packet that says anything, unless more than this after it say nothing: packets, or of
+all on that side of the change."""
+
 NEAR = 25
 """Passing packets on each side of a change whose delays bound what the path added."""
 
@@ -183,19 +187,23 @@ def misses_needed(loss: LossBound, packets: int, alpha: float) -> int:
     return max(1, math.ceil(math.log(alpha / max(packets, 1)) / math.log(loss.upper)))
 
 
-def fates(stream: Stream, controls: Stream | None, needed: int) -> States:
+def fates(stream: Stream, controls: Stream | None, needed: int, begin_ns: int) -> States:
     """What became of each packet, shape (n,), as Fate.
 
     Args:
         stream: of one class.
         controls: on the same way, at the same time; None where there can be none.
         needed: misses_needed.
+        begin_ns: when the command began. Misses just before it may be loss that the first drops follow: few of them say
+            nothing, however long the run goes on.
     """
     found = np.full(len(stream.sent_ns), Fate.UNKNOWN, np.int8)
     found[stream.arrived] = Fate.PASSED
     if needed <= 0:
         return found
     firsts, ends = _runs(~stream.arrived)
+    begin = int(np.searchsorted(stream.sent_ns, begin_ns))
+    firsts = np.where((firsts < begin) & (begin < ends) & (begin - firsts < needed), begin, firsts)
     long = ends - firsts >= needed
     for first, end in zip(firsts[long].tolist(), ends[long].tolist(), strict=True):
         if controls is None:
@@ -239,9 +247,10 @@ def judge_change(stream: Stream, found: States, command: Command) -> Change:
         "dropped": int(np.count_nonzero(fate == Fate.DROPPED)),
     }
     before = int(np.searchsorted(sent_ns, command.begin_ns))
-    if not before or before == len(told):
-        return Change(Fate.UNKNOWN, Fate.UNKNOWN, phases=_phases(sent_ns, fate), **counts)
-    old, new = Fate(int(fate[before - 1])), Fate(int(fate[-1]))
+    begin = int(np.searchsorted(stream.sent_ns, command.begin_ns))
+    old, new = _verdict(found[:begin]), _verdict(found[begin:])
+    if Fate.UNKNOWN in (old, new):
+        return Change(old, new, phases=_phases(sent_ns, fate), **counts)
     since = np.arange(len(told)) >= before
     late = sent_ns > (command.end_ns if old is not new else command.begin_ns)
     wrong = int(np.count_nonzero(late & since & (fate != new)))
@@ -268,6 +277,14 @@ def judge_change(stream: Stream, found: States, command: Command) -> Change:
         mixed=int(np.count_nonzero((fate == old) & (np.arange(len(told)) > first_new))),
         **change,  # type: ignore[arg-type]
     )
+
+
+def _verdict(found: States) -> Fate:
+    """The fate of the last packets; UNKNOWN where too many of them say nothing."""
+    told = np.flatnonzero(found)
+    if not len(told) or len(found) - 1 - told[-1] > max(BLIND_PACKETS, BLIND_SHARE * len(found)):
+        return Fate.UNKNOWN
+    return Fate(int(found[told[-1]]))
 
 
 def _phases(sent_ns: I64, fate: States) -> tuple[Phase, ...]:

@@ -468,7 +468,9 @@ class _Run:
             for number, control in zip(mine, self._control, strict=True):
                 if number is not None:
                     beside = None if control is None else streams[control]
-                    found[number] = judge_change(streams[number], fates(streams[number], beside, self.needed), command)
+                    found[number] = judge_change(
+                        streams[number], fates(streams[number], beside, self.needed, command.begin_ns), command
+                    )
         self.controls = len(together.sent_ns)
         return found
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ COMMAND_S = 60.0
 """How long a command may take."""
 
 LOOK_S = 0.05
+STDERR = 2
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ async def run_command(command: Sequence[str], ran: Ran, stop: StopRequest) -> No
     ran.begin_ns = realtime_ns()
     try:
         process = await trio.lowlevel.open_process(
-            list(command), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True
+            list(command), stdin=subprocess.DEVNULL, stdout=STDERR, start_new_session=True
         )
     except OSError as error:
         raise UsageError("--watch-change", f"{command[0]} cannot be started: {error.strerror}") from error

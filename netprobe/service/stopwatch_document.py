@@ -16,7 +16,7 @@ def stopwatch_document(outcome: StopwatchOutcome) -> Json:
     return {
         "backend": outcome.plan.backend,
         "answer": answer(outcome),
-        "watch": {
+        "change": {
             "command": list(order.command),
             "exit_code": outcome.exit_code,
             "began_ns": command.begin_ns if command else None,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from netprobe.show.policy import print_verification
+from netprobe.show.stopwatch import print_stopwatch
 from netprobe.show.tables import Document, duration, percent, print_document, print_session, type_p_text, verdict_text
 
 FEW = 6
@@ -26,6 +27,9 @@ def print_result(out: Console, document: Document) -> None:
         return
     if "matrix" in document:
         print_verification(out, document)
+        return
+    if "change" in document:
+        print_stopwatch(out, document)
         return
     groups = document.get("flow_groups") or []
     for group in groups:

@@ -29,7 +29,7 @@ CONNECTIONS = {
 def print_stopwatch(out: Console, document: Document) -> None:
     """The answer first, then a line a stream."""
     text, style = ANSWERS[document["answer"]]
-    watch = document["watch"]
+    watch = document["change"]
     out.print(Text(text, style=style) + Text(f" ({document['backend']})"))
     out.print(Text(f"command: {' '.join(watch['command'])}: {_command(watch)}"))
     if document["classes"]:

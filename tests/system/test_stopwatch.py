@@ -179,7 +179,7 @@ def test_a_failing_command_is_told_and_is_no_answer(lab, tmp_path):
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 4
-    assert json.loads(done.stdout)["watch"]["exit_code"] == 7
+    assert json.loads(done.stdout)["change"]["exit_code"] == 7
     assert "exit code 7" in done.stderr
 
 
