@@ -5,13 +5,12 @@ receiver's. Each is asked in turn until one stops it. docs/policy.md says the sa
 the policy is compared with this, so nothing here knows of any backend.
 """
 
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from netprobe.model.conntrack_rules import NEIGHBOURS, ROUTER_ADVERTISEMENT, first_state, is_icmp, question_of
 from netprobe.model.packets import Check, ConnState, Decision, EnforcementPoint, Fragment, Kind, Packet, Stage
 from netprobe.model.policy import UDP, Action, IPAddress, Policy, PolicyPort, Way, port_prefixes
-from netprobe.model.rule_lists import AddressSet, Entry, RuleLists
+from netprobe.model.rule_lists import AddressSet, Entry, PortRules, RuleLists
 
 ANTI_SPOOFING = "anti-spoofing"
 ANSWER = "answer"
@@ -60,40 +59,39 @@ class Evaluator:
 
     def __init__(self, policy: Policy) -> None:
         lists = RuleLists(policy)
-        stages: dict[int, dict[Way, _RuleStage]] = {}
+        stages: dict[PortRules, dict[Way, _RuleStage]] = {}
         self._ports: dict[str, _Port] = {}
         for port in policy.ports:
             rules = lists.at(port)
-            if id(rules) not in stages:
-                stages[id(rules)] = {
+            if rules not in stages:
+                stages[rules] = {
                     way: _RuleStage(rules.entries[way], is_stateful=rules.is_stateful, has_deny=policy.has_default_deny)
                     for way in Way
                 }
-            self._ports[port.name] = _Port(port, stages[id(rules)], is_guarded=lists.is_guarded(port))
+            self._ports[port.name] = _Port(port, stages[rules], is_guarded=lists.is_guarded(port))
         self._decisions: dict[tuple[int, ...], Decision] = {}
-        self._lists = lists  # keeps the lists alive, whose identities are keys
 
     def decide(self, packet: Packet, src: str, dst: str, state: ConnState) -> Decision:
         """As `evaluate`."""
-        sender, receiver = self._ports[src], self._ports[dst]
+        sender = self._ports[src]
+        ends = (int(packet.src_ip), int(packet.dst_ip))
         checks: list[Check] = []
         if sender.spoofing is not None:
-            checks.append(sender.spoofing(packet))
+            checks.append(sender.spoofing.judge(packet, ends[0]))
         if not checks or checks[-1].is_allowed:
-            checks.append(sender.judge(packet, Way.EGRESS, state))
+            checks.append(sender.egress.judge(packet, ends, state))
         if checks[-1].is_allowed:
-            checks.append(receiver.judge(packet, Way.INGRESS, state))
-        return self._decision(checks)
-
-    def _decision(self, checks: list[Check]) -> Decision:
-        """Checks are made once, so that their identities name a decision."""
+            checks.append(self._ports[dst].ingress.judge(packet, ends, state))
+        # Checks are made once, so that their identities name a decision.
         key = tuple(map(id, checks))
         found = self._decisions.get(key)
         if found is None:
-            last = checks[-1].point
-            is_rejected = self._ports[last.port].is_rejecting(checks[-1])
-            found = self._decisions[key] = Decision(tuple(checks), is_rejected)
+            found = self._decisions[key] = Decision(tuple(checks), self._is_rejected(checks[-1]))
         return found
+
+    def _is_rejected(self, last: Check) -> bool:
+        port = self._ports[last.point.port]
+        return any(id(last) in gate.rejecting for gate in (port.egress, port.ingress))
 
 
 class _RuleStage:
@@ -104,116 +102,117 @@ class _RuleStage:
         self.last_word = DEFAULT_DENY if has_deny else DEFAULT_ALLOW
         self.stateless = tuple(entry for entry in entries if entry.is_stateless)
         self._entries = entries
-        self._fitting: dict[tuple[object, ...], tuple[Entry, ...]] = {}
+        self._by_protocol: dict[tuple[int, int], tuple[Entry, ...]] = {}
 
-    def first(self, packet: Packet, *, is_tracked: bool) -> Entry | None:
+    def first(self, packet: Packet, ends: tuple[int, int], *, is_tracked: bool) -> Entry | None:
         """The first entry that matches."""
-        key = (
-            packet.protocol,
-            packet.dst_port,
-            packet.icmp_type,
-            packet.src_port,
-            packet.icmp_code,
-            packet.src_ip.version,
-            packet.fragment is Fragment.LATER and not is_tracked,
-        )
-        fitting = self._fitting.get(key)
-        if fitting is None:
-            fitting = tuple(entry for entry in self._entries if entry.fits(packet, is_tracked=is_tracked))
-            self._fitting[key] = fitting
-        if not fitting:
-            return None
-        source, destination = int(packet.src_ip), int(packet.dst_ip)
-        return next((entry for entry in fitting if entry.is_between(source, destination)), None)
+        key = (packet.src_ip.version, packet.protocol)
+        near = self._by_protocol.get(key)
+        if near is None:
+            near = tuple(
+                entry for entry in self._entries if entry.family == key[0] and entry.protocol in (None, key[1])
+            )
+            self._by_protocol[key] = near
+        for entry in near:
+            if entry.is_between(*ends) and entry.fits(packet, is_tracked=is_tracked):
+                return entry
+        return None
 
-    def is_tracked(self, packet: Packet) -> bool:
+    def is_tracked(self, packet: Packet, ends: tuple[int, int]) -> bool:
         """Whether conntrack sees it: not where a stateless entry matches."""
-        if not self.is_stateful:
-            return False
-        if not self.stateless:
-            return True
-        source, destination = int(packet.src_ip), int(packet.dst_ip)
-        return not any(
-            entry.fits(packet, is_tracked=False) and entry.is_between(source, destination) for entry in self.stateless
-        )
+        if not self.is_stateful or not self.stateless:
+            return self.is_stateful
+        return not any(entry.fits(packet, is_tracked=False) and entry.is_between(*ends) for entry in self.stateless)
 
 
 class _Port:
-    """A port with its two lists. Makes each check once."""
+    """A port with its enforcement points."""
 
     def __init__(self, port: PolicyPort, stages: dict[Way, _RuleStage], *, is_guarded: bool) -> None:
-        self.spoofing: Callable[[Packet], Check] | None = None
-        if port.has_port_security:
-            self.spoofing = _AntiSpoofing(port).judge
-        self._name = port.name
+        self.spoofing = _AntiSpoofing(port) if port.has_port_security else None
+        self.egress, self.ingress = (
+            _Gate(port, way, stages[way], stages[other], is_guarded=is_guarded)
+            for way, other in ((Way.EGRESS, Way.INGRESS), (Way.INGRESS, Way.EGRESS))
+        )
+
+
+class _Gate:
+    """One way at a port. Makes each check once.
+
+    Attributes:
+        rejecting: identities of checks that tell the sender.
+    """
+
+    def __init__(
+        self, port: PolicyPort, way: Way, stage: _RuleStage, opposite: _RuleStage, *, is_guarded: bool
+    ) -> None:
+        self.rejecting: set[int] = set()
+        self._point = EnforcementPoint(port.name, _STAGES[way])
         self._is_guarded = is_guarded
         self._is_secured = port.has_port_security
-        self._stages = stages
-        self._checks: dict[tuple[Way, object, bool], Check] = {}
-        self._rejecting: set[int] = set()
+        self._is_egress = way is Way.EGRESS
+        self._stage, self._opposite = stage, opposite
+        self._words: dict[tuple[str, bool], Check] = {}
+        self._entries: dict[Entry, Check] = {}
 
-    def is_rejecting(self, check: Check) -> bool:
-        """Whether a check of this port's tells the sender."""
-        return id(check) in self._rejecting
+    def judge(self, packet: Packet, ends: tuple[int, int], state: ConnState) -> Check:
+        """What the list says, and what stands before it.
 
-    def judge(self, packet: Packet, way: Way, state: ConnState) -> Check:
-        """What the list of one way says."""
+        Args:
+            packet: as `evaluate`.
+            ends: its source and destination address as numbers.
+            state: as `evaluate`.
+        """
         if not self._is_guarded:
-            return self._check(way, NO_PORT_SECURITY, is_allowed=True)
+            return self._word(NO_PORT_SECURITY, is_allowed=True)
         if self._is_secured:  # what Neutron lets pass implicitly; bare ACLs have none of it
-            word = _implicit(packet, way)
+            word = _implicit(packet, is_egress=self._is_egress)
             if word:
-                return self._check(way, word, is_allowed=True)
-        stage = self._stages[way]
-        is_tracked = stage.is_tracked(packet)
-        if is_tracked:
-            seen = self._state_here(packet, way, state)
+                return self._word(word, is_allowed=True)
+        stage = self._stage
+        is_tracked = stage.is_tracked(packet, ends)
+        if is_tracked and state is not ConnState.NEW:
+            seen = self._state_here(packet, state)
             if seen is ConnState.INVALID:
-                return self._check(way, INVALID, is_allowed=False)
+                return self._word(INVALID, is_allowed=False)
             if seen in (ConnState.REPLY, ConnState.RELATED):
-                return self._check(way, ANSWER, is_allowed=True)
-        entry = stage.first(packet, is_tracked=is_tracked)
+                return self._word(ANSWER, is_allowed=True)
+        entry = stage.first(packet, ends, is_tracked=is_tracked)
         if entry is None:
-            return self._check(way, stage.last_word, is_allowed=stage.last_word is DEFAULT_ALLOW)
-        return self._entry_check(way, entry)
+            return self._word(stage.last_word, is_allowed=stage.last_word is DEFAULT_ALLOW)
+        return self._entries.get(entry) or self._entry_check(entry)
 
-    def _state_here(self, packet: Packet, way: Way, state: ConnState) -> ConnState:
+    def _state_here(self, packet: Packet, state: ConnState) -> ConnState:
         """An answer to what passed here untracked is the first packet of a connection, for all that conntrack knows."""
-        if state in (ConnState.REPLY, ConnState.RELATED):
-            other = self._stages[Way.EGRESS if way is Way.INGRESS else Way.INGRESS]
-            if other.stateless and not other.is_tracked(question_of(packet)):
+        if state in (ConnState.REPLY, ConnState.RELATED) and self._opposite.stateless:
+            question = question_of(packet)
+            if not self._opposite.is_tracked(question, (int(question.src_ip), int(question.dst_ip))):
                 return first_state(packet)
         return state
 
-    def _check(self, way: Way, word: str, *, is_allowed: bool) -> Check:
-        key = (way, word, is_allowed)
-        found = self._checks.get(key)
+    def _word(self, word: str, *, is_allowed: bool) -> Check:
+        found = self._words.get((word, is_allowed))
         if found is None:
-            point = EnforcementPoint(self._name, _STAGES[way])
-            found = self._checks[key] = Check(point, is_allowed, word, WORDS[word])
+            found = self._words[word, is_allowed] = Check(self._point, is_allowed, word, WORDS[word])
         return found
 
-    def _entry_check(self, way: Way, entry: Entry) -> Check:
-        key = (way, entry, entry.action.allows)
-        found = self._checks.get(key)
-        if found is None:
-            point = EnforcementPoint(self._name, _STAGES[way])
-            found = self._checks[key] = Check(point, entry.action.allows, entry.rule, entry.text)
-            if entry.action is Action.REJECT:
-                self._rejecting.add(id(found))
+    def _entry_check(self, entry: Entry) -> Check:
+        found = self._entries[entry] = Check(self._point, entry.action.allows, entry.rule, entry.text)
+        if entry.action is Action.REJECT:
+            self.rejecting.add(id(found))
         return found
 
 
-def _implicit(packet: Packet, way: Way) -> str:
+def _implicit(packet: Packet, *, is_egress: bool) -> str:
     """What passes a port with port security whatever its rules say, as one of WORDS; "" for anything else."""
     if packet.kind is Kind.ARP:
         return ARP
     if packet.kind is Kind.ND or (packet.src_ip.version == 6 and is_icmp(packet)):
-        is_heard = packet.icmp_type == ROUTER_ADVERTISEMENT and way is Way.INGRESS
+        is_heard = packet.icmp_type == ROUTER_ADVERTISEMENT and not is_egress
         return NEIGHBOUR_DISCOVERY if packet.icmp_type in NEIGHBOURS or is_heard else ""
     if packet.protocol == UDP and packet.fragment is Fragment.NONE:
         ports = (packet.src_ip.version, packet.src_port, packet.dst_port)
-        return DHCP if ports in (_DHCP_ASKS if way is Way.EGRESS else _DHCP_TELLS) else ""
+        return DHCP if ports in (_DHCP_ASKS if is_egress else _DHCP_TELLS) else ""
     return ""
 
 
@@ -235,9 +234,15 @@ class _AntiSpoofing:
             for word in (ANTI_SPOOFING, DHCP, NEIGHBOUR_DISCOVERY)
             for is_allowed in (True, False)
         }
+        self._own, self._foreign = self._checks[ANTI_SPOOFING, True], self._checks[ANTI_SPOOFING, False]
 
-    def judge(self, packet: Packet) -> Check:
-        """What the port's anti-spoofing says."""
+    def judge(self, packet: Packet, source: int) -> Check:
+        """What the port's anti-spoofing says.
+
+        Args:
+            packet: that it sends.
+            source: its source address as a number.
+        """
         if packet.kind is Kind.IP and packet.protocol == UDP and packet.fragment is Fragment.NONE:
             ports = (packet.src_ip.version, packet.src_port, packet.dst_port)
             if ports in _DHCP_ASKS:
@@ -247,21 +252,22 @@ class _AntiSpoofing:
         if packet.kind is not Kind.ARP and packet.src_ip.version == 6 and is_icmp(packet):
             if packet.icmp_type == ROUTER_ADVERTISEMENT:
                 return self._checks[NEIGHBOUR_DISCOVERY, False]
-            return self._checks[ANTI_SPOOFING, self._is_discovery_own(packet)]
-        return self._checks[ANTI_SPOOFING, self._is_own(packet)]
+            return self._checks[ANTI_SPOOFING, self._is_discovery_own(packet, source)]
+        return self._own if self._is_own(packet, source) else self._foreign
 
-    def _is_own(self, packet: Packet) -> bool:
+    def _is_own(self, packet: Packet, source: int) -> bool:
         if packet.kind is Kind.ARP and packet.neighbour is not None:
             body = packet.neighbour
             return body.mac == packet.src_mac and self._owns(body.mac, body.ip)
-        return self._owns(packet.src_mac, packet.src_ip)
+        owned = self._owned.get(packet.src_mac)
+        return owned is not None and owned[packet.src_ip.version].holds(source)
 
-    def _is_discovery_own(self, packet: Packet) -> bool:
+    def _is_discovery_own(self, packet: Packet, source: int) -> bool:
         """Discovery may come from the unspecified address; whom a solicitation asks about is somebody else."""
         if packet.icmp_type not in NEIGHBOURS:
-            return self._owns(packet.src_mac, packet.src_ip)
+            return self._is_own(packet, source)
         is_unspecified = packet.src_ip in _UNSPECIFIED and packet.src_mac in self._owned
-        if not (is_unspecified or self._owns(packet.src_mac, packet.src_ip)):
+        if not (is_unspecified or self._is_own(packet, source)):
             return False
         body = packet.neighbour
         if body is None:

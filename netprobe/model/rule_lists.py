@@ -118,13 +118,14 @@ class Entry:
             is_tracked: conntrack puts datagrams together, so that later fragments have their ports. Without it they
                 match only entries that ask for none.
         """
-        if packet.family != self.family or self.protocol not in (None, packet.protocol):
-            return False
-        asks_header = self.dst_ports or self.src_ports or self.icmp_type is not None
-        if asks_header and packet.fragment is Fragment.LATER and not is_tracked:
+        if self.protocol != packet.protocol and self.protocol is not None:
             return False
         if not (_within(packet.dst_port, self.dst_ports) and _within(packet.src_port, self.src_ports)):
             return False
+        if packet.src_ip.version != self.family:
+            return False
+        if not is_tracked and packet.fragment is Fragment.LATER:
+            return not (self.dst_ports or self.src_ports or self.icmp_type is not None)
         if self.icmp_type is None:
             return True
         return is_icmp(packet) and packet.icmp_type == self.icmp_type and self.icmp_code in (None, packet.icmp_code)

@@ -56,6 +56,8 @@ class Chooser:
         aim = _Aim(place, way, entry, is_hit=want.is_hit, against=against)
         for header in want.headers:
             is_open = self._opened(aim.other_way, header)
+            if aim.is_hopeless(header, best, is_open=bool(is_open)):
+                continue
             for local in want.locals:
                 for end in self._turned(aim, want, is_open):
                     found = aim.scored(header, local, end, is_open=end.place.index in is_open)
@@ -99,11 +101,19 @@ class _Aim:
         self.way = way
         self.other_way = Way.EGRESS if way is Way.INGRESS else Way.INGRESS
         self.goal = BEST if is_hit else BEST - DECIDES
-        self.turn = place.index + place.stages[way].order.get(entry, 0)
+        self.turn = place.index + place.stage(way).order.get(entry, 0)
         self._against = against
         self._entry = entry
-        self._stage = place.stages[way]
+        self._stage = place.stage(way)
         self._is_hit = is_hit
+
+    def is_hopeless(self, header: Header, best: Choice | None, *, is_open: bool) -> bool:
+        """Whether a header can't do better than what there is: nobody lets it pass, or another entry always decides."""
+        if not is_open and best is not None and best.score & (PASSES + PIVOTAL):
+            return True
+        if self._is_hit and best is None:
+            return False
+        return self._against is None and self._stage.is_settled(self._entry, header)
 
     def scored(self, header: Header, local: End, end: End, *, is_open: bool) -> Choice | None:
         """A packet with its score, None where it can't be sent.

@@ -5,12 +5,12 @@ the decider's, not ours.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from netprobe.model.conntrack_rules import answer_to, first_state
-from netprobe.model.packets import ACK, ConnState, Decision, Fragment, Packet, Scenario, Step
-from netprobe.model.policy import TCP, Way, protocol_name
+from netprobe.model.conntrack_rules import ANSWERS, first_state, is_icmp
+from netprobe.model.packets import ACK, SYN, ConnState, Decision, Fragment, Packet, Scenario, Step
+from netprobe.model.policy import Way, protocol_name
 from netprobe.plan.cover_places import End, Header, Place
 
 
@@ -127,20 +127,22 @@ class Drafts:
 
 def _conversation(draft: Draft, first: Packet) -> list[Sent]:
     """What follows the first packet; nothing where an answer would not find its way, or its kind has no answer."""
+    header = draft.header
     if first_state(first) is not ConnState.NEW or draft.source.mac != draft.source.place.port.mac:
         return []
-    answer = replace(answer_to(first), src_mac=draft.target.mac)
-    found = [Sent(False, answer, ConnState.REPLY)]
+    back = header._replace(src_port=header.dst_port, dst_port=header.src_port)
+    if is_icmp(first):
+        back = back._replace(icmp_type=ANSWERS[header.family][header.icmp_type])
+    found = [Sent(False, back.packet(draft.target, draft.source, SYN | ACK), ConnState.REPLY)]
     if not _is_half_tracked(draft):
-        flags = ACK if first.protocol == TCP else 0
-        found.append(Sent(True, replace(first, tcp_flags=flags), ConnState.ESTABLISHED))
+        found.append(Sent(True, header.packet(draft.source, draft.target, ACK), ConnState.ESTABLISHED))
     return found
 
 
 def _is_half_tracked(draft: Draft) -> bool:
     """Whether conntrack may see one direction only: what comes third is then neither new nor established."""
     places = (draft.source.place, draft.target.place)
-    return any(place.is_guarded and place.stages[way].is_mixed for place in places for way in Way)
+    return any(place.is_guarded and place.stage(way).is_mixed for place in places for way in Way)
 
 
 def _header_words(header: Header) -> str:

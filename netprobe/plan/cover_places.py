@@ -30,8 +30,8 @@ class Header(NamedTuple):
     icmp_code: int = 0
     src_port: int | None = 0
 
-    def packet(self, end: "End", other: "End") -> Packet:
-        """The packet that opens a connection between two ends."""
+    def packet(self, end: "End", other: "End", flags: int = SYN) -> Packet:
+        """The packet from one end to another; `flags` are TCP's."""
         return Packet(
             end.mac,
             other.place.port.mac,
@@ -42,7 +42,7 @@ class Header(NamedTuple):
             self.dst_port,
             self.icmp_type,
             self.icmp_code,
-            SYN if self.protocol == TCP else 0,
+            flags if self.protocol == TCP else 0,
         )
 
 
@@ -65,9 +65,9 @@ class Headers:
     """Which of all entries of one way match a header, addresses aside. Ports share entries: each is looked at once."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
-        self._by_protocol: dict[tuple[int, int | None], list[Entry]] = {}
+        self._near: dict[tuple[int, int | None, int | None], list[Entry]] = {}
         for entry in entries:
-            self._by_protocol.setdefault((entry.family, entry.protocol), []).append(entry)
+            self._near.setdefault((entry.family, entry.protocol, _one_value(entry)), []).append(entry)
         self._fitting: dict[Header, frozenset[Entry]] = {}
         self._invalid: dict[Header, bool] = {}
 
@@ -75,11 +75,10 @@ class Headers:
         """Entries that match, in no order."""
         found = self._fitting.get(header)
         if found is None:
-            packet = _template(header)
-            near = (
-                *self._by_protocol.get((header.family, header.protocol), ()),
-                *self._by_protocol.get((header.family, None), ()),
-            )
+            packet, family, protocol = _template(header), header.family, header.protocol
+            value = header.dst_port if protocol in WITH_PORTS else header.icmp_type
+            keys = ((family, protocol, value), (family, protocol, None), (family, None, None))
+            near = (entry for key in dict.fromkeys(keys) for entry in self._near.get(key, ()))
             found = self._fitting[header] = frozenset(entry for entry in near if entry.fits(packet, is_tracked=True))
         return found
 
@@ -89,6 +88,13 @@ class Headers:
         if found is None:
             found = self._invalid[header] = first_state(_template(header)) is ConnState.INVALID
         return found
+
+
+def _one_value(entry: Entry) -> int | None:
+    """The port or ICMP type that an entry is about, None where there are several."""
+    if entry.dst_ports is not None and entry.dst_ports[0] == entry.dst_ports[1]:
+        return entry.dst_ports[0]
+    return entry.icmp_type
 
 
 class Stage:
@@ -103,6 +109,7 @@ class Stage:
         self.order = {entry: at for at, entry in enumerate(self.entries)}
         self._headers = headers
         self._fitting: dict[Header, tuple[Entry, ...]] = {}
+        self._always: dict[Header, bool | None] = {}
 
     def fitting(self, header: Header) -> tuple[Entry, ...]:
         """Entries that match it, addresses aside, in order."""
@@ -152,6 +159,35 @@ class Stage:
             return False
         return after is not entry.action.allows
 
+    def always(self, header: Header) -> bool | None:
+        """Whether a header passes whatever its addresses, None where that depends on them."""
+        found = self._always.get(header, ...)
+        if found is ...:
+            found = self._always[header] = self._make_always(header)
+        return found
+
+    def _make_always(self, header: Header) -> bool | None:
+        if self.is_invalid(header) and not self.is_mixed:
+            return False
+        found = None
+        for entry in self.fitting(header):
+            if found is not None and entry.action.allows is not found:
+                return None
+            found = entry.action.allows
+            if entry.sources is None and entry.destinations is None:
+                return found
+        return self.default_allows if found in (None, self.default_allows) else None
+
+    def is_settled(self, entry: Entry, header: Header) -> bool:
+        """Whether an entry makes no difference to a header, whatever the addresses: one before it takes all."""
+        at = self.order[entry]
+        for other in self.fitting(header):
+            if self.order[other] >= at:
+                break
+            if other.sources is None and other.destinations is None:
+                return True
+        return self.is_invalid(header) and not entry.is_stateless
+
     def matches(self, entry: Entry, header: Header) -> bool:
         """Whether an entry matches, addresses aside; it need not be one that is asked."""
         return entry.fits(_template(header), is_tracked=True)
@@ -184,8 +220,12 @@ class Place:
     def __init__(self, port: PolicyPort, index: int, stages: dict[Way, Stage], *, is_guarded: bool) -> None:
         self.port = port
         self.index = index
-        self.stages = stages
         self.is_guarded = is_guarded
+        self._egress, self._ingress = stages[Way.EGRESS], stages[Way.INGRESS]
+
+    def stage(self, way: Way) -> Stage:
+        """Its list of one way. No dictionary: hashing an enum is slow, and this is asked a million times."""
+        return self._egress if way is Way.EGRESS else self._ingress
 
     @cached_property
     def own(self) -> dict[int, tuple[End, ...]]:
@@ -208,7 +248,7 @@ class Place:
 
     def allows(self, way: Way, header: Header, source: int, destination: int) -> bool:
         """Whether a connection may begin with a packet, as far as this port is asked."""
-        return not self.is_guarded or self.stages[way].allows(header, source, destination)
+        return not self.is_guarded or self.stage(way).allows(header, source, destination)
 
 
 class Places:
@@ -256,10 +296,10 @@ class Places:
 
     def _index_allowing(self) -> None:
         for way in Way:
-            always = [place.index for place in self.all if not place.is_guarded or place.stages[way].default_allows]
+            always = [place.index for place in self.all if not place.is_guarded or place.stage(way).default_allows]
             self._always[way] = frozenset(always)
             for place in self.all:
-                for entry in place.stages[way].entries if place.is_guarded else ():
+                for entry in place.stage(way).entries if place.is_guarded else ():
                     if entry.action.allows:
                         self._allowing[way].setdefault(entry, set()).add(place.index)
 

@@ -26,7 +26,7 @@ def shadowed_rules(places: Sequence[Place]) -> dict[str, str]:
         if not place.is_guarded:
             continue
         for way in Way:
-            stage = place.stages[way]
+            stage = place.stage(way)
             if stage not in seen:
                 seen.add(stage)
                 for rule, why in _at(stage):

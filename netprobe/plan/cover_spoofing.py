@@ -19,6 +19,7 @@ DECOY_MAC = "02:6e:70:64:65:63"
 _ADVERTISEMENT, _SOLICITATION = 136, 135
 _DHCP = {4: (67, 68), 6: (547, 546)}
 _HEADERS_MAX = 6
+_STEPS_MAX = 4096
 Spoof = tuple[str, Packet]
 
 
@@ -37,6 +38,9 @@ class _Spoofing:
         self._places = places
         self._drafts = drafts
         self._by_name = {place.port.name: place for place in places.all}
+        self._free: dict[tuple[int, int], int] = {}
+        """The next address that is free, by family and address."""
+        self._with_pairs = [place for place in places.all if place.port.allowed_pairs]
         self._talks: dict[tuple[int, int], list[tuple[Header, End]]] = {}
         for draft in drafts.all():
             if draft.has_conversation and draft.source.is_own and draft.header.src_port in (None, 0):
@@ -121,16 +125,23 @@ class _Spoofing:
         return next((other for other in others if not other.place.is_guarded), others[0] if others else None)
 
     def _foreign_ip(self, place: Place, end: End) -> IPAddress | None:
-        """The next address that is nobody's, and that this port may not use either."""
-        family = end.ip.version
-        number = end.number
-        for _ in range(4096):
-            number += 1
-            decoy = self._places.decoy(place, number, number, family) if number < 1 << BITS[family] else None
-            is_held = any(first <= number <= last for p in self._places.all for first, last, _ in p.pairs[family])
-            if decoy is not None and not is_held:
-                return address(number, family)
+        """The next address that is nobody's, and in nobody's pair."""
+        family, number = end.ip.version, end.number + 1
+        passed: list[int] = []
+        while number < 1 << BITS[family] and len(passed) < _STEPS_MAX and (family, number) not in self._free:
+            if self._places.decoy(place, number, number, family) is not None and not self._is_paired(number, family):
+                self._free[family, number] = number
+            else:
+                passed.append(number)
+                number += 1
+        free = self._free.get((family, number))
+        if free is not None:
+            self._free.update(((family, each), free) for each in passed)
+            return address(free, family)
         return None
+
+    def _is_paired(self, number: int, family: int) -> bool:
+        return any(first <= number <= last for place in self._with_pairs for first, last, _ in place.pairs[family])
 
 
 def _arp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:

@@ -35,6 +35,10 @@ from netprobe.wire.policy_layout import IPV6_EXTENSIONS
 
 SAMPLES_MAX = 10
 """Ports that are tried for one block of ports where the natural one proves nothing."""
+BESIDE_MAX = 3
+"""Members of a group whose neighbours are tried at one port, where there are more."""
+_EDGES = ("first port", "first address", "last address")
+_ONCE = frozenset({"any protocol"})
 GROUPS_FEW = 8
 """Up to so many groups each is tried as a wrong remote group; of more only those that the right members don't tell."""
 _FAR = {4: (203 << 24) + (113 << 8) + 7, 6: (0x20010DB8 << 96) + 7}
@@ -53,6 +57,8 @@ class Want(NamedTuple):
         others: ends of the other side; any would do.
         locals: the port's own.
         is_hit: the entry matches; else it would if it were a little wider.
+        is_once: tried at one port of all that carry it: only a change of the rule itself could make it pass, not one
+            of what a single port has of it.
     """
 
     label: str
@@ -60,6 +66,7 @@ class Want(NamedTuple):
     others: Sequence[End]
     locals: Sequence[End]
     is_hit: bool
+    is_once: bool = False
 
 
 class Vocabulary:
@@ -115,7 +122,7 @@ class Wants:
         self._flat: dict[tuple[Entry, Way], list[End]] = {}
         self._labels: dict[tuple[Entry, Header], str] = {}
         self._names = _names(places.policy)
-        found = (entry for place in places.all for way in Way for entry in place.stages[way].entries)
+        found = (entry for place in places.all for way in Way for entry in place.stage(way).entries)
         self._entries = tuple(dict.fromkeys(found))
         self._all_ends: dict[int, tuple[End, ...]] = {}
         self.words.add_samples(header for entry in self._entries for header in self.headers(entry)[:1])
@@ -136,23 +143,45 @@ class Wants:
         locals_in, locals_out = self._locals(place, local, entry.family)
         inside = self.inside(entry, way)
         if locals_in:
-            for label, headers in self.hits(entry):
-                for member, ends in inside:
-                    yield Want(_joined(label, member), headers, ends, locals_in, is_hit=True)
+            yield from self._hit_wants(entry, inside, locals_in)
         in_ends, headers = self.inside_ends(entry, way), self.headers(entry)
         if locals_out:
             yield Want("other local address", headers, in_ends, locals_out, is_hit=False)
         if not locals_in:
             return
         for label, beside in self.misses(entry):
-            yield Want(label, beside, in_ends, locals_in, is_hit=False)
-        for label, ends in self.outside(entry, way):
-            yield Want(label, headers, ends, locals_in, is_hit=False)
+            yield Want(label, beside, in_ends, locals_in, is_hit=False, is_once=label in _ONCE)
+        for label, ends in self._turned(self.outside(entry, way), place.index):
+            yield Want(label, headers, ends, locals_in, is_hit=False, is_once=label.startswith("group "))
         yield from self._other_family(place, entry)
+
+    def _hit_wants(
+        self, entry: Entry, inside: list[tuple[str, tuple[End, ...]]], locals_: Sequence[End]
+    ) -> Iterator[Want]:
+        """Each part with each address; what is no part of its own (an edge) with the first one only."""
+        first_member = inside[0][0] if inside else ""
+        first_label = self.hits(entry)[0][0]
+        for label, headers in self.hits(entry):
+            is_edge = label in _EDGES
+            for member, ends in inside:
+                is_edge_member = member.endswith(_EDGES)
+                if (is_edge and member != first_member) or (is_edge_member and label != first_label):
+                    continue
+                is_once = label.startswith("code ")
+                yield Want(_joined(label, member), headers, ends, locals_, is_hit=True, is_once=is_once)
+
+    def _turned(self, outside: list[tuple[str, tuple[End, ...]]], start: int) -> Iterator[tuple[str, tuple[End, ...]]]:
+        """All of them, but of the neighbours of many members those of a few, other ones at each port."""
+        beside = [each for each in outside if each[0].startswith("from ")]
+        if len(beside) <= BESIDE_MAX:
+            yield from outside
+            return
+        yield from (each for each in outside if not each[0].startswith("from "))
+        yield from (beside[(start + at) % len(beside)] for at in range(BESIDE_MAX))
 
     def against(self, place: Place, way: Way, entry: Entry) -> Iterator[tuple[Want, int]]:
         """An ACL against entries of other priorities that say the opposite: which of the two is asked first."""
-        stage = place.stages[way]
+        stage = place.stage(way)
         locals_ = self._locals(place, _sides(entry, way)[1], entry.family)[0]
         rivals: dict[int, list[Entry]] = {}
         for other in stage.entries:
@@ -262,7 +291,7 @@ class Wants:
             size = last - first + 1
             name = "" if len(remote.parts) == 1 else self._part_name(first, last, family, number)
             for word, edge in (("address before", first - 1), ("address after", last + 1)):
-                if not remote.holds(edge):
+                if not remote.holds(edge) and (first < last or not name):
                     yield _joined(name, word), self._places.exact(edge, family)
             other_half = first ^ size
             if size < 1 << BITS[family]:
@@ -384,7 +413,7 @@ class Wants:
         swapped = tuple(_in_family(header, family) for header in self.headers(entry))
         others = [end for end in self._in_other_family(entry, family) if end.place is not place]
         if swapped and others:
-            yield Want("other family", swapped, others, place.own[family][:1], is_hit=False)
+            yield Want("other family", swapped, others, place.own[family][:1], is_hit=False, is_once=True)
 
     def _in_other_family(self, entry: Entry, family: int) -> Sequence[End]:
         """Whom it would be about in the other family."""

@@ -83,6 +83,8 @@ class _Covering:
         self._chooser = Chooser(self._places)
         self._drafts = Drafts(decider)
         self._gaps = _Gaps()
+        self._done: set[tuple[str, int, str]] = set()
+        """What is tried at one port only, and was."""
         self._arriving: dict[Way, set[tuple[int, Entry, str]]] = {way: set() for way in Way}
         """Parts of entries that a packet which arrives has shown: port, entry and label."""
 
@@ -92,7 +94,7 @@ class _Covering:
                 if place.is_guarded:
                     self._add_entries(place, way)
         for place in self._places.all:
-            if place.is_guarded and not place.stages[Way.INGRESS].default_allows:
+            if place.is_guarded and not place.stage(Way.INGRESS).default_allows:
                 self._add_default_deny(place)
         self._drafts.finish()
         add_states(self._places, self._drafts)
@@ -105,39 +107,44 @@ class _Covering:
             self._lower_bound(),
             self._naive(),
             tuple(sorted(shadowed.items())),
-            self._gaps.lines(),
+            tuple(line for line in self._gaps.lines() if not line[1].startswith(WRONG_STAGE)),
+            tuple(line for line in self._gaps.lines() if line[1].startswith(WRONG_STAGE)),
         )
 
     def _add_entries(self, place: Place, way: Way) -> None:
-        for entry in place.stages[way].entries:
+        for entry in place.stage(way).entries:
             for want in self._wants.of(place, way, entry):
                 if way is Way.EGRESS and want.is_hit and (place.index, entry, want.label) in self._arriving[way]:
                     continue
-                self._meet(place, way, entry, want)
+                once = (entry.rule, entry.family, want.label)
+                if want.is_once and once in self._done:
+                    continue
+                if self._meet(place, way, entry, want):
+                    self._done.add(once)
             self._mirror(place, way, entry)
-        for entry in (*place.stages[way].entries, *place.stages[way].buried):
+        for entry in (*place.stage(way).entries, *place.stage(way).buried):
             if entry.is_acl:
                 for want, priority in self._wants.against(place, way, entry):
                     choice = self._chooser.choose(place, way, entry, want, priority)
                     if choice is not None and choice.score & PIVOTAL and choice.score & PASSES:
                         self._draft(choice, f"{entry.rule}:{want.label}", is_hit=False)
 
-    def _meet(self, place: Place, way: Way, entry: Entry, want: Want) -> None:
-        """Add the best packet for a want, or say why there is none."""
+    def _meet(self, place: Place, way: Way, entry: Entry, want: Want) -> bool:
+        """Add the best packet for a want, or say why there is none. Whether it could not be better."""
         label = f"{entry.rule}:{want.label}" if want.label else entry.rule
         if not want.others:
             if want.is_hit or want.label == "outside":
                 verb = "may send from" if way is Way.INGRESS else "has"
                 self._gaps.add(label, f"no port {verb} such an address", place.port.name)
-            return
+            return False
         choice = self._chooser.choose(place, way, entry, want)
         if choice is None or not (want.is_hit or choice.score & PIVOTAL):
-            return
+            return False
         if not choice.score & PASSES:
             if way is Way.INGRESS:
                 why = f"{WRONG_STAGE}: no port that it is about may send this"
                 self._gaps.add(label, why, place.port.name)
-                return
+                return False
             if want.is_hit:
                 self._gaps.add(label, f"{WRONG_STAGE}: no port that it is about lets this in", place.port.name)
         self._draft(choice, label, is_hit=want.is_hit)
@@ -145,6 +152,7 @@ class _Covering:
             self._mark(place, way, entry, choice)
             if way is Way.INGRESS:
                 self._mark_sender(choice)
+        return choice.score & (PIVOTAL + PASSES) == PIVOTAL + PASSES
 
     def _draft(self, choice: Choice, label: str, *, is_hit: bool) -> None:
         self._drafts.add(choice.header, choice.source, choice.target, label, has_conversation=is_hit)
@@ -160,7 +168,7 @@ class _Covering:
         place, header = choice.source.place, choice.header
         if not place.is_guarded:
             return
-        stage = place.stages[Way.EGRESS]
+        stage = place.stage(Way.EGRESS)
         ends = (choice.source.number, choice.target.number)
         entry = stage.first(header, *ends)
         if entry is not None and stage.is_pivotal(entry, header, *ends):
@@ -173,14 +181,18 @@ class _Covering:
         Best where the other port does so for a reason of its own: a rule that was turned round is missing there.
         """
         label = f"{entry.rule}:other direction"
+        once = (entry.rule, entry.family, label)
+        if once in self._done:
+            return
         second: tuple[Header, End, End] | None = None
         for header, source, target, end in self._mirrored(place, way, entry):
             ends = (source.number, target.number)
             if not end.place.allows(way, header, *ends):
                 continue
-            found = end.place.stages[way].first(header, *ends) if end.place.is_guarded else None
+            found = end.place.stage(way).first(header, *ends) if end.place.is_guarded else None
             if found is None or found.rule != entry.rule:
                 self._drafts.add(header, source, target, label, has_conversation=False)
+                self._done.add(once)
                 return
             second = second or (header, source, target)
         if second is not None:
@@ -188,9 +200,10 @@ class _Covering:
 
     def _mirrored(self, place: Place, way: Way, entry: Entry) -> Iterator[tuple[Header, End, End, End]]:
         """Packets that an entry would decide about if it were in the list of the other way: with the other end."""
-        stage = place.stages[_OTHER[way]]
+        stage = place.stage(_OTHER[way])
         ends = self._wants.mirrored(entry, way)
-        found = product(self._wants.headers(entry), place.own[entry.family][:1], _turned(ends, place.index))
+        headers = [header for header in self._wants.headers(entry) if stage.always(header) is not entry.action.allows]
+        found = product(headers, place.own[entry.family][:1], _turned(ends, place.index))
         for header, local, end in islice(found, _MIRRORS_MAX):
             source, target = (local, end) if way is Way.INGRESS else (end, local)
             ends_at = (source.number, target.number)
@@ -213,7 +226,7 @@ class _Covering:
         for header in self._quiet(family):
             for end in self._partners(place, family):
                 source, target = (end, local) if way is Way.INGRESS else (local, end)
-                stage = place.stages[way]
+                stage = place.stage(way)
                 if stage.first(header, source.number, target.number) is not None or stage.is_invalid(header):
                     continue
                 if end.place.allows(_OTHER[way], header, source.number, target.number):
@@ -245,7 +258,7 @@ class _Covering:
             for place in self._places.all
             if place.is_guarded
             for way in Way
-            for entry in (*place.stages[way].entries, *place.stages[way].buried)
+            for entry in (*place.stage(way).entries, *place.stage(way).buried)
         }
         carried = {group for port in self._policy.ports for group in port.groups}
         for group in self._policy.groups:
