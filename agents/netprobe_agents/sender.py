@@ -233,6 +233,20 @@ def _open_socket(config: SenderConfig) -> socket.socket:
     return sock
 
 
+def send_question(sock: socket.socket, question: bytes) -> None:
+    """Send on a connected socket, whatever became of what was sent before.
+
+    "Port unreachable" for an earlier question is told by the next call, whichever that is; it sends nothing then.
+
+    Raises:
+        OSError: the kernel does not take this question.
+    """
+    try:
+        sock.send(question)
+    except ConnectionRefusedError:
+        sock.send(question)
+
+
 async def _receive(sock: socket.socket, session: SenderSession) -> None:
     buffer = bytearray(65_536)
     while not session.complete:
@@ -261,7 +275,7 @@ async def measure(config: SenderConfig, stop: threading.Event) -> Measurement:
         def send(seq: int) -> int:
             t1_ns = time.time_ns()
             try:
-                sock.send(session.question(seq, t1_ns))
+                send_question(sock, session.question(seq, t1_ns))
             except OSError:
                 session.unsend(seq)
                 return 0

@@ -1,9 +1,12 @@
 """The Session-Sender's figures, from answers of the sans-IO reflector over a link that the test invents."""
 
+import select
+import socket
+
 import pytest
 from netprobe_agents.clock import ClockQuality
 from netprobe_agents.reflector import Reflector, ReflectorConfig
-from netprobe_agents.sender import SenderConfig, SenderSession
+from netprobe_agents.sender import SenderConfig, SenderSession, send_question
 
 from netprobe.wire.stamp import TimestampFormat
 
@@ -100,3 +103,20 @@ def test_duplicates_and_strangers_change_no_figure():
     assert (m.received, m.duplicated) == (1, 1)
     assert m.bad == 5  # too short twice, all zero, a foreign SSID, another T1
     assert m.round_trip.max_ns == FORTH_NS + BACK_NS
+
+
+def test_a_question_is_sent_though_nobody_took_the_one_before():
+    """An ICMP error waits on the socket for the next call, which would send nothing."""
+    with socket.socket(type=socket.SOCK_DGRAM) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = nobody.getsockname()
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, socket.socket(type=socket.SOCK_DGRAM) as somebody:
+        sock.connect(address)
+        sock.send(b"first")
+        poll = select.poll()
+        poll.register(sock, 0)
+        assert poll.poll(10_000)  # its error is there
+        somebody.bind(address)
+        somebody.settimeout(10)
+        send_question(sock, b"second")
+        assert somebody.recv(100) == b"second"
