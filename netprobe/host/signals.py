@@ -31,9 +31,15 @@ class StopRequest:
         return self._event.is_set()
 
 
+_requests: list[StopRequest] = []  # of the process, as its handlers are: the innermost is the last
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within, SIGINT, SIGTERM and SIGHUP only ask to stop; afterwards the former handlers are back."""
+    """Within, SIGINT, SIGTERM and SIGHUP only ask to stop; afterwards the former handlers are back.
+
+    Where one is within another (a run within a watch), the inner one is asked from the start if the outer one was.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -45,9 +51,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
     # What the caller ignores (nohup, a shell's background job) stays ignored.
     mine = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in mine}
+    if _requests and _requests[-1].asked():  # looked at when nothing can be missed any more
+        request.ask(_requests[-1].why)
+    _requests.append(request)
     try:
         yield request
     finally:
+        _requests.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
