@@ -1,6 +1,7 @@
 """Settings for all tests, and what pytest-xdist's workers (`make test`) have for themselves."""
 
 import os
+import signal
 
 from hypothesis import settings
 from support.workers import Turns, World
@@ -14,6 +15,15 @@ LONGEST = ("spread", "truth_pair", "truth", "reasons_ovn", "sweep", "cli", "reas
 
 
 def pytest_configure(config):
+    """What is so for every run, and for workers."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        # Under nohup or in a shell's background: ignored here as before, but not by programs that tests start and stop.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    move_to_own_world(config)
+
+
+def move_to_own_world(config):
     """A worker moves to a world of its own; without root nothing is there that could collide."""
     if "PYTEST_XDIST_WORKER" not in os.environ or os.geteuid():
         return

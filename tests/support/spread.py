@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from support.waiting import until
+
 from netprobe.host import iproute
+from netprobe.host.process import run as run_command
 
 COLLECTOR = ("172.31.0.1", 8620)
 NETPROBE = [sys.executable, "-m", "netprobe.cli.main"]
@@ -98,6 +101,16 @@ class Spread:
         return subprocess.Popen(
             in_netns("central", [*NETPROBE, *words]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+
+    def wait_probes(self, host, guest, count):
+        """Until so many more frames have gone to a guest, and a run is under way: in the lab it hears little else."""
+        command = ["ip", "-n", host, "-s", "-j", "link", "show", f"tap{guest}"]
+
+        def frames():
+            return json.loads(run_command(command))[0]["stats64"]["tx"]["packets"]
+
+        enough = frames() + count
+        until(lambda: frames() >= enough, READY_S)
 
     def finish(self, run, timeout_s=200):
         out, err = run.communicate(timeout=timeout_s)

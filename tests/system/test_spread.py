@@ -126,7 +126,7 @@ def test_a_link_that_was_cut_delivers_all_that_was_spooled(spread):
     """10 s without the management link in the middle of a run: afterwards every record is there, once."""
     spread.start_all()
     running = spread.run(plan(50, 14))
-    time.sleep(2)
+    spread.wait_probes("hv2", "vm2", 50)
     spread.cut("hv2", is_cut=True)
     spread.wait_for("collector", "hv2 is gone", timeout_s=6)  # half-open, noticed in less than 5 s
     time.sleep(5)
@@ -178,7 +178,7 @@ def test_a_guest_that_moves_is_followed_by_the_collector(spread):
     """vm2 goes from hv2 to hv1 in mid-run: its paths follow, and the result says so."""
     spread.start_all()
     running = spread.run(session("vm1", "vm2", 200, 10))
-    time.sleep(4)
+    spread.wait_probes("hv2", "vm2", 400)
     control.move("vm2", "hv1")
     document = spread.finish(running)
     first, second = document["sessions"]
@@ -194,7 +194,7 @@ def test_a_stopped_collector_leaves_nothing_running(spread):
     """SIGTERM ends collector and agents; no probe goes any more, and no ring stays."""
     spread.start_all()
     running = spread.run(session("vm1", "vm2", 100, 30))
-    time.sleep(2)
+    spread.wait_probes("hv2", "vm2", 100)
     for name in ("collector", "hv1", "hv2"):
         spread.processes[name].send_signal(signal.SIGTERM)
         assert spread.processes[name].wait(15) == 0

@@ -51,6 +51,7 @@ def test_a_process_without_a_recorded_pid_is_found_by_its_exact_command_line(tmp
     argv = ("sleep", "77.125")
     record = process.spawn(argv, log=tmp_path / "log")
     try:
+        until(lambda: process.command_line(record.pid) == argv)  # spawned: its exec has begun, not ended
         assert [found.pid for found in process.find({argv}, tmp_path)[1]] == [record.pid]
         assert process.find({("sleep",)}, tmp_path) == ([], [])
     finally:
