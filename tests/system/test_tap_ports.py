@@ -412,6 +412,7 @@ def lab_ports(lab, *names):
     return [TapPort(name, point["netns"], point["device"]) for name, point in chains.items()]
 
 
+@pytest.mark.alone(reason="10,000 frames a second, of which none may be lost")
 def test_ten_thousand_frames_a_second_go_through_the_switch_and_none_reaches_a_guest(lab):
     """Two seconds of it, while tenants ping each other: they arrive at the port that they are for, and nowhere else.
 
