@@ -233,6 +233,8 @@ class Cover:
         naive: probes of the all-pairs x all-ports way.
         shadowed: rules that can never decide anything: id, and why.
         unproven: what no port can send, one line each: what it would have proved, and why not.
+        unreachable: what cannot be told apart from outside, since another enforcement point stops all that would show
+            it; it matters only once that one lets more pass.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -240,6 +242,7 @@ class Cover:
     naive: int
     shadowed: tuple[tuple[str, str], ...] = ()
     unproven: tuple[tuple[str, str], ...] = ()
+    unreachable: tuple[tuple[str, str], ...] = ()
 
     @property
     def probes(self) -> int:

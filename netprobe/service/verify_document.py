@@ -33,6 +33,7 @@ def plan_document(plan: VerifyPlan) -> Json:
             "naive": cover.naive,
             "shadowed": [{"rule": rule, "why": why} for rule, why in cover.shadowed],
             "unproven": [{"what": what, "why": why} for what, why in cover.unproven],
+            "unreachable": [{"what": what, "why": why} for what, why in cover.unreachable],
         },
     }
 

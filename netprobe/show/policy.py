@@ -35,8 +35,9 @@ def print_plan(out: Console, document: Document) -> None:
     )
     for row in plan["shadowed"]:
         out.print(Text(f"shadowed: {row['rule']}: {row['why']}", style="yellow"))
-    for row in plan["unproven"]:
-        out.print(Text(f"unproven: {row['what']}: {row['why']}", style="yellow"))
+    for kind in ("unproven", "unreachable"):
+        for row in plan[kind]:
+            out.print(Text(f"{kind}: {row['what']}: {row['why']}", style="yellow" if kind == "unproven" else "dim"))
 
 
 def print_verification(out: Console, document: Document) -> None:
@@ -52,6 +53,8 @@ def print_verification(out: Console, document: Document) -> None:
         out.print(Text(f"by nature of {document['backend']} ({row['steps']} packets): {row['text']}", style="dim"))
     for row in document["plan"]["shadowed"]:
         out.print(Text(f"shadowed: {row['rule']}: {row['why']}", style="yellow"))
+    for row in document["plan"]["unreachable"]:
+        out.print(Text(f"unreachable: {row['what']}: {row['why']}", style="dim"))
     for note in (*document["strayed"], *document["notes"]):
         out.print(Text(f"note: {note}", style="yellow"))
     _print_numbers(out, document)
