@@ -67,7 +67,7 @@ MORE_S = 10.0
 TRIES = 3
 LOOK_S = 0.05
 JUDGE_S = 0.2
-CONFIRM_S = 0.5
+CONFIRM_S = 0.2
 SWITCH_INTERVAL_S = 0.0005
 """Python's own 5 ms would make the sender wait that long for whoever decodes."""
 
@@ -364,26 +364,29 @@ class _Run:
             self._taps.drain(self._take)
 
     async def _guard(self) -> None:
-        """Absorption is confirmed all the while: no guest may see what is sent."""
-        failed = 0
+        """Absorption is confirmed all the while: no guest may see what is sent. A canary may get lost, two do not."""
         while True:
             await trio.sleep(CONFIRM_S)
-            missing = set(range(len(self._taps.ports))) - await self._taps.confirm()
-            failed = failed + 1 if missing else 0
-            if failed > 1:
-                port = min(missing)
-                why = f"{self._taps.ports[port].name}: {self._taps.why_unconfirmed(port)}"
-                self.notes.append(f"stopped, for absorption could not be confirmed any more: {why}")
+            if await self._missing() and (missing := await self._missing()):
+                self._note_missing(missing)
                 self._is_over = True
                 return
+
+    async def _missing(self) -> list[int]:
+        """Ports where absorption is not confirmed."""
+        confirmed = await self._taps.confirm()
+        return [port for port in range(len(self._taps.ports)) if port not in confirmed]
+
+    def _note_missing(self, missing: Sequence[int]) -> None:
+        port = missing[0]
+        why = f"{self._taps.ports[port].name}: {self._taps.why_unconfirmed(port)}"
+        self.notes.append(f"absorption could not be confirmed any more, its guest may have seen packets: {why}")
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
     async def go(self, classes: Sequence[Watched], ports: Sequence[Sequence[int]]) -> tuple[ClassResult, ...]:
         """Everything, from the first canary to the verdicts."""
-        confirmed = await self._taps.confirm()
-        missing = [port for port in range(len(self._taps.ports)) if port not in confirmed]
-        if missing:
+        if missing := await self._missing():
             raise HostNotReadyError(
                 f"port of {self._taps.ports[missing[0]].name}",
                 f"absorption cannot be confirmed: {self._taps.why_unconfirmed(missing[0])}",
@@ -405,6 +408,8 @@ class _Run:
             await trio.sleep(order.tmax_ns / 1e9)
             nursery.cancel_scope.cancel()
         self._taps.drain(self._take)
+        if missing := await self._missing():
+            self._note_missing(missing)
         if steps.check():
             self.notes.append("the wall clock was stepped meanwhile: times are not to be trusted")
         if sent.refused:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from netprobe.errors import UsageError, unknown_name
 from netprobe.host.clock import realtime_ns
 from netprobe.judge.conntrack import FiveTuple
+from netprobe.judge.evaluator import Evaluator
 from netprobe.judge.stopwatch import Stream
 from netprobe.model.conntrack_rules import ANSWERS
 from netprobe.model.packets import ACK, SYN, ConnState, Cover, Fragment, Kind, Packet, Scenario
@@ -81,15 +82,18 @@ def choose_classes(cover: Cover, policy: Policy, rule: str) -> tuple[tuple[Watch
     for scenario in cover.scenarios:
         if not _can_be_watched(scenario):
             continue
-        for check in scenario.steps[0].expected.checks:
-            packet = scenario.steps[0].packet
-            if rule and check.rule == rule:
-                key: object = (packet.family, packet.protocol)
-                better = key not in found or (check.is_allowed and not _is_allowed(found[key]))
-                if better:
-                    found[key] = Watched(rule, scenario)
-            elif not rule and check.is_allowed and check.rule in known and scenario.steps[0].expected.is_allowed:
-                found.setdefault(check.rule, Watched(check.rule, scenario))
+        step = scenario.steps[0]
+        for check in step.expected.checks:
+            if rule:
+                key: object = (step.packet.family, step.packet.protocol)
+                is_meant = check.rule == rule
+            else:
+                key = check.rule
+                is_meant = check.rule in known and check.is_allowed and step.expected.is_allowed
+            if is_meant and (key not in found or _worth(policy, scenario) > _worth(policy, found[key].scenario)):
+                found[key] = Watched(check.rule, scenario)
+    evaluator = Evaluator(policy)
+    found = {key: _within_a_network(policy, evaluator, watched) for key, watched in found.items()}
     if not found:
         what = f"rule {rule}" if rule else "the policy"
         raise UsageError(
@@ -97,16 +101,41 @@ def choose_classes(cover: Cover, policy: Policy, rule: str) -> tuple[tuple[Watch
             f"no connection that {what} decides about can be begun between the ports",
             advice="`netprobe verify POLICY --plan` says which rules nothing can prove",
         )
-    shared: dict[int, Watched] = {}
+    shared: dict[tuple[int, str], Watched] = {}
     for one in found.values():
-        before = shared.get(one.scenario.number)
-        shared[one.scenario.number] = replace(one, rule=f"{before.rule}, {one.rule}") if before else one
+        place = one.scenario.number, one.scenario.src
+        before = shared.get(place)
+        shared[place] = replace(one, rule=f"{before.rule}, {one.rule}") if before else one
     one_each = list(shared.values())
     return tuple(one_each[:MAX_CLASSES]), tuple(watched.rule for watched in one_each[MAX_CLASSES:])
 
 
-def _is_allowed(watched: Watched) -> bool:
-    return watched.scenario.steps[0].expected.is_allowed
+def _worth(policy: Policy, scenario: Scenario) -> tuple[bool, bool]:
+    """How well a scenario stands for its rule: within one network controls can vouch for the path; it should pass."""
+    src, dst = policy.port(scenario.src), policy.port(scenario.dst)
+    return src.network == dst.network, scenario.steps[0].expected.is_allowed
+
+
+def _within_a_network(policy: Policy, evaluator: Evaluator, watched: Watched) -> Watched:
+    """The same class with a sender of its target's own network, where the rule decides about one's packets.
+
+    A cover knows nothing of routers, and what goes to another network needs one.
+    """
+    scenario, step = watched.scenario, watched.scenario.steps[0]
+    dst = policy.port(scenario.dst)
+    if policy.port(scenario.src).network == dst.network:
+        return watched
+    for port in policy.ports:
+        ip = port.ip(step.packet.family)
+        if port.network != dst.network or port.name == dst.name or not port.mac or ip is None:
+            continue
+        packet = replace(step.packet, src_mac=port.mac, dst_mac=dst.mac, src_ip=ip)
+        decision = evaluator.decide(packet, port.name, dst.name, step.state)
+        if any(check.rule == watched.rule for check in decision.checks):
+            first = replace(step, packet=packet, expected=decision)
+            key = f"{port.name}>{dst.name} {scenario.key.partition(' ')[2]}"
+            return replace(watched, scenario=replace(scenario, key=key, src=port.name, steps=(first,)))
+    return watched
 
 
 def _can_be_watched(scenario: Scenario) -> bool:

@@ -224,6 +224,29 @@ def test_all_rules_that_allow_are_watched_as_far_as_there_is_room():
     assert all(one.id in named for one in rules)
 
 
+def test_a_sender_of_the_targets_own_network_is_preferred():
+    """Between networks one needs a router, and nothing vouches for the path."""
+    policy = policy_of(rule(0, TCP, 80, (4,)))
+    ports = [
+        replace(port, network=network)
+        for port, network in zip((*policy.ports, *policy.ports), ("one", "two", "one", "two"), strict=True)
+    ]
+    ports[2:] = [
+        replace(port, name=name, mac=f"02:00:00:00:00:1{n}", ips=(ip_address(f"10.0.1.{n}"),))
+        for n, (port, name) in enumerate(zip(ports[2:], ("c", "d"), strict=True))
+    ]
+    (watched,), _ = classes_of(replace(policy, ports=tuple(ports)), "g[0]")
+    src, dst = watched.scenario.src, watched.scenario.dst
+    networks = {port.name: port.network for port in ports}
+    assert networks[src] == networks[dst]
+    assert watched.scenario.key.startswith(f"{src}>{dst} ")
+    owners = {port.mac: port.name for port in ports} | {str(port.ips[0]): port.name for port in ports}
+    packet = watched.packet
+    assert [owners[str(one)] for one in (packet.src_mac, packet.src_ip, packet.dst_mac, packet.dst_ip)] == [
+        src, src, dst, dst,
+    ]  # fmt: skip
+
+
 def test_an_unknown_rule_is_refused_with_the_nearest():
     """As everywhere."""
     with pytest.raises(UsageError, match=r"unknown rule 'g\[9\]'.*Did you mean 'g\[0\]'"):
