@@ -153,6 +153,13 @@ def _add_verify(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     verify.add_argument("--rounds", type=int, default=12, metavar="N", help="tries of a packet, at the most")
     verify.add_argument("--seed", type=int, default=1, help="of the order in which packets are sent")
+    verify.add_argument(
+        "--prove-rules",
+        type=int,
+        default=3,
+        metavar="N",
+        help="findings whose rule is proved by its own counter, the worst first; up to 6 s each (default: %(default)s)",
+    )
     verify.add_argument("--plan", action="store_true", help="say what would be sent, and send nothing")
     verify.add_argument("--explain", type=int, metavar="N", help="show the evidence of finding N, hop by hop")
     _add_watch_change(verify)

@@ -24,10 +24,7 @@ from netprobe.show.tables import console
 from netprobe.store.duckdb_file import DEFAULT_PATH, StoredRun, open_store
 
 VANTAGES = ("tap", "vswitch", "guest")
-BOUNDS = {"rate": (1, 100_000), "rounds": (1, 100), "seed": (0, 2**32 - 1)}
-RULES_PROVED = 3
-"""Findings whose rule is proved by its counter."""
-
+BOUNDS = {"rate": (1, 100_000), "rounds": (1, 100), "seed": (0, 2**32 - 1), "prove_rules": (0, 100)}
 MAX_TMAX_NS = 10_000_000_000
 
 
@@ -47,7 +44,7 @@ def _order(args: argparse.Namespace) -> VerifyOrder:
     for name, (low, high) in BOUNDS.items():
         value = getattr(args, name)
         if not low <= value <= high:
-            raise UsageError(f"--{name}", f"got {value}", allowed=f"{low} to {high}")
+            raise UsageError(f"--{name.replace('_', '-')}", f"got {value}", allowed=f"{low} to {high}")
     tmax_ns = parse_duration_ns(args.tmax, "--tmax")
     if not 1_000_000 <= tmax_ns <= MAX_TMAX_NS:
         raise UsageError("--tmax", f"got {args.tmax}", allowed="1ms to 10s")
@@ -65,7 +62,7 @@ def _order(args: argparse.Namespace) -> VerifyOrder:
         args.seed,
         sources.discrepancies,
         sources.is_own,
-        RULES_PROVED,
+        args.prove_rules,
     )
 
 
