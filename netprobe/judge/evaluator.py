@@ -5,11 +5,12 @@ receiver's. Each is asked in turn until one stops it. docs/policy.md says the sa
 the policy is compared with this, so nothing here knows of any backend.
 """
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from netprobe.model.conntrack_rules import NEIGHBOURS, ROUTER_ADVERTISEMENT, first_state, is_icmp, question_of
 from netprobe.model.packets import Check, ConnState, Decision, EnforcementPoint, Fragment, Kind, Packet, Stage
-from netprobe.model.policy import UDP, Action, IPAddress, Policy, PolicyPort, Way, port_prefixes
+from netprobe.model.policy import ICMPV6, UDP, Action, IPAddress, Policy, PolicyPort, Way, port_prefixes
 from netprobe.model.rule_lists import AddressSet, Entry, PortRules, RuleLists
 
 ANTI_SPOOFING = "anti-spoofing"
@@ -36,6 +37,8 @@ WORDS = {
 
 _DHCP_ASKS = frozenset({(4, 68, 67), (6, 546, 547)})
 _DHCP_TELLS = frozenset({(4, 67, 68), (6, 547, 546)})
+_SPECIAL = frozenset({0, UDP, ICMPV6})
+"""Protocols of what passes whatever rules say: ARP, DHCP, discovery."""
 _UNSPECIFIED = frozenset({IPv4Address(0), IPv6Address(0)})
 _STAGES = {Way.EGRESS: Stage.EGRESS, Way.INGRESS: Stage.INGRESS}
 
@@ -101,28 +104,49 @@ class _RuleStage:
         self.is_stateful = is_stateful
         self.last_word = DEFAULT_DENY if has_deny else DEFAULT_ALLOW
         self.stateless = tuple(entry for entry in entries if entry.is_stateless)
-        self._entries = entries
-        self._by_protocol: dict[tuple[int, int], tuple[Entry, ...]] = {}
+        self._order = {entry: at for at, entry in enumerate(entries)}
+        self._near: dict[tuple[int, int], _Near] = {}
 
     def first(self, packet: Packet, ends: tuple[int, int], *, is_tracked: bool) -> Entry | None:
         """The first entry that matches."""
         key = (packet.src_ip.version, packet.protocol)
-        near = self._by_protocol.get(key)
+        near = self._near.get(key)
         if near is None:
-            near = tuple(
-                entry for entry in self._entries if entry.family == key[0] and entry.protocol in (None, key[1])
-            )
-            self._by_protocol[key] = near
-        for entry in near:
+            near = self._near[key] = _Near(self._order, *key)
+        found = None
+        for entry in near.by_port.get(packet.dst_port, ()):
             if entry.is_between(*ends) and entry.fits(packet, is_tracked=is_tracked):
-                return entry
-        return None
+                found = entry
+                break
+        for entry in near.others:
+            if entry.is_between(*ends) and entry.fits(packet, is_tracked=is_tracked):
+                return entry if found is None or self._order[entry] < self._order[found] else found
+        return found
 
     def is_tracked(self, packet: Packet, ends: tuple[int, int]) -> bool:
         """Whether conntrack sees it: not where a stateless entry matches."""
         if not self.is_stateful or not self.stateless:
             return self.is_stateful
         return not any(entry.fits(packet, is_tracked=False) and entry.is_between(*ends) for entry in self.stateless)
+
+
+class _Near:
+    """Entries of one list about one protocol, in order.
+
+    Attributes:
+        by_port: those about one destination port, by that.
+        others: all others.
+    """
+
+    def __init__(self, entries: Iterable[Entry], family: int, protocol: int) -> None:
+        self.by_port: dict[int | None, list[Entry]] = {}
+        self.others: list[Entry] = []
+        for entry in entries:
+            if entry.family == family and entry.protocol in (None, protocol):
+                ports = entry.dst_ports
+                is_one = ports is not None and ports[0] == ports[1]
+                found = self.by_port.setdefault(ports[0], []) if ports and is_one else self.others
+                found.append(entry)
 
 
 class _Port:
@@ -165,12 +189,12 @@ class _Gate:
         """
         if not self._is_guarded:
             return self._word(NO_PORT_SECURITY, is_allowed=True)
-        if self._is_secured:  # what Neutron lets pass implicitly; bare ACLs have none of it
+        if self._is_secured and packet.protocol in _SPECIAL:  # Neutron lets some pass; bare ACLs have none of it
             word = _implicit(packet, is_egress=self._is_egress)
             if word:
                 return self._word(word, is_allowed=True)
         stage = self._stage
-        is_tracked = stage.is_tracked(packet, ends)
+        is_tracked = stage.is_stateful and (not stage.stateless or stage.is_tracked(packet, ends))
         if is_tracked and state is not ConnState.NEW:
             seen = self._state_here(packet, state)
             if seen is ConnState.INVALID:
@@ -197,7 +221,7 @@ class _Gate:
         return found
 
     def _entry_check(self, entry: Entry) -> Check:
-        found = self._entries[entry] = Check(self._point, entry.action.allows, entry.rule, entry.text)
+        found = self._entries[entry] = Check(self._point, entry.allows, entry.rule, entry.text)
         if entry.action is Action.REJECT:
             self.rejecting.add(id(found))
         return found
@@ -243,7 +267,9 @@ class _AntiSpoofing:
             packet: that it sends.
             source: its source address as a number.
         """
-        if packet.kind is Kind.IP and packet.protocol == UDP and packet.fragment is Fragment.NONE:
+        if packet.protocol not in _SPECIAL:
+            return self._own if self._is_own(packet, source) else self._foreign
+        if packet.protocol == UDP and packet.fragment is Fragment.NONE:
             ports = (packet.src_ip.version, packet.src_port, packet.dst_port)
             if ports in _DHCP_ASKS:
                 return self._checks[DHCP, True]

@@ -89,6 +89,7 @@ class Entry:
         dst_ports, src_ports: first and last.
         sources, destinations: whom it is about; empty where a group has no member of the family.
         is_acl: not a group's rule.
+        allows: what its action says, at hand.
     """
 
     rule: str
@@ -104,6 +105,10 @@ class Entry:
     sources: AddressSet | None = None
     destinations: AddressSet | None = None
     is_acl: bool = False
+    allows: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allows", self.action.allows)
 
     @property
     def is_stateless(self) -> bool:
@@ -201,7 +206,7 @@ class RuleLists:
         for group in groups:
             found += self._group_entries(group)[way]
         # Of equal ones a drop comes before an allow; else the policy's own order, so that names are always the same.
-        return tuple(sorted(found, key=lambda entry: (-entry.priority, entry.action.allows)))
+        return tuple(sorted(found, key=lambda entry: (-entry.priority, entry.allows)))
 
     def _group_entries(self, group_id: str) -> dict[Way, tuple[Entry, ...]]:
         if group_id not in self._by_group:

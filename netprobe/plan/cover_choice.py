@@ -5,7 +5,7 @@ the other way round. For that nothing before the entry in its list may match, wh
 and the port at the other end must let it pass.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from netprobe.model.policy import Way
@@ -39,40 +39,41 @@ class Chooser:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._tries_max = min(TRIES_MAX, max(TRIES_MIN, TRIES_OF_ALL // max(1, len(places.all))))
-        self._open: dict[tuple[Way, Header], frozenset[int]] = {}
+        self._open_in: dict[Header, frozenset[int]] = {}
+        self._open_out: dict[Header, frozenset[int]] = {}
 
-    def choose(self, place: Place, way: Way, entry: Entry, want: Want, against: int | None = None) -> Choice | None:
-        """The best packet for a want, None where there is none to send.
-
-        Args:
-            place: where the entry stands.
-            way: in which of the place's lists.
-            entry: what is tried.
-            want: what would do.
-            against: what counts is an entry of this priority that says the opposite, None for any other outcome.
-        """
+    def choose(self, aim: "Aim", want: Want) -> Choice | None:
+        """The best packet for a want, None where there is none to send."""
         best: Choice | None = None
         tries = 0
-        aim = _Aim(place, way, entry, is_hit=want.is_hit, against=against)
+        goal = aim.goal(want)
+        if goal is None:
+            return None
         for header in want.headers:
             is_open = self._opened(aim.other_way, header)
-            if aim.is_hopeless(header, best, is_open=bool(is_open)):
+            if not is_open and best is not None and best.score & (PASSES + PIVOTAL):
                 continue
-            for local in want.locals:
-                for end in self._turned(aim, want, is_open):
-                    found = aim.scored(header, local, end, is_open=end.place.index in is_open)
-                    tries += 1
-                    if found is not None and (best is None or found.score > best.score):
-                        best = found
-                        if best.score == aim.goal:
-                            return best
-                    if tries >= self._tries_max:
-                        return best
+            for end in self._turned(aim, want.others, is_open):
+                found = aim.best_of(header, end, is_hit=want.is_hit, is_open=end.place.index in is_open)
+                tries += 1
+                if found is not None and (best is None or found.score > best.score):
+                    best = found
+                if tries >= self._tries_max or (best is not None and best.score >= goal):
+                    return best
+                if aim.is_settled(header) and not (want.is_hit and (best is None or not best.score & PASSES)):
+                    break
         return best
 
-    def _turned(self, aim: "_Aim", want: Want, is_open: frozenset[int]) -> Iterator[End]:
+    def _opened(self, way: Way, header: Header) -> frozenset[int]:
+        """Ports that let a header pass with some addresses."""
+        opened = self._open_in if way is Way.INGRESS else self._open_out
+        found = opened.get(header)
+        if found is None:
+            found = opened[header] = self._places.may_allow(way, header)
+        return found
+
+    def _turned(self, aim: "Aim", others: Sequence[End], is_open: frozenset[int]) -> Iterator[End]:
         """The other side's ends, beginning with another one at each port and entry, those that may answer first."""
-        others = want.others
         count = len(others)
         last = None
         for at in range(aim.turn, aim.turn + min(count, self._tries_max)):
@@ -84,59 +85,75 @@ class Chooser:
         if last is not None:
             yield last
 
-    def _opened(self, way: Way, header: Header) -> frozenset[int]:
-        """Ports that let a header pass with some addresses."""
-        key = (way, header)
-        found = self._open.get(key)
-        if found is None:
-            found = self._open[key] = self._places.may_allow(way, header)
-        return found
 
+class Aim:
+    """An entry at a port, and what a packet is worth to it.
 
-class _Aim:
-    """An entry at a port, and what a packet is worth to it."""
+    Attributes:
+        locals: the port's own ends.
+        turn: which of the other side's ends comes first.
+    """
 
-    def __init__(self, place: Place, way: Way, entry: Entry, *, is_hit: bool, against: int | None) -> None:
+    def __init__(
+        self, place: Place, way: Way, entry: Entry, locals_: Sequence[End], against: int | None = None
+    ) -> None:
+        """An aim.
+
+        Args:
+            place: where the entry stands.
+            way: in which of the place's lists.
+            entry: what is tried.
+            locals_: the port's own ends.
+            against: what counts is an entry of this priority that says the opposite, None for any other outcome.
+        """
         self.place = place
-        self.way = way
         self.other_way = Way.EGRESS if way is Way.INGRESS else Way.INGRESS
-        self.goal = BEST if is_hit else BEST - DECIDES
-        self.turn = place.index + place.stage(way).order.get(entry, 0)
+        self.locals = locals_
+        self._stage = place.stage(way)
+        self.turn = place.index + self._stage.order.get(entry, 0)
         self._against = against
         self._entry = entry
-        self._stage = place.stage(way)
-        self._is_hit = is_hit
+        self._is_in = way is Way.INGRESS
 
-    def is_hopeless(self, header: Header, best: Choice | None, *, is_open: bool) -> bool:
-        """Whether a header can't do better than what there is: nobody lets it pass, or another entry always decides."""
-        if not is_open and best is not None and best.score & (PASSES + PIVOTAL):
-            return True
-        if self._is_hit and best is None:
-            return False
+    def goal(self, want: Want) -> int | None:
+        """The score that can't be beaten, None where the want is idle: others allow everything anyway."""
+        is_idle = want.headers and self._against is None and self._stage.is_idle(self._entry, want.headers[0].family)
+        if is_idle:
+            return PASSES if want.is_hit else None
+        return BEST if want.is_hit else BEST - DECIDES
+
+    def is_settled(self, header: Header) -> bool:
+        """Whether another entry decides about a header, whatever the addresses."""
         return self._against is None and self._stage.is_settled(self._entry, header)
 
-    def scored(self, header: Header, local: End, end: End, *, is_open: bool) -> Choice | None:
+    def best_of(self, header: Header, end: End, *, is_hit: bool, is_open: bool) -> Choice | None:
+        """The best packet between the other side's end and any of the port's own; see `scored`."""
+        if end.place is self.place:
+            return None
+        if len(self.locals) == 1:
+            return self.scored(header, self.locals[0], end, is_hit=is_hit, is_open=is_open)
+        found = [self.scored(header, local, end, is_hit=is_hit, is_open=is_open) for local in self.locals]
+        return max((each for each in found if each is not None), key=lambda each: each.score, default=None)
+
+    def scored(self, header: Header, local: End, end: End, *, is_hit: bool, is_open: bool) -> Choice | None:
         """A packet with its score, None where it can't be sent.
 
         Args:
             header: of the packet.
             local: the port itself.
             end: the other side.
+            is_hit: whether the entry matches it.
             is_open: whether the other side may let the header pass.
         """
-        if end.place is self.place:
-            return None
-        source, target = (end, local) if self.way is Way.INGRESS else (local, end)
+        source, target = (end, local) if self._is_in else (local, end)
         if target.mac != target.place.port.mac:
             return None  # nobody knows where the MAC address of a pair is
-        score = PIVOTAL if self._is_pivotal(header, source.number, target.number) else 0
-        if self._is_hit and self._stage.first(header, source.number, target.number) is self._entry:
-            score += DECIDES
+        if self._against is None:
+            is_first, is_pivotal = self._stage.weigh(self._entry, header, source.number, target.number)
+        else:
+            is_first = False
+            is_pivotal = self._stage.is_rival(self._entry, self._against, header, source.number, target.number)
+        score = PIVOTAL * is_pivotal + DECIDES * (is_first and is_hit)
         if is_open and end.place.allows(self.other_way, header, source.number, target.number):
             score += PASSES
         return Choice(score, header, source, target)
-
-    def _is_pivotal(self, header: Header, source: int, target: int) -> bool:
-        if self._against is None:
-            return self._stage.is_pivotal(self._entry, header, source, target)
-        return self._stage.is_rival(self._entry, self._against, header, source, target)

@@ -4,13 +4,13 @@ A draft becomes a conversation where its first packet should arrive: the answer,
 the decider's, not ours.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from netprobe.model.conntrack_rules import ANSWERS, first_state, is_icmp
 from netprobe.model.packets import ACK, SYN, ConnState, Decision, Fragment, Packet, Scenario, Step
-from netprobe.model.policy import Way, protocol_name
+from netprobe.model.policy import protocol_name
 from netprobe.plan.cover_places import End, Header, Place
 
 
@@ -76,13 +76,13 @@ class Drafts:
 
     def finish(self) -> None:
         """Make scenarios of all drafts."""
+        known: dict[Header, str] = {}
         for draft in self._drafts.values():
-            first = draft.header.packet(draft.source, draft.target)
-            sent = [Sent(True, first, first_state(first))]
-            if draft.has_conversation:
-                sent += _conversation(draft, first)
-            words = _header_words(draft.header)
-            self.make(draft.source.place, draft.target.place, sent, f"{words} {draft.labels[0]}", draft.labels)
+            words = known.get(draft.header)
+            if words is None:
+                words = known[draft.header] = _header_words(draft.header)
+            source, target = draft.source.place, draft.target.place
+            self.make(source, target, _packets(draft), f"{words} {draft.labels[0]}", draft.labels)
 
     def make(self, source: Place, target: Place, sent: Iterable[Sent], words: str, labels: Iterable[str]) -> Scenario:
         """A scenario; it ends with the first packet that should not arrive. Fragments of a datagram go together.
@@ -125,24 +125,26 @@ class Drafts:
         return tuple(self._scenarios)
 
 
-def _conversation(draft: Draft, first: Packet) -> list[Sent]:
-    """What follows the first packet; nothing where an answer would not find its way, or its kind has no answer."""
+def _packets(draft: Draft) -> Iterator[Sent]:
+    """The first packet, and what follows it; nothing where no answer would find its way."""
     header = draft.header
-    if first_state(first) is not ConnState.NEW or draft.source.mac != draft.source.place.port.mac:
-        return []
-    back = header._replace(src_port=header.dst_port, dst_port=header.src_port)
+    first = header.packet(draft.source, draft.target)
+    state = first_state(first)
+    yield Sent(True, first, state)
+    if not draft.has_conversation or state is not ConnState.NEW or draft.source.mac != draft.source.place.port.mac:
+        return
+    back = Header(header.family, header.protocol, header.src_port, 0, header.icmp_code, header.dst_port)
     if is_icmp(first):
         back = back._replace(icmp_type=ANSWERS[header.family][header.icmp_type])
-    found = [Sent(False, back.packet(draft.target, draft.source, SYN | ACK), ConnState.REPLY)]
+    yield Sent(False, back.packet(draft.target, draft.source, SYN | ACK), ConnState.REPLY)
     if not _is_half_tracked(draft):
-        found.append(Sent(True, header.packet(draft.source, draft.target, ACK), ConnState.ESTABLISHED))
-    return found
+        yield Sent(True, header.packet(draft.source, draft.target, ACK), ConnState.ESTABLISHED)
 
 
 def _is_half_tracked(draft: Draft) -> bool:
     """Whether conntrack may see one direction only: what comes third is then neither new nor established."""
-    places = (draft.source.place, draft.target.place)
-    return any(place.is_guarded and place.stage(way).is_mixed for place in places for way in Way)
+    source, target = draft.source.place, draft.target.place
+    return (source.is_guarded and source.is_mixed) or (target.is_guarded and target.is_mixed)
 
 
 def _header_words(header: Header) -> str:

@@ -68,6 +68,7 @@ class Headers:
         self._near: dict[tuple[int, int | None, int | None], list[Entry]] = {}
         for entry in entries:
             self._near.setdefault((entry.family, entry.protocol, _one_value(entry)), []).append(entry)
+        self._wide = {family: frozenset(self._near.pop((family, None, None), ())) for family in FAMILIES}
         self._fitting: dict[Header, frozenset[Entry]] = {}
         self._invalid: dict[Header, bool] = {}
 
@@ -77,9 +78,14 @@ class Headers:
         if found is None:
             packet, family, protocol = _template(header), header.family, header.protocol
             value = header.dst_port if protocol in WITH_PORTS else header.icmp_type
-            keys = ((family, protocol, value), (family, protocol, None), (family, None, None))
-            near = (entry for key in dict.fromkeys(keys) for entry in self._near.get(key, ()))
-            found = self._fitting[header] = frozenset(entry for entry in near if entry.fits(packet, is_tracked=True))
+            near = (
+                *self._near.get((family, protocol, value), ()),
+                *(self._near.get((family, protocol, None), ()) if value is not None else ()),
+            )
+            fitting = [entry for entry in near if entry.fits(packet, is_tracked=True)]
+            # One set for all headers that only entries about everything match: may_allow knows it again.
+            found = self._wide[family].union(fitting) if fitting else self._wide[family]
+            self._fitting[header] = found
         return found
 
     def is_invalid(self, header: Header) -> bool:
@@ -110,6 +116,18 @@ class Stage:
         self._headers = headers
         self._fitting: dict[Header, tuple[Entry, ...]] = {}
         self._always: dict[Header, bool | None] = {}
+        self._doors = {family: self._open_doors(family) for family in FAMILIES}
+
+    def is_idle(self, entry: Entry, family: int) -> bool:
+        """Whether an allowing entry makes no difference to any packet of a family: others allow everything."""
+        return entry.allows and any(door is not entry for door in self._doors[family])
+
+    def _open_doors(self, family: int) -> list[Entry]:
+        """Entries that match all packets of a family, if nothing in the list stops any."""
+        found = [entry for entry in self.entries if entry.family == family]
+        if not all(entry.allows for entry in found) or any(entry.is_stateless for entry in found):
+            return []
+        return [e for e in found if e.protocol is None and e.sources is None and e.destinations is None]
 
     def fitting(self, header: Header) -> tuple[Entry, ...]:
         """Entries that match it, addresses aside, in order."""
@@ -143,21 +161,24 @@ class Stage:
                 break
         if self.is_invalid(header) and not self._is_untracked(header, source, destination):
             return False
-        return self.default_allows if found is None else found.action.allows
+        return self.default_allows if found is None else found.allows
 
     def is_pivotal(self, entry: Entry, header: Header, source: int, destination: int) -> bool:
         """Whether it makes a difference to a packet if an entry matches it."""
-        at = self.order[entry]
+        return self.weigh(entry, header, source, destination)[1]
+
+    def weigh(self, entry: Entry, header: Header, source: int, destination: int) -> tuple[bool, bool]:
+        """Whether nothing before an entry matches a packet, and whether the entry makes a difference to it."""
         after = self.default_allows
-        for other in self.fitting(header):
+        for other in self._fitting.get(header) or self.fitting(header):
             if other is not entry and other.is_between(source, destination):
-                if self.order[other] < at:
-                    return False
-                after = other.action.allows
+                if self.order[other] < self.order[entry]:
+                    return False, False
+                after = other.allows
                 break
-        if self.is_invalid(header) and not entry.is_stateless:
-            return False
-        return after is not entry.action.allows
+        if self.is_stateful and not entry.is_stateless and self._headers.is_invalid(header):
+            return True, False
+        return True, after is not entry.allows
 
     def always(self, header: Header) -> bool | None:
         """Whether a header passes whatever its addresses, None where that depends on them."""
@@ -171,9 +192,9 @@ class Stage:
             return False
         found = None
         for entry in self.fitting(header):
-            if found is not None and entry.action.allows is not found:
+            if found is not None and entry.allows is not found:
                 return None
-            found = entry.action.allows
+            found = entry.allows
             if entry.sources is None and entry.destinations is None:
                 return found
         return self.default_allows if found in (None, self.default_allows) else None
@@ -198,8 +219,8 @@ class Stage:
             return False
         for other in self.fitting(header):
             if other is not entry and other.is_between(source, destination):
-                return other.priority == priority and other.action.allows is not entry.action.allows
-        return priority == DENY_PRIORITY and self.default_allows is not entry.action.allows
+                return other.priority == priority and other.allows is not entry.allows
+        return priority == DENY_PRIORITY and self.default_allows is not entry.allows
 
     def yields(self, entry: Entry, header: Header, source: int, destination: int) -> bool:
         """Whether another list's entry, put in this one, would make a difference to a packet that it matches."""
@@ -207,8 +228,8 @@ class Stage:
             return False
         found = self.first(header, source, destination)
         if found is None:
-            return self.default_allows is not entry.action.allows
-        return found.action.allows is not entry.action.allows and found.priority <= entry.priority
+            return self.default_allows is not entry.allows
+        return found.allows is not entry.allows and found.priority <= entry.priority
 
     def _is_untracked(self, header: Header, source: int, destination: int) -> bool:
         return any(entry.is_stateless and entry.is_between(source, destination) for entry in self.fitting(header))
@@ -221,6 +242,7 @@ class Place:
         self.port = port
         self.index = index
         self.is_guarded = is_guarded
+        self.is_mixed = stages[Way.EGRESS].is_mixed or stages[Way.INGRESS].is_mixed
         self._egress, self._ingress = stages[Way.EGRESS], stages[Way.INGRESS]
 
     def stage(self, way: Way) -> Stage:
@@ -271,6 +293,7 @@ class Places:
             self.all.append(Place(port, index, stages[each], is_guarded=lists.is_guarded(port)))
         self._allowing: dict[Way, dict[Entry, set[int]]] = {way: {} for way in Way}
         self._always: dict[Way, frozenset[int]] = {}
+        self._may: dict[tuple[Way, frozenset[Entry]], frozenset[int]] = {}
         self._index_allowing()
         self._by_number: dict[tuple[int, int], Place] = {}
         for place in self.all:
@@ -288,11 +311,13 @@ class Places:
 
     def may_allow(self, way: Way, header: Header) -> frozenset[int]:
         """Indexes of ports that let a header pass with some addresses."""
-        found = set(self._always[way])
-        allowing = self._allowing[way]
-        for entry in self._headers[way].fitting(header):
-            found |= allowing.get(entry, set())
-        return frozenset(found)
+        fitting = self._headers[way].fitting(header)
+        key = (way, fitting)
+        found = self._may.get(key)
+        if found is None:
+            allowing = self._allowing[way]
+            found = self._may[key] = self._always[way].union(*(allowing.get(entry, ()) for entry in fitting))
+        return found
 
     def _index_allowing(self) -> None:
         for way in Way:
@@ -300,7 +325,7 @@ class Places:
             self._always[way] = frozenset(always)
             for place in self.all:
                 for entry in place.stage(way).entries if place.is_guarded else ():
-                    if entry.action.allows:
+                    if entry.allows:
                         self._allowing[way].setdefault(entry, set()).add(place.index)
 
     def within(self, first: int, last: int, family: int) -> tuple[End, ...]:

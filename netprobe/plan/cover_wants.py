@@ -38,7 +38,10 @@ SAMPLES_MAX = 10
 BESIDE_MAX = 3
 """Members of a group whose neighbours are tried at one port, where there are more."""
 _EDGES = ("first port", "first address", "last address")
-_ONCE = frozenset({"any protocol"})
+_ONCE = ("any protocol", "other family", "group ", "code ")
+_MEMBER = "from "
+GRID_MAX = 24
+"""Pairs of headers and members of one entry that are all tried at each port; of more each header and each member."""
 GROUPS_FEW = 8
 """Up to so many groups each is tried as a wrong remote group; of more only those that the right members don't tell."""
 _FAR = {4: (203 << 24) + (113 << 8) + 7, 6: (0x20010DB8 << 96) + 7}
@@ -53,20 +56,36 @@ class Want(NamedTuple):
 
     Attributes:
         label: in words, "" for the entry itself.
+        text: the same with the rule's id.
         headers: any of them would do.
         others: ends of the other side; any would do.
-        locals: the port's own.
         is_hit: the entry matches; else it would if it were a little wider.
         is_once: tried at one port of all that carry it: only a change of the rule itself could make it pass, not one
             of what a single port has of it.
+        is_elsewhere: tried with an own address that the entry is not about.
     """
 
     label: str
+    text: str
     headers: tuple[Header, ...]
     others: Sequence[End]
-    locals: Sequence[End]
     is_hit: bool
     is_once: bool = False
+    is_elsewhere: bool = False
+
+
+class _Plan(NamedTuple):
+    """The wants of an entry.
+
+    Attributes:
+        everywhere: at each port.
+        beside: neighbours of members, of which each port takes a few.
+        grid: what it compiles to by headers and members, where that is too much for one port; else empty.
+    """
+
+    everywhere: tuple[Want, ...]
+    beside: tuple[Want, ...]
+    grid: tuple[tuple[Want, ...], ...]
 
 
 class Vocabulary:
@@ -114,6 +133,7 @@ class Wants:
     def __init__(self, places: Places) -> None:
         self._places = places
         self.words = Vocabulary(places.policy)
+        self._plans: dict[tuple[Entry, bool], _Plan] = {}
         self._hits: dict[Entry, tuple[tuple[str, tuple[Header, ...]], ...]] = {}
         self._misses: dict[Entry, tuple[tuple[str, tuple[Header, ...]], ...]] = {}
         self._inside: dict[tuple[Entry, Way], list[tuple[str, tuple[End, ...]]]] = {}
@@ -139,62 +159,69 @@ class Wants:
 
     def of(self, place: Place, way: Way, entry: Entry) -> Iterator[Want]:
         """The wants of an entry at a port, the entry itself first."""
-        local = _sides(entry, way)[1]
-        locals_in, locals_out = self._locals(place, local, entry.family)
-        inside = self.inside(entry, way)
-        if locals_in:
-            yield from self._hit_wants(entry, inside, locals_in)
-        in_ends, headers = self.inside_ends(entry, way), self.headers(entry)
-        if locals_out:
-            yield Want("other local address", headers, in_ends, locals_out, is_hit=False)
-        if not locals_in:
-            return
-        for label, beside in self.misses(entry):
-            yield Want(label, beside, in_ends, locals_in, is_hit=False, is_once=label in _ONCE)
-        for label, ends in self._turned(self.outside(entry, way), place.index):
-            yield Want(label, headers, ends, locals_in, is_hit=False, is_once=label.startswith("group "))
-        yield from self._other_family(place, entry)
-
-    def _hit_wants(
-        self, entry: Entry, inside: list[tuple[str, tuple[End, ...]]], locals_: Sequence[End]
-    ) -> Iterator[Want]:
-        """Each part with each address; what is no part of its own (an edge) with the first one only."""
-        first_member = inside[0][0] if inside else ""
-        first_label = self.hits(entry)[0][0]
-        for label, headers in self.hits(entry):
-            is_edge = label in _EDGES
-            for member, ends in inside:
-                is_edge_member = member.endswith(_EDGES)
-                if (is_edge and member != first_member) or (is_edge_member and label != first_label):
-                    continue
-                is_once = label.startswith("code ")
-                yield Want(_joined(label, member), headers, ends, locals_, is_hit=True, is_once=is_once)
-
-    def _turned(self, outside: list[tuple[str, tuple[End, ...]]], start: int) -> Iterator[tuple[str, tuple[End, ...]]]:
-        """All of them, but of the neighbours of many members those of a few, other ones at each port."""
-        beside = [each for each in outside if each[0].startswith("from ")]
+        key = (entry, way is Way.INGRESS)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._plan(entry, way)
+        rows = plan.grid
+        if rows:  # each header and each member once; other pairs at other ports
+            width = len(rows[0])
+            for at in range(max(len(rows), width)):
+                yield rows[at % len(rows)][(at + place.index) % width]
+        yield from plan.everywhere
+        beside = plan.beside
         if len(beside) <= BESIDE_MAX:
-            yield from outside
-            return
-        yield from (each for each in outside if not each[0].startswith("from "))
-        yield from (beside[(start + at) % len(beside)] for at in range(BESIDE_MAX))
+            yield from beside
+        else:
+            yield from (beside[(place.index + at) % len(beside)] for at in range(BESIDE_MAX))
+
+    def _plan(self, entry: Entry, way: Way) -> _Plan:
+        def want(label: str, headers: tuple[Header, ...], ends: Sequence[End], *, is_hit: bool = False) -> Want:
+            text = f"{entry.rule}:{label}" if label else entry.rule
+            return Want(label, text, headers, ends, is_hit, label.startswith(_ONCE))
+
+        hits, inside = self.hits(entry), self.inside(entry, way)
+        members = [each for each in inside if not each[0].endswith(_EDGES)]
+        grid = tuple(
+            tuple(want(_joined(label, member), headers, ends, is_hit=True) for member, ends in members)
+            for label, headers in hits
+            if label not in _EDGES
+        )
+        found = [each for row in grid for each in row]
+        if len(found) > GRID_MAX and members:
+            found = []
+        else:
+            grid = ()
+        edges = [(label, headers, *member) for label, headers in hits if label in _EDGES for member in members[:1]]
+        edges += [(*hits[0], *each) for each in inside if each[0].endswith(_EDGES)]
+        found += [want(_joined(label, member), headers, ends, is_hit=True) for label, headers, member, ends in edges]
+        in_ends, headers = self.inside_ends(entry, way), self.headers(entry)
+        if _sides(entry, way)[1] is not None:
+            found.append(want("other local address", headers, in_ends)._replace(is_elsewhere=True))
+        found += [want(label, near, in_ends) for label, near in self.misses(entry)]
+        outside = [want(label, headers, ends) for label, ends in self.outside(entry, way)]
+        found += [each for each in outside if not each.label.startswith(_MEMBER)]
+        beside = tuple(each for each in outside if each.label.startswith(_MEMBER))
+        swapped, others = self._other_family(entry)
+        if swapped and others:
+            found.append(want("other family", swapped, others)._replace(is_elsewhere=False))
+        return _Plan(tuple(found), beside, grid)
 
     def against(self, place: Place, way: Way, entry: Entry) -> Iterator[tuple[Want, int]]:
         """An ACL against entries of other priorities that say the opposite: which of the two is asked first."""
         stage = place.stage(way)
-        locals_ = self._locals(place, _sides(entry, way)[1], entry.family)[0]
         rivals: dict[int, list[Entry]] = {}
         for other in stage.entries:
-            if other.action.allows is not entry.action.allows and other.family == entry.family and other is not entry:
+            if other.allows is not entry.allows and other.family == entry.family and other is not entry:
                 rivals.setdefault(other.priority, []).append(other)
-        if entry.action.allows and not stage.default_allows and entry.priority <= DENY_PRIORITY:
+        if entry.allows and not stage.default_allows and entry.priority <= DENY_PRIORITY:
             rivals.setdefault(DENY_PRIORITY, [])
         for priority, others in rivals.items():
             near = [header for other in others for header in self.headers(other)]
             fitting = [header for header in near if stage.matches(entry, header)]
             headers = tuple(dict.fromkeys((*fitting, *self.headers(entry))))
-            want = Want(f"priority {priority}", headers, self.inside_ends(entry, way), locals_, is_hit=False)
-            yield want, priority
+            label = f"priority {priority}"
+            yield Want(label, f"{entry.rule}:{label}", headers, self.inside_ends(entry, way), is_hit=False), priority
 
     def hits(self, entry: Entry) -> tuple[tuple[str, tuple[Header, ...]], ...]:
         """What it compiles to, addresses aside: label and headers."""
@@ -314,20 +341,20 @@ class Wants:
         """A member's name: keys are the same wherever the network is."""
         return self._names.get((family, first, last), f"part {number}")
 
-    def _locals(self, place: Place, local: AddressSet | None, family: int) -> tuple[Sequence[End], Sequence[End]]:
-        """The port's own ends that a condition holds, and those that it does not."""
+    def locals_of(self, place: Place, way: Way, entry: Entry, want: Want) -> Sequence[End]:
+        """The port's own ends that a want is to be tried with."""
+        family = want.headers[0].family if want.headers else entry.family
         own = place.own[family]
-        if local is None:
-            return own[:1], ()
+        local = _sides(entry, way)[1]
+        if local is None or family != entry.family:
+            return own[:1]
+        if want.is_elsewhere:
+            return [end for end in own if not local.holds(end.number)][:1]
         held = [end for end in own if local.holds(end.number)]
-        if not held:
-            held = [
-                end
-                for first, last in local.parts
-                for end in self._places.within(first, last, family)
-                if end.place is place and end.mac == place.port.mac
-            ]
-        return held, [end for end in own if not local.holds(end.number)][:1]
+        if held:
+            return held
+        found = (end for first, last in local.parts for end in self._places.within(first, last, family))
+        return [end for end in found if end.place is place and end.mac == place.port.mac]
 
     def _make_hits(self, entry: Entry) -> Iterator[tuple[str, tuple[Header, ...]]]:
         if entry.protocol is None:
@@ -407,13 +434,11 @@ class Wants:
         else:
             yield header_of(family, protocol)
 
-    def _other_family(self, place: Place, entry: Entry) -> Iterator[Want]:
-        """A rule of one family, tried in the other: the same header between the same ports."""
+    def _other_family(self, entry: Entry) -> tuple[tuple[Header, ...], Sequence[End]]:
+        """A rule of one family, tried in the other: the same headers, and whom it would be about."""
         family = 6 if entry.family == 4 else 4
         swapped = tuple(_in_family(header, family) for header in self.headers(entry))
-        others = [end for end in self._in_other_family(entry, family) if end.place is not place]
-        if swapped and others:
-            yield Want("other family", swapped, others, place.own[family][:1], is_hit=False, is_once=True)
+        return swapped, self._in_other_family(entry, family)
 
     def _in_other_family(self, entry: Entry, family: int) -> Sequence[End]:
         """Whom it would be about in the other family."""
@@ -450,7 +475,9 @@ def _names(policy: Policy) -> dict[tuple[int, int, int], str]:
     """What people call prefixes that stand for ports."""
     return {
         (prefix.version, int(prefix.network_address), int(prefix.broadcast_address)): (
-            f"from {port.name}" if number < len(port.ips) else f"from pair {number - len(port.ips)} of {port.name}"
+            f"{_MEMBER}{port.name}"
+            if number < len(port.ips)
+            else f"{_MEMBER}pair {number - len(port.ips)} of {port.name}"
         )
         for port in policy.ports
         for number, prefix in enumerate(port_prefixes(port))

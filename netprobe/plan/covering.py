@@ -6,13 +6,16 @@ receiver's ingress wants. Then come what no rule is about: states of connections
 anti-spoofing (cover_spoofing), the default deny. What can't be sent is said, and so is what can never decide.
 """
 
+import gc
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice, product
 
 from netprobe.model.packets import Cover
 from netprobe.model.policy import TCP, UDP, Policy, Way
 from netprobe.model.rule_lists import FAMILIES, Entry
-from netprobe.plan.cover_choice import DECIDES, PASSES, PIVOTAL, Choice, Chooser
+from netprobe.plan.cover_choice import DECIDES, PASSES, PIVOTAL, Aim, Choice, Chooser
 from netprobe.plan.cover_drafts import Decider, Drafts
 from netprobe.plan.cover_places import End, Header, Place, Places, header_of
 from netprobe.plan.cover_shadows import shadowed_rules
@@ -26,6 +29,8 @@ WRONG_STAGE = "wrong stage only"
 _OTHER = {Way.INGRESS: Way.EGRESS, Way.EGRESS: Way.INGRESS}
 _NAMED_MAX = 3
 _MIRRORS_MAX = 100
+_ONCE_MAX = 8
+"""Ports at which something is tried that one port is enough for, if it does not work at the first."""
 
 
 def cover(policy: Policy, decide: Decider) -> Cover:
@@ -41,7 +46,20 @@ def cover(policy: Policy, decide: Decider) -> Cover:
         policy: bound: its ports have their addresses.
         decide: says what should become of a packet (judge.evaluator.Evaluator); expectations are its, not ours.
     """
-    return _Covering(policy, decide).made()
+    with _collector_at_rest():
+        return _Covering(policy, decide).made()
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Half a million values are made and none is garbage: looking for some would take a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _turned(ends: Sequence[End], start: int) -> Sequence[End]:
@@ -83,8 +101,8 @@ class _Covering:
         self._chooser = Chooser(self._places)
         self._drafts = Drafts(decider)
         self._gaps = _Gaps()
-        self._done: set[tuple[str, int, str]] = set()
-        """What is tried at one port only, and was."""
+        self._tried: Counter[tuple[int, str]] = Counter()
+        """How often something was tried that one port is enough for."""
         self._arriving: dict[Way, set[tuple[int, Entry, str]]] = {way: set() for way in Way}
         """Parts of entries that a packet which arrives has shown: port, entry and label."""
 
@@ -112,47 +130,58 @@ class _Covering:
         )
 
     def _add_entries(self, place: Place, way: Way) -> None:
+        shown = self._arriving[way]
         for entry in place.stage(way).entries:
             for want in self._wants.of(place, way, entry):
-                if way is Way.EGRESS and want.is_hit and (place.index, entry, want.label) in self._arriving[way]:
+                if way is Way.EGRESS and want.is_hit and (place.index, entry, want.label) in shown:
                     continue
-                once = (entry.rule, entry.family, want.label)
-                if want.is_once and once in self._done:
-                    continue
-                if self._meet(place, way, entry, want):
-                    self._done.add(once)
+                if not want.is_once:
+                    self._meet(place, way, entry, want)
+                elif self._tried[entry.family, want.text] < _ONCE_MAX:
+                    is_best = self._meet(place, way, entry, want)
+                    self._tried[entry.family, want.text] += _ONCE_MAX if is_best else 1
             self._mirror(place, way, entry)
         for entry in (*place.stage(way).entries, *place.stage(way).buried):
             if entry.is_acl:
-                for want, priority in self._wants.against(place, way, entry):
-                    choice = self._chooser.choose(place, way, entry, want, priority)
-                    if choice is not None and choice.score & PIVOTAL and choice.score & PASSES:
-                        self._draft(choice, f"{entry.rule}:{want.label}", is_hit=False)
+                self._add_rivals(place, way, entry)
+
+    def _add_rivals(self, place: Place, way: Way, entry: Entry) -> None:
+        for want, priority in self._wants.against(place, way, entry):
+            locals_ = self._wants.locals_of(place, way, entry, want)
+            choice = self._chooser.choose(Aim(place, way, entry, locals_, priority), want)
+            if choice is not None and choice.score & PIVOTAL and choice.score & PASSES:
+                self._draft(choice, want.text, is_hit=False)
 
     def _meet(self, place: Place, way: Way, entry: Entry, want: Want) -> bool:
         """Add the best packet for a want, or say why there is none. Whether it could not be better."""
-        label = f"{entry.rule}:{want.label}" if want.label else entry.rule
+        locals_ = self._wants.locals_of(place, way, entry, want)
+        if not locals_:
+            return False
         if not want.others:
             if want.is_hit or want.label == "outside":
                 verb = "may send from" if way is Way.INGRESS else "has"
-                self._gaps.add(label, f"no port {verb} such an address", place.port.name)
+                self._gaps.add(want.text, f"no port {verb} such an address", place.port.name)
             return False
-        choice = self._chooser.choose(place, way, entry, want)
+        choice = self._chooser.choose(Aim(place, way, entry, locals_), want)
         if choice is None or not (want.is_hit or choice.score & PIVOTAL):
             return False
-        if not choice.score & PASSES:
-            if way is Way.INGRESS:
-                why = f"{WRONG_STAGE}: no port that it is about may send this"
-                self._gaps.add(label, why, place.port.name)
-                return False
-            if want.is_hit:
-                self._gaps.add(label, f"{WRONG_STAGE}: no port that it is about lets this in", place.port.name)
-        self._draft(choice, label, is_hit=want.is_hit)
-        if want.is_hit and choice.score & PASSES and choice.score & DECIDES and entry.action.allows:
+        if not choice.score & PASSES and not self._is_worth(place, way, want, choice):
+            return False
+        self._draft(choice, want.text, is_hit=want.is_hit)
+        if want.is_hit and choice.score & PASSES and choice.score & DECIDES and entry.allows:
             self._mark(place, way, entry, choice)
             if way is Way.INGRESS:
                 self._mark_sender(choice)
         return choice.score & (PIVOTAL + PASSES) == PIVOTAL + PASSES
+
+    def _is_worth(self, place: Place, way: Way, want: Want, choice: Choice) -> bool:
+        """Whether to send what the other port stops; says that it does."""
+        if way is Way.INGRESS:
+            self._gaps.add(want.text, f"{WRONG_STAGE}: no port that it is about may send this", place.port.name)
+            return False
+        if want.is_hit:
+            self._gaps.add(want.text, f"{WRONG_STAGE}: no port that it is about lets this in", place.port.name)
+        return choice.score > 0  # else it is not even this entry that lets it leave
 
     def _draft(self, choice: Choice, label: str, *, is_hit: bool) -> None:
         self._drafts.add(choice.header, choice.source, choice.target, label, has_conversation=is_hit)
@@ -181,9 +210,10 @@ class _Covering:
         Best where the other port does so for a reason of its own: a rule that was turned round is missing there.
         """
         label = f"{entry.rule}:other direction"
-        once = (entry.rule, entry.family, label)
-        if once in self._done:
+        once = (entry.family, label)
+        if self._tried[once] >= _ONCE_MAX:
             return
+        self._tried[once] += 1
         second: tuple[Header, End, End] | None = None
         for header, source, target, end in self._mirrored(place, way, entry):
             ends = (source.number, target.number)
@@ -192,7 +222,7 @@ class _Covering:
             found = end.place.stage(way).first(header, *ends) if end.place.is_guarded else None
             if found is None or found.rule != entry.rule:
                 self._drafts.add(header, source, target, label, has_conversation=False)
-                self._done.add(once)
+                self._tried[once] = _ONCE_MAX
                 return
             second = second or (header, source, target)
         if second is not None:
@@ -202,7 +232,7 @@ class _Covering:
         """Packets that an entry would decide about if it were in the list of the other way: with the other end."""
         stage = place.stage(_OTHER[way])
         ends = self._wants.mirrored(entry, way)
-        headers = [header for header in self._wants.headers(entry) if stage.always(header) is not entry.action.allows]
+        headers = [header for header in self._wants.headers(entry) if stage.always(header) is not entry.allows]
         found = product(headers, place.own[entry.family][:1], _turned(ends, place.index))
         for header, local, end in islice(found, _MIRRORS_MAX):
             source, target = (local, end) if way is Way.INGRESS else (end, local)

@@ -141,7 +141,7 @@ def test_a_rule_that_nobody_carries_and_one_that_nobody_may_meet_are_said():
     strict = replace(strict, groups=(Group("web", (web(),)), idle))
     found = made(strict)
     assert dict(found.shadowed)["i"] == "no port has the group idle"
-    assert dict(found.unproven)["r"].startswith(WRONG_STAGE)
+    assert dict(found.unreachable)["r"].startswith(WRONG_STAGE)
 
 
 def test_answers_errors_and_fragments_are_tried_once_a_port_and_family():
