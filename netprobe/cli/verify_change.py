@@ -17,8 +17,9 @@ from netprobe.model.records import HopBatch
 from netprobe.model.results import Json
 from netprobe.model.topology import Topology
 from netprobe.plan.fields import parse_duration_ns
-from netprobe.service.stopwatch import StopwatchOrder, StopwatchOutcome, watch_change
+from netprobe.service.stopwatch import StopwatchOutcome, watch_change
 from netprobe.service.stopwatch_document import exit_code, stopwatch_document
+from netprobe.service.stopwatch_run import StopwatchOrder
 from netprobe.service.verify import VerifyPlan
 from netprobe.show.stopwatch import print_stopwatch
 from netprobe.show.tables import console

@@ -2,7 +2,8 @@
 
 from netprobe.judge.stopwatch import Change, Command, Connection, Fate
 from netprobe.model.results import Json
-from netprobe.service.stopwatch import ClassResult, StopwatchOutcome
+from netprobe.service.stopwatch import StopwatchOutcome
+from netprobe.service.stopwatch_run import ClassResult
 
 PHASES = 20
 """Phases that are listed of a stream; one that flaps more often says so by `flaps`."""

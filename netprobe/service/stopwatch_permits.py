@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 from netprobe.host.audit import InjectionOrder, record_order
 from netprobe.host.clock import realtime_ns
+from netprobe.host.conntrack import Conntrack
+from netprobe.host.nf_conntrack import KernelConntrack
 from netprobe.host.port_ledger import reserve_ports
+from netprobe.host.unixctl import UnixctlClient
+from netprobe.judge.conntrack import ConntrackEntry, FiveTuple
 from netprobe.model.policy import PROTOCOL_NAMES
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.plan.budget import Demand, check_conntrack
@@ -81,13 +85,31 @@ def _zones(host: Host, *, is_kernel: bool) -> int:
     return 1 if host.zone is not None else ZONES_A_HOST
 
 
-def reserve(watched: Watched, count: int, last_use_ns: int) -> tuple[int, ...]:
-    """Source ports (or identifiers) of a class that no run had lately.
+def tracked(hosts: Sequence[Host], *, is_kernel: bool) -> frozenset[FiveTuple]:
+    """Both directions of every connection that hosts know now.
+
+    Raises:
+        HostNotReadyError: a switch or the kernel does not answer.
+    """
+    found: list[ConntrackEntry] = []
+    for host in hosts:
+        if is_kernel:
+            with KernelConntrack(host.netns) as table:
+                found += table.dump()
+        elif host.ovs_rundir:
+            with UnixctlClient(host.ovs_rundir) as unixctl:
+                found += Conntrack(unixctl).dump(host.zone).entries
+    return frozenset(one for entry in found for one in (entry.original, entry.reply))
+
+
+def reserve(watched: Watched, count: int, last_use_ns: int, known: frozenset[FiveTuple]) -> tuple[int, ...]:
+    """Source ports (or identifiers) of a class that nobody uses, and that no run had lately.
 
     Args:
         watched: the class.
         count: how many.
         last_use_ns: when the last one may be used, CLOCK_REALTIME.
+        known: `tracked`.
 
     Raises:
         RefusedError: not so many are free; it says when there will be.
@@ -97,4 +119,7 @@ def reserve(watched: Watched, count: int, last_use_ns: int) -> tuple[int, ...]:
     names = {number: name for name, number in PROTOCOL_NAMES.items()}
     name = names.get(packet.protocol, str(packet.protocol))
     key = flow_key(name, packet.src_ip, packet.dst_ip, packet.dst_port or 0)
-    return reserve_ports(key, count, realtime_ns(), last_use_ns=last_use_ns, path=base_dir() / "ports.json")
+    like = (packet.protocol, packet.src_ip, packet.dst_ip, packet.dst_port or 0)
+    taken = {one.src_port for one in known if (one.protocol, one.src, one.dst, one.dst_port) == like}
+    path = base_dir() / "ports.json"
+    return reserve_ports(key, count, realtime_ns(), in_use=taken, last_use_ns=last_use_ns, path=path)

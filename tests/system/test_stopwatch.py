@@ -9,6 +9,7 @@ to the rule that holds afterwards. Meters are counted by the datapath itself, pa
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from support import stamped_change
 from support.switch_rules import ofctl
+from support.waiting import until
 
 from netprobe.lab import config, control
 
@@ -28,6 +30,12 @@ EXISTING_METER, NEW_METER = 1, 2
 
 REVALIDATED_NS = 50 * MS
 """The barrier says that the tables are changed. Cached flows follow some milliseconds later: revalidators are woken."""
+
+
+def gone(place):
+    """No lab, and no connections that ports rest from."""
+    control.down()
+    (place / "ports.json").unlink(missing_ok=True)
 
 
 def policy_file(tmp_path, name):
@@ -117,7 +125,7 @@ def rule_flows(lab, lab_place):
     try:
         yield cookie, flows
     finally:
-        control.down()  # so that the next test has the lab's own flows and no connections of these
+        gone(lab_place)  # so that the next test has the lab's own flows
 
 
 def test_a_rule_taken_out_of_open_vswitch_is_told_to_the_packet(rule_flows, lab_place, tmp_path):
@@ -153,6 +161,67 @@ def test_a_rule_put_into_open_vswitch_is_told_to_the_packet(rule_flows, lab_plac
     passed = one["existing"]["passed"] + one["new"]["passed"]
     assert passed == metered(lab_place, EXISTING_METER) + metered(lab_place, NEW_METER)
     assert code == (1 if one["existing"]["blocked"] or one["new"]["blocked"] else 0)
+
+
+def test_what_leaks_after_the_command_has_ended_is_counted(rule_flows, lab_place, tmp_path):
+    """A command that only orders the change, which comes 100 ms later: all that passed in between has leaked."""
+    cookie, _ = rule_flows
+    stamped = (
+        f"{sys.executable} -S {stamped_change.__file__} {tmp_path}/later delete {management(lab_place)} 82 {cookie}"
+    )
+    (tmp_path / "order").write_text(f"(sleep 0.1; exec {stamped}) &\n", encoding="ascii")
+    document, code, _ = watch(tmp_path, "single", "run", "sh", str(tmp_path / "order"), rate=2000)
+    one = the_class(document)
+    stamps = [int(number) for number in (tmp_path / "later").read_text().split()]
+    assert (document["answer"], code, one["connection"]) == ("violated", 1, "cut")
+    late_ns = stamps[0] - document["change"]["ended_ns"]
+    for kind, rate, meter in (("existing", 2000, EXISTING_METER), ("new", 1000, NEW_METER)):
+        change = one[kind]
+        check_moment(change, stamps, REVALIDATED_NS)
+        assert change["passed"] + 1 == metered(lab_place, meter)
+        assert change["leaked"] == pytest.approx(late_ns / 1e9 * rate, rel=0.3)
+        assert change["after_commit_ns"] == change["last_old_ns"] - document["change"]["ended_ns"] > 50 * MS
+
+
+def left(place):
+    """What a run may leave behind: namespaces, links, filters, journals."""
+    names = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True, timeout=10).stdout
+    links = subprocess.run(["ip", "-n", "hv1", "-br", "link"], check=True, capture_output=True, text=True, timeout=10)
+    journals = list((place / "journal").glob("*"))
+    return (
+        [line for line in names.splitlines() if "verify" in line],
+        re.findall("np[0-9a-f]{4}-", links.stdout),
+        journals,
+    )
+
+
+def test_absorption_that_is_lost_is_told_and_no_verdict_is_made_of_it(lab, lab_place, tmp_path):
+    """Open vSwitch may delete clsact at any time: so does the command. What is missed then was not dropped."""
+    document, code, _ = watch(tmp_path, "single", "run", "tc", "-n", "hv1", "qdisc", "del", "dev", "tapvm2", "clsact")
+    one = the_class(document)
+    assert (document["answer"], code) == ("undecided", 4)
+    assert one["existing"]["dropped"] == one["new"]["dropped"] == 0
+    assert any("clsact of tapvm2 is gone" in note for note in document["notes"])
+    assert left(lab_place) == ([], [], [])
+
+
+def test_ctrl_c_ends_run_and_command_and_leaves_nothing(lab, lab_place, tmp_path):
+    """The command gets SIGTERM; what was known by then is printed; connections are deleted."""
+    words = ["verify", str(policy_file(tmp_path, "single")), "--watch-rule", RULE, "--watch-before", "200ms"]
+    command = f"sh -c 'touch {tmp_path}/begun; exec sleep 50'"
+    run = subprocess.Popen(
+        [*COMMAND, *words, "--watch-change", command, "--json", "--no-store"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until((tmp_path / "begun").exists, timeout_s=30)
+    run.send_signal(signal.SIGINT)
+    out, said = run.communicate(timeout=30)
+    assert "Traceback" not in said
+    document = json.loads(out)
+    assert (run.returncode, document["change"]["exit_code"], document["stopped"]) == (130, -15, "stopped by SIGINT")
+    assert document["conntrack"]["deleted"] > 0
+    assert document["conntrack"]["kept"] == 0
+    assert left(lab_place) == ([], [], [])
 
 
 def test_loss_is_no_change(lab, tmp_path):
@@ -206,7 +275,7 @@ def counted(chain):
 @pytest.fixture
 def chain_rule(lab_place):
     """The chain of the rule, its place there and its words, with all counters at 0."""
-    control.down()
+    gone(lab_place)
     control.up("bridge")
     try:
         lines = iptables("-S").splitlines()
@@ -216,7 +285,7 @@ def chain_rule(lab_place):
         iptables("-Z")
         yield chain, place, mine.split(maxsplit=2)[2].replace('"', "")
     finally:
-        control.down()
+        gone(lab_place)
 
 
 def fallback():

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import numpy as np
 import pytest
 
-from netprobe.errors import UsageError
+from netprobe.errors import RefusedError, UsageError
 from netprobe.judge.evaluator import Evaluator
 from netprobe.judge.proof import loss_bound
 from netprobe.judge.stopwatch import (
@@ -24,6 +24,7 @@ from netprobe.judge.stopwatch import (
 from netprobe.model.packets import Packet, Scenario
 from netprobe.model.policy import ICMP, SCTP, TCP, UDP, Group, GroupRule, Policy, PolicyPort, Way
 from netprobe.plan.covering import cover
+from netprobe.service.stopwatch_permits import reserve
 from netprobe.service.stopwatch_streams import (
     MAX_CLASSES,
     Arrivals,
@@ -383,3 +384,17 @@ def test_scenarios_of_a_cover_are_left_as_they_are():
     whole = cover(policy, Evaluator(policy))
     assert all(isinstance(watched.scenario, Scenario) for watched in choose_classes(whole, policy, "")[0])
     assert whole == cover(policy, Evaluator(policy))
+
+
+def test_ports_that_somebody_uses_or_that_rest_are_not_taken(monkeypatch, tmp_path):
+    """Of the same class only: a port to another target is free."""
+    monkeypatch.setenv("NETPROBE_RUN_DIR", str(tmp_path))
+    (watched,), _ = classes_of(policy_of(rule(0, TCP, 80, (4,))), "g[0]")
+    taken = tuple_of(watched, 61_001)
+    known = frozenset(
+        {taken, replace(taken, src_port=61_002, dst_port=81), replace(taken, src_port=61_003, protocol=UDP)}
+    )
+    assert reserve(watched, 3, 0, known) == (61_000, 61_002, 61_003)
+    assert reserve(watched, 2, 0, known) == (61_004, 61_005)
+    with pytest.raises(RefusedError, match="4531 ports are needed, 4530 of 61000-65535 are free"):
+        reserve(watched, 4531, 0, known)

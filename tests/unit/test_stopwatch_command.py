@@ -16,9 +16,10 @@ from netprobe.host.signals import StopRequest
 from netprobe.judge.proof import loss_bound
 from netprobe.judge.stopwatch import Change, Command, Fate, Phase
 from netprobe.service import stopwatch_command
-from netprobe.service.stopwatch import ClassResult, StopwatchOrder, StopwatchOutcome
+from netprobe.service.stopwatch import StopwatchOutcome
 from netprobe.service.stopwatch_command import Ran, run_command
 from netprobe.service.stopwatch_document import answer, exit_code, stopwatch_document
+from netprobe.service.stopwatch_run import ClassResult, StopwatchOrder
 from netprobe.show.many import print_result
 
 MS = 1_000_000
