@@ -71,25 +71,31 @@ def _answer(document: Document) -> Text:
 
 
 def _findings(findings: list[Document]) -> Table:
+    """A row a finding: the packet, what should and what did become of it, where, and by which rule."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("#", "finding", "packet", "expected", "observed", "where it stopped", "decided by"):
+    for column in ("#", "finding", "packet, and what became of it"):
         table.add_column(column, overflow="fold")
     for row in findings:
-        evidence = row["evidence"] or {}
-        observed = row["observed"]
-        if evidence.get("sent"):
-            observed += f" ({evidence['arrived']} of {evidence['sent']})"
-        more = f" (+{row['repeats']} alike)" if row["repeats"] else ""
-        table.add_row(
-            str(row["number"]),
-            Text(row["kind"] + more, style=STYLES.get(row["kind"], "")),
-            _ends(row) + row["packet"],
-            f"{row['expected']}: {row['rule']}" if row["rule"] else row["expected"],
-            observed,
-            evidence.get("segment") or "",
-            _decided(row) or row["detail"],
-        )
+        more = f"\n(+{row['repeats']} alike)" if row["repeats"] else ""
+        kind = Text(row["kind"] + more, style=STYLES.get(row["kind"], ""))
+        table.add_row(str(row["number"]), kind, "\n".join(filter(None, _told(row))))
     return table
+
+
+def _told(row: Document) -> list[str]:
+    evidence = row["evidence"] or {}
+    if not row["packet"]:
+        return [f"{row['expected']}: {row['detail']}" if row["expected"] else row["detail"], _decided(row)]
+    counted = f" ({evidence['arrived']} of {evidence['sent']} arrived)" if evidence.get("sent") else ""
+    rule = f" ({row['rule']})" if row["rule"] else ""
+    stopped = f", between {evidence['segment'].replace('..', ' and ')}" if evidence.get("segment") else ""
+    decided = _decided(row)
+    return [
+        _ends(row) + row["packet"],
+        f"should {row['expected']}{rule}",
+        f"{row['observed']}{stopped}{counted}",
+        f"decided by {decided}" if decided else row["detail"],
+    ]
 
 
 def _ends(row: Document) -> str:
@@ -113,7 +119,8 @@ def _print_matrix(out: Console, rows: list[Document]) -> None:
     if len(names) > MOST_PORTS:
         out.print(f"who may reach whom: {len(rows)} pairs, in --json")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False, title="who reached whom (classes that passed)")
+    out.print("who reached whom, in classes of packets that passed:")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("from / to")
     for name in names:
         table.add_column(name, justify="right")

@@ -40,7 +40,7 @@ def blocks():
 def test_readmes_commands_print_what_readme_shows(pair_lab, tmp_path):
     """Every line of README's blocks is printed by its command, in that order, but for figures and left-out columns."""
     store = ["--store", str(tmp_path / "x.duckdb")]
-    first, second = blocks()
+    first, second, _ = blocks()
     control.fault_set("hv1.nic..fabric.hv1", delay_ns=300_000, loss=0.02, seed=7)
     try:
         slow = netprobe(*first[0], *store)
@@ -49,9 +49,29 @@ def test_readmes_commands_print_what_readme_shows(pair_lab, tmp_path):
     blocked = netprobe(*second[0], *store)
     assert (slow.returncode, blocked.returncode) == (0, 1)
     for (_, lines), done in ((first, slow), (second, blocked)):
-        printed = iter([shape(line) for line in done.stdout.splitlines()])
-        for line in lines:
-            assert any(one.startswith(shape(line)) for one in printed), (line, done.stdout)
+        check(lines, done)
+
+
+def check(lines, done):
+    printed = iter([shape(line) for line in done.stdout.splitlines()])
+    for line in lines:
+        assert any(one.startswith(shape(line)) for one in printed), (line, done.stdout)
+
+
+def test_readmes_verification_prints_what_readme_shows(lab, tmp_path, monkeypatch):
+    """A flow of web's port 443 is deleted, in both families."""
+    (tmp_path / "policy.toml").write_text((ROOT / "netprobe/lab/single.toml").read_text())
+    place = f"unix:{lab.state['hosts'][0]['ovs_rundir']}/br-int.mgmt"
+    for protocol in ("tcp", "tcp6"):
+        flow = f"table=82,{protocol},reg5=2,tp_dst=443"
+        subprocess.run(["ovs-ofctl", "-OOpenFlow15", "del-flows", place, flow], check=True, timeout=10)
+    *_, (words, lines) = blocks()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = netprobe(*words, "--no-store")
+    control.down()  # it is not whole any more
+    assert done.returncode == 1
+    check(lines, done)
 
 
 def test_the_demo_comes_out_as_told_and_leaves_nothing(lab_place):
