@@ -32,11 +32,8 @@ from netprobe.service.verify_evidence import prove_findings
 from netprobe.service.verify_permits import permit_verify
 from netprobe.service.verify_rounds import RoundLimits, Rounds
 from netprobe.service.verify_vantage import cover_from, notes_of
-from netprobe.service.verify_wire import VerifyWire, WireOrder, open_wire
-from netprobe.wire.mark import KEY_BYTES
-from netprobe.wire.policy_frames import PolicyMark
+from netprobe.service.verify_wire import VerifyWire, WireOrder, new_mark, open_wire
 
-CLASS_MARK = 3
 QUESTIONS_AT_ONCE = 500
 """Between two batches of questions a signal is heard."""
 
@@ -176,7 +173,7 @@ async def verify(
     # Before anything is sent, so that no connection is ours.
     others = [*order.discrepancies, *await stale_findings(plan.policy, topology), *await consistency_findings(topology)]
     scenarios, names = plan.cover.scenarios, [port.name for port in plan.ports]
-    mark = _new_mark()
+    mark = new_mark()
     attempts = Attempts(mark, secrets.randbelow(4096))
     wire_order = WireOrder(mark, plan.attachments, topology, order.vantage, order.rate_pps, is_kernel)
     async with open_wire(wire_order, stop) as wire:
@@ -234,17 +231,6 @@ def _with_counts(outcome: VerifyOutcome, rounds: Rounds, wire: VerifyWire) -> Ve
         conntrack_deleted=wire.journal.deleted,
         conntrack_kept=wire.journal.kept,
         stopped=rounds.stop.why if rounds.stop.asked() else "",
-    )
-
-
-def _new_mark() -> PolicyMark:
-    """Marks that nobody knows."""
-    return PolicyMark(
-        session=secrets.randbits(32),
-        key=secrets.token_bytes(KEY_BYTES),
-        dscp=CLASS_MARK,
-        ip_id=secrets.randbelow(0xFFFF) + 1,
-        flow_label=secrets.randbelow(0xFFFFF) + 1,
     )
 
 
