@@ -1,0 +1,257 @@
+"""The ways of enforcement of the three labs: the original, its mutants, and how either is put into a running lab.
+
+Each has a state, a plain value that is everything that is enforced. `apply` makes a state hold, whatever was before.
+"""
+
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+
+from mutation.flow_mutants import flow_mutants, strip_dump
+from mutation.iptables_mutants import Rules, iptables_mutants
+from mutation.mutants import COMPILED, POLICY, Mutant
+from mutation.ovn_mutants import changes, ovn_mutants, parse_commands
+from mutation.policy_mutants import policy_mutants
+from netprobe.errors import NetprobeError
+from netprobe.host import iptables_restore
+from netprobe.host.netns import in_netns
+from netprobe.host.ovs import PrivateSwitch
+from netprobe.lab import logical
+from netprobe.lab.acls import compile_acls
+from netprobe.lab.build import central_of
+from netprobe.lab.config import LabConfig
+from netprobe.lab.flows import compile_flows
+from netprobe.lab.hybrid import compile_forwarding
+from netprobe.lab.iptables_rules import compile_iptables
+from netprobe.lab.shapes import BRIDGE
+from netprobe.lab.state import Places
+from netprobe.lab.topology import Endpoint, bound_policy, endpoints
+from netprobe.model.policy import Policy
+
+NETLINK_NETFILTER = 12  # linux/netlink.h
+_CONNTRACK_DELETE = 0x0102  # linux/nfnetlink_conntrack.h: subsystem 1, IPCTNL_MSG_CT_DELETE; without a tuple: all
+_REQUEST_ACK = 0x5
+
+
+class Enforcement:
+    """What the three have in common.
+
+    Args:
+        config: of the lab that is up.
+
+    Attributes:
+        backend: as `netprobe verify` names it.
+        lab: as `netprobe lab up` names it.
+        config: bound to the addresses that the lab gives.
+    """
+
+    backend = lab = ""
+
+    def __init__(self, config: LabConfig) -> None:
+        self.ends = endpoints(config)
+        at = {end.name: (ip_address(end.ipv4), ip_address(end.ipv6)) for end in self.ends}
+        ports = tuple(replace(port, ips=at[port.name]) for port in config.policy.ports)
+        self.config = replace(config, policy=replace(config.policy, ports=ports))
+        places = Places.from_environment()
+        self.switches = {
+            host.name: PrivateSwitch(host.netns, places.switch(host.name)) for host in config.shape.hypervisors
+        }
+        self.original = self.compiled(self.config, self.ends)
+
+    def mutants(self) -> Iterator[Mutant]:
+        """All at both levels; those that change nothing are left out."""
+        for mutant in policy_mutants(self.config.policy):
+            state = self._of_policy(mutant.policy)
+            if state is not None and state != self.original:
+                yield Mutant(mutant.name, POLICY, mutant.kind, state)
+        yield from (mutant for mutant in self.compiled_mutants() if mutant.state != self.original)
+
+    def _of_policy(self, policy: Policy) -> object:
+        """What a policy compiles to; None where a compiler refuses it."""
+        groups = {port.name: port.groups for port in policy.ports}
+        ends = tuple(replace(end, groups=groups[end.copy_of or end.name]) for end in self.ends)
+        try:
+            return self.compiled(replace(self.config, policy=policy), ends)
+        except NetprobeError:
+            return None
+
+    def compiled(self, config: LabConfig, ends: Sequence[Endpoint]) -> object:
+        """The state that a configuration compiles to."""
+        raise NotImplementedError
+
+    def compiled_mutants(self) -> Iterator[Mutant]:
+        """Mutants of the original state."""
+        raise NotImplementedError
+
+    def apply(self, state: object) -> None:
+        """Make a state hold, no switch go by flows of before, and no connection be remembered."""
+        self.put(state)
+        for switch in self.switches.values():
+            switch.appctl("revalidator/wait")
+        self.flush()
+
+    def put(self, state: object) -> None:
+        """Make a state hold."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Forget all connections."""
+        for switch in self.switches.values():
+            switch.appctl("dpctl/flush-conntrack")
+
+
+class OvsCt(Enforcement):
+    """Lab single: flows in Neutron's layout."""
+
+    backend, lab = "ovs-ct", "single"
+    tables = (71, 72, 81, 82)
+
+    def compiled(self, config, ends):
+        compiled = compile_flows(config, ends, self._zone)
+        self._names = {f"{cookie:#x}": f"{info.id or info.kind} {info.port}" for cookie, info in compiled.rules.items()}
+        return tuple(compiled.flows)
+
+    @property
+    def _zone(self):
+        return 1
+
+    def compiled_mutants(self):
+        zone = "ct(table=72,zone=NXM_NX_REG6[0..15])"
+        commit = "ct(commit,zone=NXM_NX_REG6[0..15]),output:{port},resubmit(,92)"
+        passes = {71: zone, 72: "resubmit(,73)", 82: commit}
+        self.compiled(self.config, self.ends)  # its names
+        own = {f"{end.ofport:#x}": (end.ipv4, end.ipv6) for end in self.ends}
+        yield from flow_mutants(self.original, self.tables, passes, self._names, own)
+
+    def put(self, state):
+        (switch,) = self.switches.values()
+        switch.replace_flows(BRIDGE, state)
+
+
+class Bridge(Enforcement):
+    """Lab bridge: iptables before a switch that looks at neighbour discovery and MACs."""
+
+    backend, lab = "bridge", "bridge"
+
+    def compiled(self, config, ends):
+        rules, forwarding = compile_iptables(config, ends), compile_forwarding(config, ends)
+        self._names = {
+            f"{cookie:#x}": f"{info.id or info.kind} {info.port}" for cookie, info in forwarding.rules.items()
+        }
+        return Rules((rules.tables[4], rules.tables[6]), rules.ipsets, tuple(forwarding.flows))
+
+    def compiled_mutants(self):
+        yield from iptables_mutants(self.original, {end.tap: end.name for end in self.ends if not end.copy_of})
+        passes = {24: "resubmit(,25)", 25: "resubmit(,60)"}
+        for mutant in flow_mutants(self.original.flows, (24, 25), passes, self._names, {}):
+            yield replace(mutant, state=replace(self.original, flows=mutant.state))
+
+    def put(self, state):
+        (host,) = self.config.shape.hypervisors
+        names = [line.split()[1] for line in state.sets.splitlines() if line.startswith("create")]
+        creates = "".join(f"{line} -exist\n" for line in state.sets.splitlines() if line.startswith("create"))
+        adds = "".join(f"{line}\n" for line in state.sets.splitlines() if line.startswith("add"))
+        iptables_restore.restore_sets(host.netns, creates + "".join(f"flush {name}\n" for name in names) + adds)
+        for family, text in zip((4, 6), state.tables, strict=True):
+            iptables_restore.restore(host.netns, family, text)
+        (switch,) = self.switches.values()
+        switch.replace_flows(BRIDGE, state.flows)
+
+    def flush(self):
+        super().flush()
+        (host,) = self.config.shape.hypervisors
+        flush_kernel(host.netns)
+
+
+def flush_kernel(netns):
+    """Empty the kernel's conntrack table of a namespace."""
+    sock = in_netns(netns, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+    with sock:
+        sock.settimeout(5)
+        sock.send(struct.pack("=IHHII4x", 20, _CONNTRACK_DELETE, _REQUEST_ACK, 1, 0))
+        (code,) = struct.unpack_from("=i", sock.recv(4096), 16)
+        assert code == 0, f"conntrack of {netns} could not be flushed: {code}"
+
+
+class Ovn(Enforcement):
+    """Lab pair: rows of the northbound database, and single flows that are taken away behind OVN's back."""
+
+    backend, lab = "ovn", "pair"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._now = self.original
+
+    def compiled(self, config, ends):
+        policy = bound_policy(config, ends)
+        return parse_commands(logical.commands(config.shape, ends, policy, compile_acls(config, ends)))
+
+    def compiled_mutants(self):
+        names = {end.iface_id: end.name for end in self.ends}
+        yield from ovn_mutants(self.original, names)
+        for host, title, text in self._guarding_flows():
+            state = replace(self.original, gone=((host, text),))
+            yield Mutant(f"flow on {host} deleted behind OVN's back [{title}]: {text}", COMPILED, "flow gone", state)
+
+    def put(self, state):
+        self._put_back()
+        central = central_of(Places.from_environment())
+        for commands in changes(self._now, state):
+            if commands:
+                central.nbctl(*logical.joined(commands))
+        central.wait_for_hosts()
+        self._now = state
+        for host, text in state.gone:
+            match, _, _ = text.partition(",actions=")
+            self._ofctl(host, "--strict", "del-flows", ",".join(w for w in match.split(",") if "cookie" not in w))
+
+    def _put_back(self):
+        for host, text in self._now.gone:
+            self._ofctl(host, "add-flow", text)
+        self._now = replace(self._now, gone=())
+
+    def _ofctl(self, host, *words):
+        switch = self.switches[host]
+        options = [word for word in words if word.startswith("--")]
+        command, *rest = [word for word in words if not word.startswith("--")]
+        where = ["ovs-ofctl", "-OOpenFlow15", "--timeout=10", *options, command, switch.management(BRIDGE), *rest]
+        return subprocess.run(where, check=True, capture_output=True, text=True, timeout=20).stdout
+
+    def _guarding_flows(self):
+        """Flows of ACLs on the hypervisors where their guests are: host, logical match, text."""
+        central = central_of(Places.from_environment())
+        keys = {}
+        for line in central.sbctl("--bare", "--columns=logical_port,tunnel_key", "find", "Port_Binding").split("\n\n"):
+            port, _, key = line.strip().partition("\n")
+            keys[port] = int(key)
+        acls = _acl_flows(central.sbctl("--uuid", "lflow-list"))
+        for host in self.switches:
+            here = {f"{keys[end.iface_id]:#x}" for end in self.ends if end.host == host and not end.copy_of}
+            for line in self._ofctl(host, "--no-stats", "dump-flows").splitlines():
+                if "cookie=" not in line:
+                    continue
+                text = strip_dump(line)
+                cookie = text.partition("cookie=0x")[2].partition(",")[0]
+                match = acls.get(f"{int(cookie or '0', 16):08x}")
+                words = dict(word.partition("=")[::2] for word in text.partition(",actions=")[0].split(","))
+                port = words.get("reg15", words.get("reg14"))
+                if match is not None and port in here:
+                    yield host, match, text
+
+
+def _acl_flows(text):
+    """The matches of logical flows of ACLs, by the first 32 bits of their ids, which are cookies."""
+    found = {}
+    for line in text.splitlines():
+        uuid, _, rest = line.strip().partition(", ")
+        if "_acl " in rest and "priority=65" not in rest and "reg" in rest:
+            match = rest.partition("match=(")[2].rpartition("), action=")[0]
+            if match and match != "1":
+                found[uuid.removeprefix("uuid=0x")[:8]] = match
+    return found
+
+
+BACKENDS = {each.backend: each for each in (OvsCt, Bridge, Ovn)}

@@ -1,0 +1,42 @@
+"""A mutant of what is enforced, and a fair choice among many. Pure."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import zip_longest
+
+POLICY, COMPILED = "policy", "compiled"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change of what is enforced.
+
+    Attributes:
+        name: what was changed, for people.
+        level: POLICY where the policy was changed and compiled anew, COMPILED where what it compiles to was.
+        kind: which sort of change: "deleted", "port", "priority" ...
+        state: what is enforced then, as mutation.enforcement applies it.
+    """
+
+    name: str
+    level: str
+    kind: str
+    state: object
+
+
+def chosen(mutants: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
+    """So many, the levels in turn and within a level the sorts in turn, so that any first part has some of each."""
+    rng = random.Random(seed)
+    sorts: dict[str, dict[str, list[Mutant]]] = {POLICY: {}, COMPILED: {}}
+    for mutant in mutants:
+        sorts[mutant.level].setdefault(mutant.kind, []).append(mutant)
+    lines = []
+    for level in sorts.values():
+        for found in level.values():
+            rng.shuffle(found)
+        kinds = sorted(level)
+        rng.shuffle(kinds)
+        lines.append([one for turn in zip_longest(*(level[kind] for kind in kinds)) for one in turn if one is not None])
+    both = [one for turn in zip_longest(*lines) for one in turn if one is not None]
+    return both[:count]
