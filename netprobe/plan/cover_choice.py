@@ -42,8 +42,14 @@ class Chooser:
         self._open_in: dict[Header, frozenset[int]] = {}
         self._open_out: dict[Header, frozenset[int]] = {}
 
-    def choose(self, aim: "Aim", want: Want) -> Choice | None:
-        """The best packet for a want, None where there is none to send."""
+    def choose(self, aim: "Aim", want: Want, locals_: Sequence[End]) -> Choice | None:
+        """The best packet for a want, None where there is none to send.
+
+        Args:
+            aim: what it is worth to which entry.
+            want: what would do.
+            locals_: the port's own ends.
+        """
         best: Choice | None = None
         tries = 0
         goal = aim.goal(want)
@@ -54,7 +60,7 @@ class Chooser:
             if not is_open and best is not None and best.score & (PASSES + PIVOTAL):
                 continue
             for end in self._turned(aim, want.others, is_open):
-                found = aim.best_of(header, end, is_hit=want.is_hit, is_open=end.place.index in is_open)
+                found = aim.best_of(header, locals_, end, is_hit=want.is_hit, is_open=end.place.index in is_open)
                 tries += 1
                 if found is not None and (best is None or found.score > best.score):
                     best = found
@@ -90,25 +96,21 @@ class Aim:
     """An entry at a port, and what a packet is worth to it.
 
     Attributes:
-        locals: the port's own ends.
         turn: which of the other side's ends comes first.
     """
 
-    def __init__(
-        self, place: Place, way: Way, entry: Entry, locals_: Sequence[End], against: int | None = None
-    ) -> None:
+    def __init__(self, place: Place, way: Way, entry: Entry, against: int | None = None) -> None:
         """An aim.
 
         Args:
             place: where the entry stands.
             way: in which of the place's lists.
             entry: what is tried.
-            locals_: the port's own ends.
             against: what counts is an entry of this priority that says the opposite, None for any other outcome.
         """
         self.place = place
+        self.way = way
         self.other_way = Way.EGRESS if way is Way.INGRESS else Way.INGRESS
-        self.locals = locals_
         self._stage = place.stage(way)
         self.turn = place.index + self._stage.order.get(entry, 0)
         self._against = against
@@ -126,13 +128,15 @@ class Aim:
         """Whether another entry decides about a header, whatever the addresses."""
         return self._against is None and self._stage.is_settled(self._entry, header)
 
-    def best_of(self, header: Header, end: End, *, is_hit: bool, is_open: bool) -> Choice | None:
+    def best_of(
+        self, header: Header, locals_: Sequence[End], end: End, *, is_hit: bool, is_open: bool
+    ) -> Choice | None:
         """The best packet between the other side's end and any of the port's own; see `scored`."""
         if end.place is self.place:
             return None
-        if len(self.locals) == 1:
-            return self.scored(header, self.locals[0], end, is_hit=is_hit, is_open=is_open)
-        found = [self.scored(header, local, end, is_hit=is_hit, is_open=is_open) for local in self.locals]
+        if len(locals_) == 1:
+            return self.scored(header, locals_[0], end, is_hit=is_hit, is_open=is_open)
+        found = [self.scored(header, local, end, is_hit=is_hit, is_open=is_open) for local in locals_]
         return max((each for each in found if each is not None), key=lambda each: each.score, default=None)
 
     def scored(self, header: Header, local: End, end: End, *, is_hit: bool, is_open: bool) -> Choice | None:

@@ -63,6 +63,7 @@ class Want(NamedTuple):
         is_once: tried at one port of all that carry it: only a change of the rule itself could make it pass, not one
             of what a single port has of it.
         is_elsewhere: tried with an own address that the entry is not about.
+        is_part: one of the parts that the entry compiles to, no edge of one.
     """
 
     label: str
@@ -72,6 +73,7 @@ class Want(NamedTuple):
     is_hit: bool
     is_once: bool = False
     is_elsewhere: bool = False
+    is_part: bool = False
 
 
 class _Plan(NamedTuple):
@@ -140,7 +142,7 @@ class Wants:
         self._outside: dict[tuple[Entry, Way], list[tuple[str, tuple[End, ...]]]] = {}
         self._headers: dict[Entry, tuple[Header, ...]] = {}
         self._flat: dict[tuple[Entry, Way], list[End]] = {}
-        self._labels: dict[tuple[Entry, Header], str] = {}
+        self._labels: dict[tuple[Entry, Header, int], str] = {}
         self._names = _names(places.policy)
         found = (entry for place in places.all for way in Way for entry in place.stage(way).entries)
         self._entries = tuple(dict.fromkeys(found))
@@ -178,7 +180,8 @@ class Wants:
     def _plan(self, entry: Entry, way: Way) -> _Plan:
         def want(label: str, headers: tuple[Header, ...], ends: Sequence[End], *, is_hit: bool = False) -> Want:
             text = f"{entry.rule}:{label}" if label else entry.rule
-            return Want(label, text, headers, ends, is_hit, label.startswith(_ONCE))
+            is_part = is_hit and not label.endswith(_EDGES)
+            return Want(label, text, headers, ends, is_hit, label.startswith(_ONCE), is_part=is_part)
 
         hits, inside = self.hits(entry), self.inside(entry, way)
         members = [each for each in inside if not each[0].endswith(_EDGES)]
@@ -260,17 +263,18 @@ class Wants:
             header: of the packet.
             remote: address of the other side.
         """
-        key = (entry, header)
+        found = _sides(entry, way)[0]
+        number = -1
+        if found is not None and len(found.parts) > 1:
+            number = next(at for at, part in enumerate(found.parts) if part[0] <= remote <= part[1])
+        key = (entry, header, number)
         label = self._labels.get(key)
         if label is None:
-            label = self._labels[key] = self._header_label(entry, header)
-        found = _sides(entry, way)[0]
-        if found is None or len(found.parts) == 1:
-            return label
-        number, (first, last) = next(
-            (number, part) for number, part in enumerate(found.parts) if part[0] <= remote <= part[1]
-        )
-        return _joined(label, self._part_name(first, last, entry.family, number))
+            label = self._header_label(entry, header)
+            if found is not None and number >= 0:
+                label = _joined(label, self._part_name(*found.parts[number], entry.family, number))
+            self._labels[key] = label
+        return label
 
     def pings(self, family: int) -> tuple[Header, ...]:
         """ICMP queries."""
@@ -345,7 +349,7 @@ class Wants:
         """The port's own ends that a want is to be tried with."""
         family = want.headers[0].family if want.headers else entry.family
         own = place.own[family]
-        local = _sides(entry, way)[1]
+        local = entry.destinations if way is Way.INGRESS else entry.sources
         if local is None or family != entry.family:
             return own[:1]
         if want.is_elsewhere:

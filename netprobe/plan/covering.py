@@ -132,13 +132,14 @@ class _Covering:
     def _add_entries(self, place: Place, way: Way) -> None:
         shown = self._arriving[way]
         for entry in place.stage(way).entries:
+            aim = Aim(place, way, entry)
             for want in self._wants.of(place, way, entry):
                 if way is Way.EGRESS and want.is_hit and (place.index, entry, want.label) in shown:
                     continue
                 if not want.is_once:
-                    self._meet(place, way, entry, want)
+                    self._meet(aim, entry, want)
                 elif self._tried[entry.family, want.text] < _ONCE_MAX:
-                    is_best = self._meet(place, way, entry, want)
+                    is_best = self._meet(aim, entry, want)
                     self._tried[entry.family, want.text] += _ONCE_MAX if is_best else 1
             self._mirror(place, way, entry)
         for entry in (*place.stage(way).entries, *place.stage(way).buried):
@@ -148,12 +149,13 @@ class _Covering:
     def _add_rivals(self, place: Place, way: Way, entry: Entry) -> None:
         for want, priority in self._wants.against(place, way, entry):
             locals_ = self._wants.locals_of(place, way, entry, want)
-            choice = self._chooser.choose(Aim(place, way, entry, locals_, priority), want)
+            choice = self._chooser.choose(Aim(place, way, entry, priority), want, locals_)
             if choice is not None and choice.score & PIVOTAL and choice.score & PASSES:
                 self._draft(choice, want.text, is_hit=False)
 
-    def _meet(self, place: Place, way: Way, entry: Entry, want: Want) -> bool:
+    def _meet(self, aim: Aim, entry: Entry, want: Want) -> bool:
         """Add the best packet for a want, or say why there is none. Whether it could not be better."""
+        place, way = aim.place, aim.way
         locals_ = self._wants.locals_of(place, way, entry, want)
         if not locals_:
             return False
@@ -162,14 +164,14 @@ class _Covering:
                 verb = "may send from" if way is Way.INGRESS else "has"
                 self._gaps.add(want.text, f"no port {verb} such an address", place.port.name)
             return False
-        choice = self._chooser.choose(Aim(place, way, entry, locals_), want)
+        choice = self._chooser.choose(aim, want, locals_)
         if choice is None or not (want.is_hit or choice.score & PIVOTAL):
             return False
         if not choice.score & PASSES and not self._is_worth(place, way, want, choice):
             return False
         self._draft(choice, want.text, is_hit=want.is_hit)
-        if want.is_hit and choice.score & PASSES and choice.score & DECIDES and entry.allows:
-            self._mark(place, way, entry, choice)
+        if want.is_part and choice.score & PASSES and choice.score & DECIDES and entry.allows:
+            self._arriving[way].add((place.index, entry, want.label))
             if way is Way.INGRESS:
                 self._mark_sender(choice)
         return choice.score & (PIVOTAL + PASSES) == PIVOTAL + PASSES
@@ -186,12 +188,6 @@ class _Covering:
     def _draft(self, choice: Choice, label: str, *, is_hit: bool) -> None:
         self._drafts.add(choice.header, choice.source, choice.target, label, has_conversation=is_hit)
 
-    def _mark(self, place: Place, way: Way, entry: Entry, choice: Choice) -> str:
-        remote = choice.source if way is Way.INGRESS else choice.target
-        label = self._wants.part_of(entry, way, choice.header, remote.number)
-        self._arriving[way].add((place.index, entry, label))
-        return label
-
     def _mark_sender(self, choice: Choice) -> None:
         """A packet that arrives has met a want of its sender's too, if one entry alone let it leave."""
         place, header = choice.source.place, choice.header
@@ -201,7 +197,8 @@ class _Covering:
         ends = (choice.source.number, choice.target.number)
         entry = stage.first(header, *ends)
         if entry is not None and stage.is_pivotal(entry, header, *ends):
-            label = self._mark(place, Way.EGRESS, entry, choice)
+            label = self._wants.part_of(entry, Way.EGRESS, header, choice.target.number)
+            self._arriving[Way.EGRESS].add((place.index, entry, label))
             self._draft(choice, f"{entry.rule}:{label}" if label else entry.rule, is_hit=True)
 
     def _mirror(self, place: Place, way: Way, entry: Entry) -> None:
