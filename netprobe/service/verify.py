@@ -183,6 +183,7 @@ async def verify(
         answers = await _probe(order, plan, topology, rounds, tell)
         steps = _judged(plan, proofs, answers)
         findings = judge_steps(steps, plan.backend, rounds.not_sent)
+        findings.found += _silent(rounds)
         if order.rules_proved and findings.found:
             tell("proving which rules decided")
         proved = await prove_findings(findings.found, scenarios, rounds, topology, order.rules_proved)
@@ -199,9 +200,9 @@ async def _probe(
     answers: dict[int, ModelAnswer] = {}
     async with trio.open_nursery() as nursery:
         if order.until_finding:
-            await rounds.run(tell, lambda: _is_contradicted(plan, rounds.proofs))
+            await rounds.run(tell, lambda: _is_contradicted(plan, rounds))
         # At the same time as the probes: both wait for the switch most of the time.
-        if not order.until_finding or not _is_contradicted(plan, rounds.proofs):
+        if not order.until_finding or not _is_contradicted(plan, rounds):
             nursery.start_soon(_ask_models, plan, rounds.proofs, topology, answers)
         if not order.until_finding:
             await rounds.run(tell)
@@ -261,10 +262,26 @@ def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer]
     ]
 
 
-def _is_contradicted(plan: VerifyPlan, proofs: Proofs) -> bool:
+def _is_contradicted(plan: VerifyPlan, rounds: Rounds) -> bool:
     """Whether a leak or an overblock is proved by now."""
-    found = judge_steps(_judged(plan, proofs, {}), plan.backend, {})
-    return any(found.count(kind) for kind in (FindingKind.LEAK, FindingKind.OVERBLOCK))
+    found = judge_steps(_judged(plan, rounds.proofs, {}), plan.backend, {})
+    return bool(rounds.silent()) or any(found.count(kind) for kind in (FindingKind.LEAK, FindingKind.OVERBLOCK))
+
+
+def _silent(rounds: Rounds) -> list[Finding]:
+    """Ports that nothing passes, not even what every policy lets pass."""
+    return [
+        Finding(
+            FindingKind.OVERBLOCK,
+            f"nothing {'that it sends' if is_sender else 'that is sent to it'} arrives in any of {rounds.made} rounds, "
+            "not even a neighbour's answer, which every policy lets pass",
+            src=name if is_sender else "",
+            dst="" if is_sender else name,
+            expected="pass",
+            observed="dropped",
+        )
+        for name, is_sender in rounds.silent()
+    ]
 
 
 def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome) -> Evidence:

@@ -30,6 +30,9 @@ CONTROLS_A_LEVEL = 2
 PASSED_S = 0.02
 """So long after it was sent the switch has surely worked a frame off; it need not have arrived yet."""
 
+SILENT_ROUNDS = 3
+"""A port that nothing comes from, or to, in so many rounds, all that there were, is cut off, whatever the reason."""
+
 NEIGHBOUR_ADVERTISEMENT = 136  # RFC 4861 §4.4
 
 JOURNAL_STEPS = 2_000
@@ -118,10 +121,22 @@ class Rounds:
     _seen: set[int] = field(default_factory=set)
     _rejected: set[int] = field(default_factory=set)
     _ends: list[tuple[int, int]] = field(default_factory=list)
+    _tried: I64 = field(init=False)
+    _heard: I64 = field(init=False)
 
     def __post_init__(self) -> None:
         numbers = {port.name: i for i, port in enumerate(self.ports)}
         self._ends = [(numbers[s.src], numbers[s.dst]) for s in self.scenarios]
+        self._tried, self._heard = np.zeros((2, len(self.ports)), np.int64), np.zeros((2, len(self.ports)), np.int64)
+
+    def silent(self) -> list[tuple[str, bool]]:
+        """Ports that are cut off, by name, and whether it is as senders; else as receivers.
+
+        In at least SILENT_ROUNDS rounds something should have come through, with another port that works, and never
+        did anything. What proofs say of such a port's steps is nothing: its rounds do not count.
+        """
+        cut = (self._heard == 0) & (self._tried >= SILENT_ROUNDS)
+        return [(port.name, row == 0) for number, port in enumerate(self.ports) for row in (0, 1) if cut[row, number]]
 
     async def run(self, tell: Callable[[str], None], is_enough: Callable[[], bool] = lambda: False) -> None:
         """Make rounds until every step is decided, they are used up, or somebody asks to stop.
@@ -275,6 +290,12 @@ class Rounds:
         alive = np.zeros((2, len(self.ports)), np.bool_)
         alive[0, senders[arrived]] = True
         alive[1, receivers[arrived]] = True
+        should = np.array([self._should_pass(one) for one in really], np.bool_)
+        tried = np.zeros_like(alive)
+        tried[0, senders[should & alive[1, receivers]]] = True
+        tried[1, receivers[should & alive[0, senders]]] = True
+        self._tried += tried
+        self._heard += alive
         is_control = steps == CONTROL
         counts = is_control & alive[0, senders] & alive[1, receivers]
         self.proofs.feed_controls(senders[counts], receivers[counts], arrived[counts])
