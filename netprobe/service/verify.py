@@ -31,6 +31,7 @@ from netprobe.service.verify_checks import consistency_findings, stale_findings
 from netprobe.service.verify_evidence import prove_findings
 from netprobe.service.verify_permits import permit_verify
 from netprobe.service.verify_rounds import RoundLimits, Rounds
+from netprobe.service.verify_silence import silence_findings
 from netprobe.service.verify_vantage import cover_from, notes_of
 from netprobe.service.verify_wire import VerifyWire, WireOrder, new_mark, open_wire
 
@@ -183,7 +184,7 @@ async def verify(
         answers = await _probe(order, plan, topology, rounds, tell)
         steps = _judged(plan, proofs, answers)
         findings = judge_steps(steps, plan.backend, rounds.not_sent)
-        findings.found += _silent(rounds)
+        findings.found += await silence_findings(rounds, plan.attachments, topology)
         if order.rules_proved and findings.found:
             tell("proving which rules decided")
         proved = await prove_findings(findings.found, scenarios, rounds, topology, order.rules_proved)
@@ -266,22 +267,6 @@ def _is_contradicted(plan: VerifyPlan, rounds: Rounds) -> bool:
     """Whether a leak or an overblock is proved by now."""
     found = judge_steps(_judged(plan, rounds.proofs, {}), plan.backend, {})
     return bool(rounds.silent()) or any(found.count(kind) for kind in (FindingKind.LEAK, FindingKind.OVERBLOCK))
-
-
-def _silent(rounds: Rounds) -> list[Finding]:
-    """Ports that nothing passes, not even what every policy lets pass."""
-    return [
-        Finding(
-            FindingKind.OVERBLOCK,
-            f"nothing {'that it sends' if is_sender else 'that is sent to it'} arrives in any of {rounds.made} rounds, "
-            "not even a neighbour's answer, which every policy lets pass",
-            src=name if is_sender else "",
-            dst="" if is_sender else name,
-            expected="pass",
-            observed="dropped",
-        )
-        for name, is_sender in rounds.silent()
-    ]
 
 
 def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome) -> Evidence:

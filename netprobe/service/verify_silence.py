@@ -1,0 +1,53 @@
+"""Ports that are cut off: nothing comes through, not even what every policy lets pass. Rules, or a dead link?
+
+Proofs say nothing of such ports, since loss is not a drop. So the enforcement's own model is asked about a neighbour's
+answer: if its rules drop that, it is an overblock; if they let it pass, it is lost outside them, and all that the port
+would have shown stays unproven.
+"""
+
+from netprobe.judge.findings import Finding, FindingKind
+from netprobe.model.model_answers import ModelAnswer, ModelQuestion
+from netprobe.model.packets import ConnState
+from netprobe.model.topology import Attachment, Topology
+from netprobe.service.policy_models import ModelAsker
+from netprobe.service.verify_rounds import Rounds, control_packet, control_pairs
+
+
+async def silence_findings(rounds: Rounds, attachments: tuple[Attachment, ...], topology: Topology) -> list[Finding]:
+    """A finding for each port that is cut off, as a sender or as a receiver.
+
+    Args:
+        rounds: over.
+        attachments: of its ports, by number.
+        topology: where they are.
+    """
+    numbers = {port.name: number for number, port in enumerate(rounds.ports)}
+    pairs = control_pairs(rounds.ports)
+    found = []
+    for name, is_sender in rounds.silent():
+        number = numbers[name]
+        sender, receiver = next(pair for pair in pairs if pair[0 if is_sender else 1] == number)
+        packet = control_packet(rounds.ports[sender], rounds.ports[receiver])
+        with ModelAsker() as asker:
+            question = ModelQuestion(packet, attachments[sender], attachments[receiver], ConnState.NEW)
+            (answer,) = await asker.ask([question], topology)
+        found.append(_finding(name, rounds.made, packet.text(), answer, is_sender=is_sender))
+    return found
+
+
+def _finding(name: str, rounds: int, packet: str, answer: ModelAnswer, *, is_sender: bool) -> Finding:
+    is_dropped = answer.is_allowed is False
+    what = (
+        f"nothing {'that it sends' if is_sender else 'that is sent to it'} arrives in any of {rounds} rounds, not even"
+    )
+    why = "the enforcement's own rules drop it" if is_dropped else "the rules would let that pass: look at its link"
+    return Finding(
+        FindingKind.OVERBLOCK if is_dropped else FindingKind.UNPROVEN,
+        f"{name} is cut off: {what} a neighbour's answer, which every policy lets pass; {why}",
+        src=name if is_sender else "",
+        dst="" if is_sender else name,
+        packet=packet,
+        expected="pass",
+        observed="dropped" if is_dropped else "never arrived",
+        decided=answer,
+    )
