@@ -78,18 +78,19 @@ class Evaluator:
         """As `evaluate`."""
         sender = self._ports[src]
         ends = (int(packet.src_ip), int(packet.dst_ip))
-        checks: list[Check] = []
+        checks: tuple[Check, ...] = ()
         if sender.spoofing is not None:
-            checks.append(sender.spoofing.judge(packet, ends[0]))
-        if not checks or checks[-1].is_allowed:
-            checks.append(sender.egress.judge(packet, ends, state))
-        if checks[-1].is_allowed:
-            checks.append(self._ports[dst].ingress.judge(packet, ends, state))
+            checks = (sender.spoofing.judge(packet, ends[0]),)
+        if not checks or checks[0].is_allowed:
+            egress = sender.egress.judge(packet, ends, state)
+            checks += (egress,)
+            if egress.is_allowed:
+                checks += (self._ports[dst].ingress.judge(packet, ends, state),)
         # Checks are made once, so that their identities name a decision.
-        key = tuple(map(id, checks))
+        key = tuple([id(check) for check in checks])
         found = self._decisions.get(key)
         if found is None:
-            found = self._decisions[key] = Decision(tuple(checks), self._is_rejected(checks[-1]))
+            found = self._decisions[key] = Decision(checks, self._is_rejected(checks[-1]))
         return found
 
     def _is_rejected(self, last: Check) -> bool:

@@ -4,7 +4,7 @@ A draft becomes a conversation where its first packet should arrive: the answer,
 the decider's, not ours.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -53,8 +53,17 @@ class Draft:
 class Drafts:
     """Drafts by their first packet, and finished scenarios in order."""
 
-    def __init__(self, decider: Decider) -> None:
+    def __init__(self, decider: Decider, cuts: tuple[int, ...]) -> None:
+        """Nothing yet.
+
+        Args:
+            decider: says what should become of packets.
+            cuts: ports that stand for all that an attempt may choose.
+        """
         self._decider = decider
+        self._cuts = cuts
+        self.left_out: list[tuple[str, str]] = []
+        """What was not made, as label and port: its outcome is another for each port that an attempt may choose."""
         self._drafts: dict[tuple[object, ...], Draft] = {}
         self._keys: dict[str, int] = {}
         self._scenarios: list[Scenario] = []
@@ -84,7 +93,7 @@ class Drafts:
             source, target = draft.source.place, draft.target.place
             self.make(source, target, _packets(draft), f"{words} {draft.labels[0]}", draft.labels)
 
-    def make(self, source: Place, target: Place, sent: Iterable[Sent], words: str, labels: Iterable[str]) -> Scenario:
+    def make(self, source: Place, target: Place, sent: Iterable[Sent], words: str, labels: Sequence[str]) -> None:
         """A scenario; it ends with the first packet that should not arrive. Fragments of a datagram go together.
 
         Args:
@@ -95,29 +104,37 @@ class Drafts:
             labels: what it proves.
         """
         steps = []
-        for one in sent:
-            src, dst = (source, target) if one.is_forward else (target, source)
-            expected = self._decider.decide(one.packet, src.port.name, dst.port.name, one.state)
-            steps.append(Step(one.is_forward, one.packet, one.state, expected))
-            if not expected.is_allowed and one.packet.fragment is not Fragment.FIRST:
+        names = (source.port.name, target.port.name)
+        for is_forward, packet, state in sent:
+            src, dst = names if is_forward else names[::-1]
+            expected = self._decider.decide(packet, src, dst, state)
+            if len(self._cuts) > 1 and self._is_open(packet, src, dst, state, expected):
                 break
-        return self._append(source, target, tuple(steps), words, labels)
+            steps.append(Step(is_forward, packet, state, expected))
+            if not expected.is_allowed and packet.fragment is not Fragment.FIRST:
+                break
+        if not steps:
+            self.left_out += [(label, source.port.name) for label in labels]
+            return
+        self._append(source, target, tuple(steps), words, labels)
 
-    def decide(self, one: Sent, source: Place, target: Place) -> Decision:
-        """What should become of a packet of a scenario between two ports."""
-        src, dst = (source, target) if one.is_forward else (target, source)
-        return self._decider.decide(one.packet, src.port.name, dst.port.name, one.state)
+    def _is_open(self, packet: Packet, src: str, dst: str, state: ConnState, expected: Decision) -> bool:
+        """Whether what becomes of a packet depends on the port that an attempt chooses."""
+        if packet.src_port is not None and packet.dst_port is not None:
+            return False
+        for port in self._cuts:
+            chosen = packet.with_ephemeral(port)
+            if self._decider.decide(chosen, src, dst, state).is_allowed is not expected.is_allowed:
+                return True
+        return False
 
-    def _append(
-        self, source: Place, target: Place, steps: tuple[Step, ...], words: str, labels: Iterable[str]
-    ) -> Scenario:
+    def _append(self, source: Place, target: Place, steps: tuple[Step, ...], words: str, labels: Sequence[str]) -> None:
         key = f"{source.port.name}>{target.port.name} {words}"
         again = self._keys[key] = self._keys.get(key, 0) + 1
         if again > 1:
             key = f"{key} #{again}"
         scenario = Scenario(len(self._scenarios), key, source.port.name, target.port.name, steps, frozenset(labels))
         self._scenarios.append(scenario)
-        return scenario
 
     @property
     def scenarios(self) -> tuple[Scenario, ...]:

@@ -4,7 +4,7 @@ An entry is shadowed where others that come first, or allow the same at the same
 One such entry is proof, and so are several that differ in their ports only, or in their addresses only.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from netprobe.model.conntrack_rules import can_open
 from netprobe.model.policy import DENY_PRIORITY, ICMP, ICMPV6, WITH_PORTS, Way
@@ -20,7 +20,7 @@ def shadowed_rules(places: Sequence[Place]) -> dict[str, str]:
     Args:
         places: all ports of a policy.
     """
-    whys: dict[str, list[str]] = {}
+    whys: dict[str, str] = {}
     seen: set[Stage] = set()
     for place in places:
         if not place.is_guarded:
@@ -29,15 +29,16 @@ def shadowed_rules(places: Sequence[Place]) -> dict[str, str]:
             stage = place.stage(way)
             if stage not in seen:
                 seen.add(stage)
-                for rule, why in _at(stage):
-                    whys.setdefault(rule, []).append(why)
-    return {rule: found[0] for rule, found in whys.items() if all(found)}
+                for rule, why in _at(stage, decides=lambda rule: whys.get(rule) == ""):
+                    whys[rule] = why and whys.get(rule, why)
+    return {rule: why for rule, why in whys.items() if why}
 
 
-def _at(stage: Stage) -> Iterator[tuple[str, str]]:
-    """Each entry of a list, and why it decides nothing there; "" where it does."""
+def _at(stage: Stage, *, decides: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """Each entry of a list, and why it decides nothing there; "" where it does. Not those that `decides` knows of."""
     for entry in stage.entries:
-        yield entry.rule, _why(stage, entry)
+        if not decides(entry.rule):
+            yield entry.rule, _why(stage, entry)
     for entry in stage.buried:
         yield entry.rule, f"the default deny stands above it, at priority {DENY_PRIORITY}"
 

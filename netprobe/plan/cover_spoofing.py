@@ -6,6 +6,7 @@ the packet in, so that only anti-spoofing is between it and its arrival.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 from netprobe.model.conntrack_rules import ROUTER_ADVERTISEMENT, first_state
 from netprobe.model.packets import Kind, Neighbour, Packet
@@ -16,8 +17,11 @@ from netprobe.plan.cover_places import BITS, End, Header, Place, Places, address
 
 DECOY_MAC = "02:6e:70:64:65:63"
 """Locally administered; "npdec" in letters."""
-_ADVERTISEMENT, _SOLICITATION = 136, 135
+_ADVERTISEMENT, _SOLICITATION, _ROUTER_SOLICITATION = 136, 135, 133
+_SOLICITED_NODES = 0xFF02_0000_0000_0000_0000_0001_FF00_0000
+"""RFC 4291 §2.7.1; the address that is asked about has the last 24 bits."""
 _DHCP = {4: (67, 68), 6: (547, 546)}
+_HEARD = frozenset({"arp", "neighbour advertisement", "neighbour solicitation", "router advertisement"})
 _HEADERS_MAX = 6
 _STEPS_MAX = 4096
 Spoof = tuple[str, Packet]
@@ -37,7 +41,6 @@ class _Spoofing:
     def __init__(self, places: Places, drafts: Drafts) -> None:
         self._places = places
         self._drafts = drafts
-        self._by_name = {place.port.name: place for place in places.all}
         self._free: dict[tuple[int, int], int] = {}
         """The next address that is free, by family and address."""
         self._with_pairs = [place for place in places.all if place.port.allowed_pairs]
@@ -53,20 +56,37 @@ class _Spoofing:
             for family in FAMILIES:
                 for end in place.own[family][:1]:
                     for label, other, packet in self._tries(place, end):
-                        state = first_state(packet)
-                        words = f"{label} v{family}"
-                        sent = [Sent(True, packet, state)]
-                        self._drafts.make(place, other, sent, words, [f"anti-spoofing:{words} at {place.port.name}"])
+                        self._make(place, other, packet, f"{label} v{family}", place)
+                    for speaker, label, packet in self._heard(place, end):
+                        self._make(speaker, place, packet, f"{label} v{family}", place)
+
+    def _make(self, source: Place, target: Place, packet: Packet, words: str, about: Place) -> None:
+        sent = [Sent(True, packet, first_state(packet))]
+        self._drafts.make(source, target, sent, words, [f"anti-spoofing:{words} at {about.port.name}"])
 
     def _tries(self, place: Place, end: End) -> Iterator[tuple[str, Place, Packet]]:
         yield from self._foreign(place, end)
         yield from self._paired(place, end)
         other = self._listener(place, end)
         if other is not None:
-            resolve = _arp if end.ip.version == 4 else _discovery
             foreign = self._foreign_ip(place, end)
-            for label, packet in (*resolve(end, other, foreign), *_servers(end, other)):
+            pairs = self._resolved_pairs(place, end, other)
+            for label, packet in (*_resolving(end, other, foreign), *pairs, *_dhcp(end, other)):
                 yield label, other.place, packet
+
+    def _resolved_pairs(self, place: Place, end: End, other: End) -> Iterator[Spoof]:
+        """ARP and neighbour discovery about addresses of allowed pairs, and about the ones beside them."""
+        family = end.ip.version
+        for number, (first, last, mac) in enumerate(place.pairs[family]):
+            found = next((e for e in self._places.within(first, last, family) if e.place is place), None)
+            if found is not None:
+                own = found._replace(mac=mac)
+                yield from ((f"pair {number} {label}", packet) for label, packet in _resolving(own, other, None))
+            for word, edge in (("before", first - 1), ("after", last + 1)):
+                decoy = self._places.decoy(place, edge, edge, family)
+                if decoy is not None:
+                    _, packet = next(_resolving(decoy._replace(mac=mac), other, None))
+                    yield f"pair {number} resolved address {word}", packet
 
     def _foreign(self, place: Place, end: End) -> Iterator[tuple[str, Place, Packet]]:
         """Somebody else's MAC address, and somebody else's IP address."""
@@ -124,6 +144,18 @@ class _Spoofing:
         others = self._others(place, end.ip.version)
         return next((other for other in others if not other.place.is_guarded), others[0] if others else None)
 
+    def _heard(self, place: Place, end: End) -> Iterator[tuple[Place, str, Packet]]:
+        """What a port hears whatever its rules say: neighbours, servers and routers, from a port that may play one."""
+        other = self._listener(place, end)
+        if other is None or other.place.is_guarded or not place.is_guarded:
+            return
+        family = end.ip.version
+        server, client = _DHCP[family]
+        yield other.place, "dhcp answer", Header(family, UDP, client, 0, 0, server).packet(other, end)
+        for label, packet in _resolving(other, end, None):
+            if label in _HEARD:
+                yield other.place, f"{label} heard", packet
+
     def _foreign_ip(self, place: Place, end: End) -> IPAddress | None:
         """The next address that is nobody's, and in nobody's pair."""
         family, number = end.ip.version, end.number + 1
@@ -144,6 +176,11 @@ class _Spoofing:
         return any(first <= number <= last for place in self._with_pairs for first, last, _ in place.pairs[family])
 
 
+def _resolving(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
+    """ARP or neighbour discovery about an address; what comes first passes."""
+    return _arp(end, other, foreign) if end.ip.version == 4 else _discovery(end, other, foreign)
+
+
 def _arp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
     packet = Packet(
         end.mac, other.mac, end.ip, other.ip, 0, kind=Kind.ARP, neighbour=Neighbour(end.mac, end.ip, other.ip)
@@ -162,13 +199,27 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
     yield "neighbour advertisement", made(_ADVERTISEMENT, end.mac, end.ip)
     yield "neighbour solicitation", made(_SOLICITATION, end.mac, other.ip)
     yield "neighbour advertisement foreign mac", made(_ADVERTISEMENT, DECOY_MAC, end.ip)
+    yield "neighbour solicitation foreign mac", made(_SOLICITATION, DECOY_MAC, other.ip)
     if foreign is not None:
         yield "neighbour advertisement foreign target", made(_ADVERTISEMENT, end.mac, foreign)
+    # Duplicate address detection (RFC 4862 §5.4.2): nobody's address asks the group of one's own.
+    group = IPv6Address(_SOLICITED_NODES | int(end.ip) & 0xFFFFFF)
+    detection = replace(made(_SOLICITATION, "", end.ip), src_ip=IPv6Address(0), dst_ip=group)
+    yield "duplicate address detection", detection
+    if not other.place.is_guarded:  # a guest is no router: its rules may have something against it
+        asked = made(_ROUTER_SOLICITATION, end.mac, end.ip)
+        yield "router solicitation", asked
+        yield "router solicitation from nobody", replace(asked, src_ip=IPv6Address(0), neighbour=Neighbour("", end.ip))
+        if foreign is not None:
+            yield "router solicitation foreign ip", replace(asked, src_ip=foreign)
     yield "router advertisement", made(ROUTER_ADVERTISEMENT, end.mac, end.ip)
 
 
-def _servers(end: End, other: End) -> Iterator[Spoof]:
-    """A guest that plays a DHCP server."""
-    server, client = _DHCP[end.ip.version]
-    header = Header(end.ip.version, UDP, client, 0, 0, server)
-    yield "dhcp server", header.packet(end, other)
+def _dhcp(end: End, other: End) -> Iterator[Spoof]:
+    """A guest that plays a DHCP server, and one that looks for a server: whatever address it has by then."""
+    family = end.ip.version
+    server, client = _DHCP[family]
+    yield "dhcp server", Header(family, UDP, client, 0, 0, server).packet(end, other)
+    asks = Header(family, UDP, server, 0, 0, client).packet(end, other)
+    yield "dhcp client", asks
+    yield "dhcp client other source port", replace(asks, src_port=client + 1)

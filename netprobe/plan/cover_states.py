@@ -72,7 +72,7 @@ class _States:
         self._both_ends("unsolicited answer", udp, self._lone_answer)
         self._stopping("unsolicited syn-ack", tcp, self._lone_syn_ack)
         self._stopping("unsolicited error", quoted, self._lone_error)
-        self._stopping("unsolicited echo reply", pings, self._lone_answer)
+        self._stopping("unsolicited echo reply", pings, self._lone_answer, is_back=True)
         self._at_targets("fragments", udp, self._fragments)
         self._at_targets("fragments of what is dropped", _of(stopped, UDP), self._fragments)
         self._at_targets("lone ack", _of(stopped, TCP), self._lone_ack)
@@ -86,14 +86,23 @@ class _States:
                 met |= ends
                 self._make(word, talk, make(talk))
 
-    def _stopping(self, word: str, talks: Iterable[_Talk], make: Callable[[_Talk], list[Sent]]) -> None:
-        """Each port once where its own conntrack decides: at the sender's, or where the sender has none."""
+    def _stopping(
+        self, word: str, talks: Iterable[_Talk], make: Callable[[_Talk], list[Sent]], *, is_back: bool = False
+    ) -> None:
+        """Each port once where its own conntrack decides: at the sender's, or where the sender has none.
+
+        Args:
+            word: what it is.
+            talks: what is let pass.
+            make: a scenario of one of them.
+            is_back: it is the conversation's target that sends.
+        """
         met: set[tuple[int, bool]] = set()
         for talk in talks:
-            is_source = talk.source.is_guarded
-            place = talk.source if is_source else talk.target
-            if (place.index, is_source) not in met:
-                met.add((place.index, is_source))
+            sender, receiver = (talk.target, talk.source) if is_back else (talk.source, talk.target)
+            place = sender if sender.is_guarded else receiver
+            if (place.index, sender.is_guarded) not in met:
+                met.add((place.index, sender.is_guarded))
                 self._make(word, talk, make(talk))
 
     def _at_targets(self, word: str, talks: Iterable[_Talk], make: Callable[[_Talk], list[Sent]]) -> None:

@@ -35,13 +35,16 @@ from netprobe.wire.policy_layout import IPV6_EXTENSIONS
 
 SAMPLES_MAX = 10
 """Ports that are tried for one block of ports where the natural one proves nothing."""
-BESIDE_MAX = 3
-"""Members of a group whose neighbours are tried at one port, where there are more."""
+BESIDE_MIN, BESIDE_OF_ALL = 3, 60
+"""Members of a group whose neighbours are tried at one port, where there are more; fewer where there are many ports."""
 _EDGES = ("first port", "first address", "last address")
 _ONCE = ("any protocol", "other family", "group ", "code ")
 _MEMBER = "from "
-GRID_MAX = 24
-"""Pairs of headers and members of one entry that are all tried at each port; of more each header and each member."""
+GRID_MIN, GRID_OF_ALL = 16, 1600
+"""Pairs of headers and members of one entry that are all tried at each port, fewer where there are many ports.
+
+Of more, each port tries each header and each member once, and other pairs than the port before it.
+"""
 GROUPS_FEW = 8
 """Up to so many groups each is tried as a wrong remote group; of more only those that the right members don't tell."""
 _FAR = {4: (203 << 24) + (113 << 8) + 7, 6: (0x20010DB8 << 96) + 7}
@@ -100,6 +103,8 @@ class Vocabulary:
         ranges = {rule.ports for rule in rules if rule.ports} | {m.dst_ports for m in matches if m.dst_ports}
         edges = {edge for first, last in ranges for edge in (first, last, first - 1, last + 1)}
         self._edges = sorted(edge for edge in edges if 0 <= edge <= ALL_ONES)
+        both = ranges | {match.src_ports for match in matches if match.src_ports}
+        self._block_edges = sorted({edge for first, last in both for edge in (first, last + 1)})
         self.protocols = tuple(sorted(number for number in named if number not in (None, ICMP, ICMPV6)))
         self._samples: dict[int, tuple[Header, ...]] = dict.fromkeys(FAMILIES, ())
         self.quiet_port = min(_QUIET_PORTS, key=lambda port: sum(first <= port <= last for first, last in ranges))
@@ -118,6 +123,11 @@ class Vocabulary:
             if counts[kind] <= SAMPLES_MAX:
                 self._samples[header.family] += (header,)
 
+    def cuts(self) -> tuple[int, ...]:
+        """Ports that stand for all that an attempt may choose: one of each stretch that rules tell apart."""
+        first, last = EPHEMERAL
+        return (first, *(edge for edge in self._block_edges if first < edge <= last))
+
     def ports_in(self, first: int, last: int) -> list[int]:
         """Edges of rules within a range: where something may change."""
         at = bisect_left(self._edges, first)
@@ -135,6 +145,9 @@ class Wants:
     def __init__(self, places: Places) -> None:
         self._places = places
         self.words = Vocabulary(places.policy)
+        count = max(1, len(places.all))
+        self._grid_max = max(GRID_MIN, GRID_OF_ALL // count)
+        self._beside_max = max(BESIDE_MIN, BESIDE_OF_ALL // count)
         self._plans: dict[tuple[Entry, bool], _Plan] = {}
         self._hits: dict[Entry, tuple[tuple[str, tuple[Header, ...]], ...]] = {}
         self._misses: dict[Entry, tuple[tuple[str, tuple[Header, ...]], ...]] = {}
@@ -172,10 +185,8 @@ class Wants:
                 yield rows[at % len(rows)][(at + place.index) % width]
         yield from plan.everywhere
         beside = plan.beside
-        if len(beside) <= BESIDE_MAX:
-            yield from beside
-        else:
-            yield from (beside[(place.index + at) % len(beside)] for at in range(BESIDE_MAX))
+        count = min(len(beside), self._beside_max)
+        yield from (beside[(place.index + at) % len(beside)] for at in range(count))
 
     def _plan(self, entry: Entry, way: Way) -> _Plan:
         def want(label: str, headers: tuple[Header, ...], ends: Sequence[End], *, is_hit: bool = False) -> Want:
@@ -191,7 +202,7 @@ class Wants:
             if label not in _EDGES
         )
         found = [each for row in grid for each in row]
-        if len(found) > GRID_MAX and members:
+        if len(found) > self._grid_max and members:
             found = []
         else:
             grid = ()

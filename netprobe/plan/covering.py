@@ -99,7 +99,7 @@ class _Covering:
         self._places = Places(policy)
         self._wants = Wants(self._places)
         self._chooser = Chooser(self._places)
-        self._drafts = Drafts(decider)
+        self._drafts = Drafts(decider, self._wants.words.cuts())
         self._gaps = _Gaps()
         self._tried: Counter[tuple[int, str]] = Counter()
         """How often something was tried that one port is enough for."""
@@ -117,6 +117,8 @@ class _Covering:
         self._drafts.finish()
         add_states(self._places, self._drafts)
         add_spoofing(self._places, self._drafts)
+        for label, place_name in self._drafts.left_out:
+            self._gaps.add(label, "its outcome depends on the source port, which each attempt chooses", place_name)
         shadowed = self._shadowed()
         self._add_unnamed(shadowed)
         scenarios = self._drafts.scenarios

@@ -174,6 +174,36 @@ def test_anti_spoofing_is_tried_with_addresses_that_are_nobodys():
         assert outcomes[word] is True
 
 
+def test_every_port_hears_neighbours_servers_and_routers_from_who_may_play_one():
+    found = made(policy(web(), ports=(port(1, ("web",)), port(2), port(3, has_port_security=False))))
+    keys = {scenario.key: scenario.steps[0].expected.is_allowed for scenario in found.scenarios}
+    for word in ("dhcp answer v4", "dhcp answer v6", "arp heard v4", "router advertisement heard v6"):
+        assert keys[f"g3>g1 {word}"]
+        assert keys[f"g3>g2 {word}"]
+
+
+def test_what_depends_on_the_port_that_an_attempt_chooses_is_left_out_and_said():
+    within = AclMatch((4,), TCP, src_ports=(62000, 65535), dst_ports=(80, 80))
+    acl = NetworkAcl("half", Way.INGRESS, 1500, Action.DROP, (within,), network="net")
+    found = made(policy(web(), acls=(acl,)))
+    assert dict(found.unproven)["r"].startswith("its outcome depends on the source port")
+    assert {s.steps[0].packet.src_port for s in of(found, "half:first source port")} == {62000}
+
+
+def test_of_a_rule_with_many_members_and_masks_ports_share_the_pairs():
+    peers = [port(number, ("peers", "any")) for number in range(50, 110)]
+    webs = [port(number, ("web",)) for number in range(1, 31)]
+    rule = web(ports=(1, 65534), remote_group="peers")
+    found = made(policy(rule, ports=(*webs, *peers), groups=(Group("peers", ()),)))
+    units = [(s.dst, label) for s in found.scenarios for label in s.covers if label.startswith("r:mask")]
+    for name in ("g1", "g7"):
+        labels = [label.split(" from ") for dst, label in units if dst == name and " from " in label]
+        assert len({mask for mask, _ in labels}) == 30
+        assert len({member for _, member in labels}) == 60
+        assert len(labels) < 100
+    assert len({label for _, label in units if " from " in label}) > 1500
+
+
 def test_keys_are_unique_and_the_same_wherever_the_network_is():
     def moved(found):
         def ip(each):
