@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from netprobe.model.packets import ConnState, EnforcementPoint, Fragment, Kind, Stage, Step
+from netprobe.model.packets import ConnState, EnforcementPoint, Fragment, Kind, Packet, Stage, Step
 
 USERSPACE = frozenset({"ovs-ct", "ovn", "ovs-dpdk"})
-ROUTER_ADVERTISEMENT, NEIGHBOUR_SOLICITATION = 134, 135  # RFC 4861 §4.2, §4.3
+ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, NEIGHBOUR_SOLICITATION = 133, 134, 135  # RFC 4861 §4.1 to §4.3
 SILENT_REJECT = frozenset({"ovs-ct", "ovs-dpdk", "bridge"})
 
 
@@ -50,6 +50,17 @@ NEIGHBOURS = Difference(
     "ovn-answers-neighbours",
     "OVN answers ARP requests and neighbour solicitations about ports that it knows in their name: they do not arrive.",
 )
+SOLICITATIONS = Difference(
+    "ovn-solicitations-unchecked",
+    "OVN's port security does not look at the link-layer address in a neighbour solicitation: the last of its flows "
+    "for them, which should drop, lets pass (OVN 23.03, table 74, priority 80). A guest can claim a neighbour's "
+    "address by asking.",
+)
+SOLICITATIONS_FROM_NOBODY = Difference(
+    "ovn-router-solicitations-from-nobody",
+    "OVN's port security lets guests without an address solicit neighbours, but not routers; RFC 4861 §6.3.7 permits "
+    "both.",
+)
 CONNTRACK_EVERYWHERE = Difference(
     "ovn-conntrack-on-every-port",
     "Where a logical switch has any stateful ACL, OVN tracks the connections of all its ports, so what belongs to no "
@@ -71,11 +82,18 @@ def inherent_difference(step: Step, backend: str, *, is_passed: bool) -> Differe
             return FRAGMENTS
         if packet.is_icmp and packet.icmp_code != 0 and step.state is ConnState.NEW:
             return ICMP_CODE
-    if backend == "ovn" and packet.kind is Kind.ND:
-        if is_passed:
-            return ROUTER_ADVERTISEMENTS if packet.icmp_type == ROUTER_ADVERTISEMENT else None
-        return NEIGHBOURS if packet.icmp_type == NEIGHBOUR_SOLICITATION else None
-    return None
+    return _discovery_in_ovn(packet, is_passed=is_passed) if backend == "ovn" and packet.kind is Kind.ND else None
+
+
+def _discovery_in_ovn(packet: Packet, *, is_passed: bool) -> Difference | None:
+    if is_passed:
+        body = packet.neighbour
+        if packet.icmp_type == NEIGHBOUR_SOLICITATION and body is not None and body.mac not in ("", packet.src_mac):
+            return SOLICITATIONS
+        return ROUTER_ADVERTISEMENTS if packet.icmp_type == ROUTER_ADVERTISEMENT else None
+    if packet.icmp_type == ROUTER_SOLICITATION and packet.src_ip.is_unspecified:
+        return SOLICITATIONS_FROM_NOBODY
+    return NEIGHBOURS if packet.icmp_type == NEIGHBOUR_SOLICITATION else None
 
 
 def inherent_place(step: Step, backend: str, point: EnforcementPoint) -> Difference | None:

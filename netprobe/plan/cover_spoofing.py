@@ -18,6 +18,10 @@ from netprobe.plan.cover_places import BITS, End, Header, Place, Places, address
 DECOY_MAC = "02:6e:70:64:65:63"
 """Locally administered; "npdec" in letters."""
 _ADVERTISEMENT, _SOLICITATION, _ROUTER_SOLICITATION = 136, 135, 133
+_ECHO = 128  # RFC 4443
+_PLAIN = ("arp", "neighbour advertisement", "neighbour solicitation", "router solicitation")
+"""What passes with one's own addresses."""
+
 _SOLICITED_NODES = 0xFF02_0000_0000_0000_0000_0001_FF00_0000
 """RFC 4291 §2.7.1; the address that is asked about has the last 24 bits."""
 _DHCP = {4: (67, 68), 6: (547, 546)}
@@ -84,9 +88,9 @@ class _Spoofing:
                 yield from ((f"pair {number} {label}", packet) for label, packet in _resolving(own, other, None))
             for word, edge in (("before", first - 1), ("after", last + 1)):
                 decoy = self._places.decoy(place, edge, edge, family)
-                if decoy is not None:
-                    _, packet = next(_resolving(decoy._replace(mac=mac), other, None))
-                    yield f"pair {number} resolved address {word}", packet
+                for label, packet in _resolving(decoy._replace(mac=mac), other, None) if decoy is not None else ():
+                    if label in _PLAIN:
+                        yield f"pair {number} address {word} {label}", packet
 
     def _foreign(self, place: Place, end: End) -> Iterator[tuple[str, Place, Packet]]:
         """Somebody else's MAC address, and somebody else's IP address."""
@@ -109,6 +113,9 @@ class _Spoofing:
                 continue
             name = f"pair {number}"
             cases = [(name, found.ip, mac)]
+            if last > found.number:
+                ends = self._places.exact(last, family)
+                cases += [(f"{name} last address", end.ip, mac) for end in ends if end.place is place][:1]
             if mac != place.port.mac:
                 cases += [(f"{name} with own mac", found.ip, place.port.mac), (f"{name} mac with own ip", end.ip, mac)]
             for word, edge in (("address before", first - 1), ("address after", last + 1)):
@@ -202,6 +209,7 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
     yield "neighbour solicitation foreign mac", made(_SOLICITATION, DECOY_MAC, other.ip)
     if foreign is not None:
         yield "neighbour advertisement foreign target", made(_ADVERTISEMENT, end.mac, foreign)
+        yield "neighbour solicitation foreign ip", replace(made(_SOLICITATION, end.mac, other.ip), src_ip=foreign)
     # Duplicate address detection (RFC 4862 §5.4.2): nobody's address asks the group of one's own.
     group = IPv6Address(_SOLICITED_NODES | int(end.ip) & 0xFFFFFF)
     detection = replace(made(_SOLICITATION, "", end.ip), src_ip=IPv6Address(0), dst_ip=group)
@@ -212,6 +220,8 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
         yield "router solicitation from nobody", replace(asked, src_ip=IPv6Address(0), neighbour=Neighbour("", end.ip))
         if foreign is not None:
             yield "router solicitation foreign ip", replace(asked, src_ip=foreign)
+    ping = header_of(6, ICMPV6, icmp_type=_ECHO)
+    yield "echo from nobody", replace(ping.packet(end, other), src_ip=IPv6Address(0))
     yield "router advertisement", made(ROUTER_ADVERTISEMENT, end.mac, end.ip)
 
 
