@@ -266,7 +266,7 @@ def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer]
 def _is_contradicted(plan: VerifyPlan, rounds: Rounds) -> bool:
     """Whether a leak or an overblock is proved by now."""
     found = judge_steps(_judged(plan, rounds.proofs, {}), plan.backend, {})
-    return bool(rounds.silent()) or any(found.count(kind) for kind in (FindingKind.LEAK, FindingKind.OVERBLOCK))
+    return rounds.is_cut_off or any(found.count(kind) for kind in (FindingKind.LEAK, FindingKind.OVERBLOCK))
 
 
 def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome) -> Evidence:

@@ -123,6 +123,7 @@ class Rounds:
     _ends: list[tuple[int, int]] = field(default_factory=list)
     _tried: I64 = field(init=False)
     _heard: I64 = field(init=False)
+    _greeted: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         numbers = {port.name: i for i, port in enumerate(self.ports)}
@@ -193,6 +194,19 @@ class Rounds:
         made = [self._frame(self.attempts.attempt(scenario), 0, self.made) for _ in range(count)]
         await self._send(made)
         return sum(self.first_ns[one.seq] > 0 for one in made)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether something is cut off that every policy lets pass."""
+        return bool(self.silent() or self.unheard())
+
+    def unheard(self) -> list[tuple[str, str]]:
+        """Ports whose controls never arrive, with their receivers, though both send and receive other packets."""
+        return [
+            (self.ports[sender].name, self.ports[receiver].name)
+            for (sender, receiver), count in self._greeted.items()
+            if count >= SILENT_ROUNDS and self._heard[0, sender] and self._heard[1, receiver]
+        ]
 
     # -- one round ----------------------------------------------------------------------------------------------------
 
@@ -297,11 +311,20 @@ class Rounds:
         self._tried += tried
         self._heard += alive
         is_control = steps == CONTROL
+        self._greet(senders[is_control], receivers[is_control], arrived[is_control])
         counts = is_control & alive[0, senders] & alive[1, receivers]
         self.proofs.feed_controls(senders[counts], receivers[counts], arrived[counts])
         self.proofs.feed(steps[~is_control], arrived[~is_control], alive)
         told = [one.step for one in really if one.seq in self._rejected and one.step != CONTROL]
         self.proofs.feed_rejections(np.array(told, np.int64))
+
+    def _greet(self, senders: I64, receivers: I64, arrived: npt.NDArray[np.bool_]) -> None:
+        """Count rounds in which no control of a pair arrived; one that does is the end of it."""
+        came: dict[tuple[int, int], bool] = {}
+        for sender, receiver, is_here in zip(senders.tolist(), receivers.tolist(), arrived.tolist(), strict=True):
+            came[sender, receiver] = came.get((sender, receiver), False) or is_here
+        for pair, is_here in came.items():
+            self._greeted[pair] = -self.limits.rounds if is_here else self._greeted.get(pair, 0) + 1
 
     def _take_late(self) -> None:
         """What came in after its own round was over: it passed all the same."""

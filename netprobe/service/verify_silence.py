@@ -14,7 +14,7 @@ from netprobe.service.verify_rounds import Rounds, control_packet, control_pairs
 
 
 async def silence_findings(rounds: Rounds, attachments: tuple[Attachment, ...], topology: Topology) -> list[Finding]:
-    """A finding for each port that is cut off, as a sender or as a receiver.
+    """A finding for each port that is cut off, as a sender or as a receiver, and for each pair that no control passes.
 
     Args:
         rounds: over.
@@ -26,26 +26,38 @@ async def silence_findings(rounds: Rounds, attachments: tuple[Attachment, ...], 
     found = []
     for name, is_sender in rounds.silent():
         number = numbers[name]
-        sender, receiver = next(pair for pair in pairs if pair[0 if is_sender else 1] == number)
-        packet = control_packet(rounds.ports[sender], rounds.ports[receiver])
-        with ModelAsker() as asker:
-            question = ModelQuestion(packet, attachments[sender], attachments[receiver], ConnState.NEW)
-            (answer,) = await asker.ask([question], topology)
-        found.append(_finding(name, rounds.made, packet.text(), answer, is_sender=is_sender))
+        pair = next(pair for pair in pairs if pair[0 if is_sender else 1] == number)
+        which = "that it sends" if is_sender else "that is sent to it"
+        what = f"{name} is cut off: nothing {which} arrives in any of {rounds.made} rounds, not even"
+        packet, answer = await _asked(rounds, pair, attachments, topology)
+        found.append(_finding((name, "") if is_sender else ("", name), what, packet, answer))
+    for src, dst in rounds.unheard():
+        what = f"{dst} gets other packets, and {src} sends some that arrive, but in {rounds.made} rounds never"
+        packet, answer = await _asked(rounds, (numbers[src], numbers[dst]), attachments, topology)
+        found.append(_finding((src, dst), what, packet, answer))
     return found
 
 
-def _finding(name: str, rounds: int, packet: str, answer: ModelAnswer, *, is_sender: bool) -> Finding:
+async def _asked(
+    rounds: Rounds, pair: tuple[int, int], attachments: tuple[Attachment, ...], topology: Topology
+) -> tuple[str, ModelAnswer]:
+    """A control between two ports, and what the enforcement's own rules say of it."""
+    sender, receiver = pair
+    packet = control_packet(rounds.ports[sender], rounds.ports[receiver])
+    with ModelAsker() as asker:
+        question = ModelQuestion(packet, attachments[sender], attachments[receiver], ConnState.NEW)
+        (answer,) = await asker.ask([question], topology)
+    return packet.text(), answer
+
+
+def _finding(ends: tuple[str, str], what: str, packet: str, answer: ModelAnswer) -> Finding:
     is_dropped = answer.is_allowed is False
-    what = (
-        f"nothing {'that it sends' if is_sender else 'that is sent to it'} arrives in any of {rounds} rounds, not even"
-    )
-    why = "the enforcement's own rules drop it" if is_dropped else "the rules would let that pass: look at its link"
+    why = "the enforcement's own rules drop it" if is_dropped else "the rules would let that pass: look at the link"
     return Finding(
         FindingKind.OVERBLOCK if is_dropped else FindingKind.UNPROVEN,
-        f"{name} is cut off: {what} a neighbour's answer, which every policy lets pass; {why}",
-        src=name if is_sender else "",
-        dst="" if is_sender else name,
+        f"{what} a neighbour's answer, which every policy lets pass; {why}",
+        src=ends[0],
+        dst=ends[1],
         packet=packet,
         expected="pass",
         observed="dropped" if is_dropped else "never arrived",

@@ -11,7 +11,7 @@ from netprobe.judge.evaluator import Evaluator
 from netprobe.judge.proof import Proofs
 from netprobe.model.policy import TCP, Group, GroupRule, Policy, PolicyPort, Way
 from netprobe.plan.covering import cover
-from netprobe.service.verify_attempts import Attempts
+from netprobe.service.verify_attempts import CONTROL, Attempts
 from netprobe.service.verify_rounds import SILENT_ROUNDS, Arrival, RoundLimits, Rounds
 from netprobe.wire.policy_frames import PolicyMark
 
@@ -29,11 +29,13 @@ class FakeWire:
     rounds: Rounds | None = None
     dead_senders: frozenset = frozenset()
     dead_receivers: frozenset = frozenset()
+    dead_controls: frozenset = frozenset()
     found: list = field(default_factory=list)
 
     async def send(self, sent):
         for one in sent:
             is_cut = one.sender in self.dead_senders or one.receiver in self.dead_receivers
+            is_cut |= one.step == CONTROL and one.sender in self.dead_controls
             if self.rounds._should_pass(one) and not is_cut:
                 self.found.append(Arrival(one.seq, one.receiver, realtime_ns()))
         return [realtime_ns() for _ in sent]
@@ -52,7 +54,7 @@ class FakeWire:
         pass
 
 
-def silent_after(rounds, **dead):
+def rounds_after(rounds, **dead):
     mark = PolicyMark(session=1, key=bytes(16), dscp=3, ip_id=7, flow_label=7)
     scenarios = cover(POLICY, Evaluator(POLICY)).scenarios
     proofs = Proofs(scenarios, [port.name for port in PORTS], alpha=1e-3)
@@ -61,7 +63,11 @@ def silent_after(rounds, **dead):
     made = Rounds(scenarios, PORTS, proofs, Attempts(mark, 0), wire, limits, StopRequest())
     wire.rounds = made
     trio.run(made.run, lambda _: None)
-    return made.silent()
+    return made
+
+
+def silent_after(rounds, **dead):
+    return rounds_after(rounds, **dead).silent()
 
 
 def test_where_all_is_well_no_port_is_silent():
@@ -83,3 +89,16 @@ def test_a_port_that_is_cut_off_both_ways_is_silent_both_ways():
 
 def test_a_few_rounds_prove_nothing():
     assert silent_after(SILENT_ROUNDS - 1, dead_senders=frozenset({1})) == []
+
+
+def unheard_after(rounds, **dead):
+    return rounds_after(rounds, **dead).unheard()
+
+
+def test_a_port_whose_neighbours_answers_alone_are_dropped_is_found():
+    assert unheard_after(SILENT_ROUNDS, dead_controls=frozenset({1})) == [("vm2", "vm3")]
+    assert silent_after(SILENT_ROUNDS, dead_controls=frozenset({1})) == []
+
+
+def test_where_all_is_well_every_neighbour_is_heard():
+    assert unheard_after(SILENT_ROUNDS) == []
