@@ -77,7 +77,7 @@ def flow_mutants(
         if flow.table in tables and not _is_idle(flow, own):
             title = f"[{names.get(flow.cookie, '')}] table {flow.table} {','.join(flow.words)}"
             for what, kind, changed in _changes(flow, passes, regs):
-                if changed is not None and _is_held(flow, changed, blocks):
+                if changed is not None and (_is_held(flow, changed, blocks) or _is_unreached(flow, changed)):
                     continue
                 made = list(texts)
                 made[number : number + 1] = [changed.text()] if changed is not None else []
@@ -132,6 +132,20 @@ def _is_held(flow: Flow, changed: Flow, blocks: dict[tuple[object, ...], list[tu
     return all(any(a <= port <= b for a, b in others) for port in range(low, high + 1))
 
 
+def _is_unreached(flow: Flow, changed: Flow) -> bool:
+    """Whether a flow for established connections only got wider: what it adds was never admitted as a new one."""
+    if not flow.word("ct_state").startswith("+est"):
+        return False
+    if flow.word("tp_dst") != changed.word("tp_dst"):
+        (low, high), (first, last) = _span(changed), _span(flow)
+        return low <= first and last <= high
+    for name in _PREFIXES:
+        old, new = flow.word(name), changed.word(name)
+        if old != new and (not new or ip_network(old).subnet_of(ip_network(new))):
+            return True
+    return False
+
+
 def _is_last(flow: Flow) -> bool:
     """A drop with nothing below it: what it misses falls through the table, which drops it too."""
     return flow.actions in _DROPS and flow.priority in (1, 10, 40)
@@ -143,7 +157,7 @@ def _changes(flow: Flow, passes: dict[int, str], regs: list[str]) -> Iterator[tu
         return
     yield "deleted", "flow deleted", None
     for word in flow.words:
-        for new, kind in _words(word, flow.table, regs):
+        for new, kind in _words(word, flow.table, flow.priority, regs):
             yield f"{word} -> {new or 'any'}", kind, flow.with_word(word, new)
 
 
@@ -161,12 +175,16 @@ def _actions(flow: Flow, passes: dict[int, str]) -> Iterator[tuple[str, str, Flo
         yield f"priority {flow.priority} -> 0", "flow priority", replace(flow, priority=0)
 
 
-def _is_twice(table: int, name: str) -> bool:
-    """The hybrid bridge looks at a sender's MAC in tables 24 and 25, and in iptables: none of them is missed alone."""
-    return table in (24, 25) and name == "dl_src"
+def _is_twice(table: int, priority: int, name: str) -> bool:
+    """Whether a sender's MAC is looked at elsewhere too, or need not be.
+
+    The hybrid bridge does so in tables 24 and 25, and in iptables: none of them is missed alone. Who asks for an
+    address by DHCP (table 71, priority 80) may do so from any MAC, by the policy's words.
+    """
+    return name == "dl_src" and (table in (24, 25) or (table, priority) == (71, 80))
 
 
-def _words(word: str, table: int, regs: list[str]) -> Iterator[tuple[str, str]]:
+def _words(word: str, table: int, priority: int, regs: list[str]) -> Iterator[tuple[str, str]]:
     name, _, value = word.partition("=")
     if word in _PROTOCOLS:
         yield _PROTOCOLS[word], "flow protocol"
@@ -178,9 +196,7 @@ def _words(word: str, table: int, regs: list[str]) -> Iterator[tuple[str, str]]:
         prefix = ip_network(value)
         if prefix.prefixlen > 0:
             yield f"{name}={prefix.supernet()}", "flow prefix bit"
-        if prefix.prefixlen < prefix.max_prefixlen:
-            yield f"{name}={list(prefix.subnets())[1]}", "flow prefix bit"
-    elif name in _SENDERS and not _is_twice(table, name):
+    elif name in _SENDERS and not _is_twice(table, priority, name):
         yield "", "flow anti-spoofing"
     elif name == "reg5":
         others = [reg for reg in regs if reg != value]
@@ -197,16 +213,14 @@ def _ports(name: str, value: str) -> Iterator[tuple[str, str]]:
     number, _, mask = value.partition("/")
     port, bits = int(number, 0), int(mask, 0) if mask else 0xFFFF
     if name.startswith("icmp"):
-        yield "", "flow icmp"
+        if port != 128:  # no other type of ICMPv6 opens a connection, so any type is that one
+            yield "", "flow icmp"
         yield f"{name}={port + 1}", "flow icmp"
         return
     lowest = bits & -bits
     wider = bits & ~lowest
     yield f"{name}={port & wider:#x}/{wider:#x}", "flow port bit"
-    if bits != 0xFFFF:
-        half = bits | (lowest >> 1)
-        yield f"{name}={port:#x}/{half:#x}", "flow port bit"
-    else:
+    if bits == 0xFFFF:
         yield f"{name}={(port + 1) % 65536}", "flow port bit"
 
 

@@ -98,7 +98,7 @@ def _texts(line: str, guests: dict[str, str], sets: list[str]) -> Iterator[tuple
     if found:
         yield f"protocol {int(found[1]) + 1}", "protocol", line.replace(found[0], f"-p {int(found[1]) + 1} ")
     found = re.search(r" -m (icmp6?) --icmp(?:v6)?-type (\S+)", line)
-    if found:
+    if found and not found[2].startswith("128"):  # no other type of ICMPv6 opens a connection
         yield "any type", "icmp", line.replace(found[0], "")
     yield from _devices(line, guests)
     if "--ctstate RELATED,ESTABLISHED" in line:

@@ -14,9 +14,9 @@ from mutation.enforcement import Enforcement
 from mutation.replay_packets import conversations
 from netprobe.host.signals import StopRequest
 from netprobe.model.packets import Scenario
-from netprobe.service.verify import VerifyPlan, _new_mark
+from netprobe.service.verify import VerifyPlan
 from netprobe.service.verify_attempts import Attempts, levels, waves
-from netprobe.service.verify_wire import VerifyWire, WireOrder, open_wire
+from netprobe.service.verify_wire import VerifyWire, WireOrder, new_mark, open_wire
 
 PPS = 10_000
 WAIT_S, LAST_WAIT_S = 0.06, 0.2
@@ -89,7 +89,7 @@ class Replay:
         return trio.run(partial(self._send, scenarios))
 
     async def _send(self, scenarios: Sequence[Scenario]) -> Fates:
-        mark = _new_mark()
+        mark = new_mark()
         attempts = Attempts(mark, secrets.randbelow(4096))
         is_kernel = self._plan.backend == "bridge"
         order = WireOrder(mark, self._plan.attachments, self._topology, "tap", PPS, is_kernel)

@@ -5,7 +5,7 @@ lattice, every pair of ports with every boundary value; then random ones, with a
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import chain, product
@@ -35,9 +35,12 @@ from netprobe.model.policy import (
     TCP,
     UDP,
     WITH_PORTS,
+    GroupRule,
     IPAddress,
+    IPNetwork,
     Policy,
     PolicyPort,
+    Way,
     port_prefixes,
 )
 from netprobe.plan.port_masks import range_masks
@@ -49,6 +52,7 @@ _NOBODY = Decision((Check(EnforcementPoint("", Stage.INGRESS), True, "", ""),))
 LATTICE_SHARE = 3
 """Conversations of the lattice for each random one."""
 
+SOLICITED_NODES = 0xFF02_0000_0000_0000_0000_0001_FF00_0000  # RFC 4291 §2.7.1
 _DECOY_MAC = "02:6e:70:64:65:64"
 _UNREACHABLE = {4: (ICMP, 3, 3), 6: (ICMPV6, 1, 4)}
 _DHCP = {4: (68, 67), 6: (546, 547)}
@@ -86,17 +90,18 @@ class _Drawing:
         self._own = {ip for port in policy.ports for ip in port.ips}
 
     def drawn(self, packets: int) -> list[Scenario]:
-        """What every port has to do with, then the lattice and random ones in turn."""
-        lattice = list(self._lattice())
+        """What every port has to do with, then each rule by itself; then the lattice and random ones in turn."""
+        rules, lattice = [*self._rules(), *self._under_acls()], list(self._lattice())
+        self._rng.shuffle(rules)
         self._rng.shuffle(lattice)
         drawn = self._random(packets)
-        found: list[Scenario] = []
-        seen: set[tuple[object, ...]] = set()
-        count = 0
         turns = (
             (*lattice[n : n + LATTICE_SHARE], next(drawn)) for n in range(0, LATTICE_SHARE * packets, LATTICE_SHARE)
         )
-        for src, dst, said in chain(self._implicit(), chain.from_iterable(turns)):
+        found: list[Scenario] = []
+        seen: set[tuple[object, ...]] = set()
+        count = 0
+        for src, dst, said in chain(self._implicit(), rules, chain.from_iterable(turns)):
             if count >= packets:
                 break
             if (src.name, dst.name, *said) in seen:
@@ -107,6 +112,43 @@ class _Drawing:
             found.append(Scenario(len(found), key, src.name, dst.name, steps, frozenset()))
             count += len(steps)
         return found
+
+    def _rules(self) -> Iterator[tuple[PolicyPort, PolicyPort, list[Said]]]:
+        """Each rule at each port that has it: edges of its addresses with edges and blocks of its ports."""
+        for port, group in ((each, group) for each in self._policy.ports for group in each.groups):
+            for rule in self._policy.group(group).rules:
+                for family in rule.families if rule.protocol is not None and port.has_port_security else ():
+                    prefixes = self._policy.remote_prefixes(rule, family)
+                    edges = _edges_of(prefixes, family) if prefixes is not None else ()
+                    for header in _rule_headers(rule, family):
+                        yield from self._meetings(port, rule.way, header, edges)
+
+    def _under_acls(self) -> Iterator[tuple[PolicyPort, PolicyPort, list[Said]]]:
+        """What ACLs match, between any two ports, from every edge that may be used: rules below may want it too."""
+        matches = [match for acl in self._policy.acls for match in acl.matches]
+        for (src, dst), match in product(self._pairs(), matches):
+            for family in match.families if match.dst_ports and match.protocol else ():
+                target = dst.ip(family)
+                for port, ip in product(sorted(_around(match.dst_ports)), [src.ip(family), *self._edges[family]]):
+                    if ip is not None and target is not None and self._may_be(src, ip):
+                        header = Header(family, match.protocol, port)
+                        yield src, dst, [(True, _packet(header, src.mac, dst.mac, ip, target), ConnState.NEW)]
+
+    def _meetings(
+        self, port: PolicyPort, way: Way, header: Header, edges: Sequence[IPAddress]
+    ) -> Iterator[tuple[PolicyPort, PolicyPort, list[Said]]]:
+        """A port with others: with their own addresses if there are no edges."""
+        own = port.ip(header.family)
+        others = [other for other in self._policy.ports if other is not port]
+        ends = [(other, ip) for ip in edges for other in others if self._may_be(other, ip)]
+        for other, ip in ends or [(other, other.ip(header.family)) for other in others]:
+            if own is not None and ip is not None and own.version == ip.version:
+                src, dst, source, target = (other, port, ip, own) if way is Way.INGRESS else (port, other, own, ip)
+                yield src, dst, _talk(_packet(header, src.mac, dst.mac, source, target))
+
+    def _may_be(self, port: PolicyPort, ip: IPAddress) -> bool:
+        """Whether it may use an address, and it is no other's."""
+        return ip in port.ips or (port.may_send_from(ip) and ip not in self._own)
 
     def _pairs(self) -> list[tuple[PolicyPort, PolicyPort]]:
         ports = self._policy.ports
@@ -163,9 +205,11 @@ class _Drawing:
 
     def _implicit(self) -> Iterator[tuple[PolicyPort, PolicyPort, list[Said]]]:
         """ARP, neighbour discovery and DHCP, with own and with foreign addresses, and neighbours that are asked."""
-        for src, dst in self._pairs():
-            for packet in self._discovery(src, dst):
-                yield src, dst, [(True, packet, ConnState.NEW)]
+        ports = self._policy.ports
+        others = [port for port in ports if not port.has_port_security][:1]
+        for number, src in enumerate(ports):
+            for dst in (port for port in (ports[number - 1], *others) if port is not src):
+                yield from ((src, dst, [(True, packet, ConnState.NEW)]) for packet in self._discovery(src, dst))
 
     def _discovery(self, src: PolicyPort, dst: PolicyPort) -> Iterator[Packet]:
         foreign = {
@@ -203,9 +247,13 @@ class _Drawing:
 
 def _detection(src: PolicyPort, dst: PolicyPort, targets: Sequence[IPAddress]) -> Iterator[Packet]:
     """From the unspecified address, as who looks whether an address is free, or for a router."""
-    for kind, target, mac in product((133, 135, 136), targets, (src.mac, _DECOY_MAC)):
-        packet = Packet(mac, dst.mac, ip_address("::"), dst.ip(6), ICMPV6, icmp_type=kind, kind=Kind.ND)
-        yield replace(packet, neighbour=Neighbour("" if kind != 136 else mac, target))
+    for kind, target, mac in product((128, 133, 135, 136), targets, (src.mac, _DECOY_MAC)):
+        group = ip_address(SOLICITED_NODES | int(target) & 0xFFFFFF)
+        packet = Packet(mac, dst.mac, ip_address("::"), group if kind == 135 else dst.ip(6), ICMPV6, icmp_type=kind)
+        if kind == 128:
+            yield packet
+        else:
+            yield replace(packet, kind=Kind.ND, neighbour=Neighbour("" if kind != 136 else mac, target))
 
 
 def _talk(packet: Packet) -> list[Said]:
@@ -278,11 +326,35 @@ def _edges(policy: Policy, family: int) -> list[IPAddress]:
     prefixes += [p for group in policy.address_groups for p in group.prefixes]
     prefixes += [rule.remote_prefix for group in policy.groups for rule in group.rules if rule.remote_prefix]
     prefixes += [p for acl in policy.acls for match in acl.matches for p in (*match.sources, *match.destinations)]
+    return _edges_of([prefix for prefix in prefixes if prefix.prefixlen], family)
+
+
+def _edges_of(prefixes: Iterable[IPNetwork], family: int) -> list[IPAddress]:
+    """The first and last addresses of prefixes and of those one bit wider, and the ones beside."""
     found: dict[IPAddress, None] = {}
     for prefix in prefixes:
-        if prefix.version == family and prefix.prefixlen:
-            wider = prefix.supernet()
-            for edge in (prefix[0] - 1, prefix[0], prefix[-1], prefix[-1] + 1, wider[0], wider[-1]):
-                if not (edge.is_multicast or edge.is_unspecified):
-                    found[edge] = None
+        if prefix.version == family:
+            wider, halves = prefix.supernet(), list(prefix.subnets())
+            edges = (
+                prefix[0] - 1,
+                prefix[0],
+                halves[0][-1],
+                halves[-1][0],
+                prefix[-1],
+                prefix[-1] + 1,
+                wider[0],
+                wider[-1],
+            )
+            found |= dict.fromkeys(edge for edge in edges if not (edge.is_multicast or edge.is_unspecified))
     return list(found)
+
+
+def _rule_headers(rule: GroupRule, family: int) -> list[Header]:
+    """The edges of a rule's ports and each block of them, its ICMP types and their neighbours, or its protocol's."""
+    protocol = rule.protocol_in(family)
+    if protocol in WITH_PORTS:
+        return [Header(family, protocol, port) for port in sorted(_around(rule.ports))]
+    if protocol in (ICMP, ICMPV6):
+        queries = ANSWERS[family] if rule.icmp_type is None else (rule.icmp_type,)
+        return [Header(family, protocol, icmp=(kind, rule.icmp_code or 0)) for kind in queries]
+    return [Header(family, protocol)] if protocol is not None and protocol not in IPV6_EXTENSIONS else []
