@@ -5,7 +5,6 @@ receiver's. Each is asked in turn until one stops it. docs/policy.md says the sa
 the policy is compared with this, so nothing here knows of any backend.
 """
 
-from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from netprobe.model.conntrack_rules import NEIGHBOURS, ROUTER_ADVERTISEMENT, first_state, is_icmp, question_of
@@ -71,7 +70,10 @@ class Evaluator:
                     way: _RuleStage(rules.entries[way], is_stateful=rules.is_stateful, has_deny=policy.has_default_deny)
                     for way in Way
                 }
-            self._ports[port.name] = _Port(port, stages[rules], is_guarded=lists.is_guarded(port))
+            is_guarded = lists.is_guarded(port)
+            self._ports[port.name] = _Port(
+                port, stages[rules], is_guarded=is_guarded, is_bare=not policy.has_default_deny
+            )
         self._decisions: dict[tuple[int, ...], Decision] = {}
 
     def decide(self, packet: Packet, src: str, dst: str, state: ConnState) -> Decision:
@@ -105,24 +107,30 @@ class _RuleStage:
         self.is_stateful = is_stateful
         self.last_word = DEFAULT_DENY if has_deny else DEFAULT_ALLOW
         self.stateless = tuple(entry for entry in entries if entry.is_stateless)
-        self._order = {entry: at for at, entry in enumerate(entries)}
-        self._near: dict[tuple[int, int], _Near] = {}
+        self._entries = entries
+        self._by_protocol: dict[tuple[int, int], tuple[Entry, ...]] = {}
+        self._by_port: dict[tuple[int, int, int | None], tuple[Entry, ...]] = {}
 
     def first(self, packet: Packet, ends: tuple[int, int], *, is_tracked: bool) -> Entry | None:
         """The first entry that matches."""
-        key = (packet.src_ip.version, packet.protocol)
-        near = self._near.get(key)
+        key = (packet.src_ip.version, packet.protocol, packet.dst_port)
+        near = self._by_port.get(key)
         if near is None:
-            near = self._near[key] = _Near(self._order, *key)
-        found = None
-        for entry in near.by_port.get(packet.dst_port, ()):
+            near = self._by_port[key] = self._near(*key)
+        for entry in near:
             if entry.is_between(*ends) and entry.fits(packet, is_tracked=is_tracked):
-                found = entry
-                break
-        for entry in near.others:
-            if entry.is_between(*ends) and entry.fits(packet, is_tracked=is_tracked):
-                return entry if found is None or self._order[entry] < self._order[found] else found
-        return found
+                return entry
+        return None
+
+    def _near(self, family: int, protocol: int, dst_port: int | None) -> tuple[Entry, ...]:
+        """Entries that may match, in order: those about a protocol and a port."""
+        found = self._by_protocol.get((family, protocol))
+        if found is None:
+            fitting = (e for e in self._entries if e.family == family and e.protocol in (None, protocol))
+            found = self._by_protocol[family, protocol] = tuple(fitting)
+        if dst_port is None:
+            return found
+        return tuple(e for e in found if e.dst_ports is None or e.dst_ports[0] <= dst_port <= e.dst_ports[1])
 
     def is_tracked(self, packet: Packet, ends: tuple[int, int]) -> bool:
         """Whether conntrack sees it: not where a stateless entry matches."""
@@ -131,30 +139,11 @@ class _RuleStage:
         return not any(entry.fits(packet, is_tracked=False) and entry.is_between(*ends) for entry in self.stateless)
 
 
-class _Near:
-    """Entries of one list about one protocol, in order.
-
-    Attributes:
-        by_port: those about one destination port, by that.
-        others: all others.
-    """
-
-    def __init__(self, entries: Iterable[Entry], family: int, protocol: int) -> None:
-        self.by_port: dict[int | None, list[Entry]] = {}
-        self.others: list[Entry] = []
-        for entry in entries:
-            if entry.family == family and entry.protocol in (None, protocol):
-                ports = entry.dst_ports
-                is_one = ports is not None and ports[0] == ports[1]
-                found = self.by_port.setdefault(ports[0], []) if ports and is_one else self.others
-                found.append(entry)
-
-
 class _Port:
     """A port with its enforcement points."""
 
-    def __init__(self, port: PolicyPort, stages: dict[Way, _RuleStage], *, is_guarded: bool) -> None:
-        self.spoofing = _AntiSpoofing(port) if port.has_port_security else None
+    def __init__(self, port: PolicyPort, stages: dict[Way, _RuleStage], *, is_guarded: bool, is_bare: bool) -> None:
+        self.spoofing = _AntiSpoofing(port, is_bare=is_bare) if port.has_port_security else None
         self.egress, self.ingress = (
             _Gate(port, way, stages[way], stages[other], is_guarded=is_guarded)
             for way, other in ((Way.EGRESS, Way.INGRESS), (Way.INGRESS, Way.EGRESS))
@@ -242,9 +231,15 @@ def _implicit(packet: Packet, *, is_egress: bool) -> str:
 
 
 class _AntiSpoofing:
-    """Which addresses a port may send from."""
+    """Which addresses a port may send from.
 
-    def __init__(self, port: PolicyPort) -> None:
+    Args:
+        port: with port security.
+        is_bare: the policy is its ACLs alone (OVN's database): nobody promises that guests are no routers or servers.
+    """
+
+    def __init__(self, port: PolicyPort, *, is_bare: bool) -> None:
+        self._is_bare = is_bare
         prefixes = {port.mac: list(port_prefixes(port)[: len(port.ips)])}
         for pair in port.allowed_pairs:
             prefixes.setdefault(pair.mac or port.mac, []).append(pair.prefix)
@@ -274,10 +269,10 @@ class _AntiSpoofing:
             ports = (packet.src_ip.version, packet.src_port, packet.dst_port)
             if ports in _DHCP_ASKS:
                 return self._checks[DHCP, True]
-            if ports in _DHCP_TELLS:
+            if ports in _DHCP_TELLS and not self._is_bare:
                 return self._checks[DHCP, False]
         if packet.kind is not Kind.ARP and packet.src_ip.version == 6 and is_icmp(packet):
-            if packet.icmp_type == ROUTER_ADVERTISEMENT:
+            if packet.icmp_type == ROUTER_ADVERTISEMENT and not self._is_bare:
                 return self._checks[NEIGHBOUR_DISCOVERY, False]
             return self._checks[ANTI_SPOOFING, self._is_discovery_own(packet, source)]
         return self._own if self._is_own(packet, source) else self._foreign

@@ -60,10 +60,11 @@ class Chooser:
             if not is_open and best is not None and best.score & (PASSES + PIVOTAL):
                 continue
             for end in self._turned(aim, want.others, is_open):
-                found = aim.best_of(header, locals_, end, is_hit=want.is_hit, is_open=end.place.index in is_open)
+                for local in locals_:
+                    found = aim.scored(header, local, end, is_hit=want.is_hit, is_open=end.place.index in is_open)
+                    if found is not None and (best is None or found.score > best.score):
+                        best = found
                 tries += 1
-                if found is not None and (best is None or found.score > best.score):
-                    best = found
                 if tries >= self._tries_max or (best is not None and best.score >= goal):
                     return best
                 if aim.is_settled(header) and not (want.is_hit and (best is None or not best.score & PASSES)):
@@ -79,14 +80,19 @@ class Chooser:
         return found
 
     def _turned(self, aim: "Aim", others: Sequence[End], is_open: frozenset[int]) -> Iterator[End]:
-        """The other side's ends, beginning with another one at each port and entry, those that may answer first."""
+        """The other side's ends, beginning with another one at each port and entry, those that may answer first.
+
+        Of those that may not, one; never the port itself.
+        """
         count = len(others)
         last = None
         for at in range(aim.turn, aim.turn + min(count, self._tries_max)):
             end = others[at % count]
+            if end.place is aim.place:
+                continue
             if end.place.index in is_open:
                 yield end
-            elif last is None and end.place is not aim.place:
+            elif last is None:
                 last = end
         if last is not None:
             yield last
@@ -127,17 +133,6 @@ class Aim:
     def is_settled(self, header: Header) -> bool:
         """Whether another entry decides about a header, whatever the addresses."""
         return self._against is None and self._stage.is_settled(self._entry, header)
-
-    def best_of(
-        self, header: Header, locals_: Sequence[End], end: End, *, is_hit: bool, is_open: bool
-    ) -> Choice | None:
-        """The best packet between the other side's end and any of the port's own; see `scored`."""
-        if end.place is self.place:
-            return None
-        if len(locals_) == 1:
-            return self.scored(header, locals_[0], end, is_hit=is_hit, is_open=is_open)
-        found = [self.scored(header, local, end, is_hit=is_hit, is_open=is_open) for local in locals_]
-        return max((each for each in found if each is not None), key=lambda each: each.score, default=None)
 
     def scored(self, header: Header, local: End, end: End, *, is_hit: bool, is_open: bool) -> Choice | None:
         """A packet with its score, None where it can't be sent.

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from netprobe.model.conntrack_rules import first_state
 from netprobe.model.packets import SYN, ConnState, Packet
-from netprobe.model.policy import DENY_PRIORITY, TCP, WITH_PORTS, IPAddress, Policy, PolicyPort, Way
+from netprobe.model.policy import DENY_PRIORITY, ICMP, ICMPV6, TCP, WITH_PORTS, IPAddress, Policy, PolicyPort, Way
 from netprobe.model.rule_lists import FAMILIES, Entry, PortRules, RuleLists
 
 BITS = {4: 32, 6: 128}
+_ICMPS = (ICMP, ICMPV6)
 _ZERO: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
 _RESERVED_4 = ((0, 1 << 24), (127 << 24, 128 << 24), (224 << 24, 1 << 32))
 _RESERVED_6 = ((0, 1 << 64), (0xFE80 << 112, 0xFEC0 << 112), (0xFF << 120, 1 << 128))
@@ -78,10 +79,10 @@ class Headers:
         if found is None:
             packet, family, protocol = _template(header), header.family, header.protocol
             value = header.dst_port if protocol in WITH_PORTS else header.icmp_type
-            near = (
-                *self._near.get((family, protocol, value), ()),
-                *(self._near.get((family, protocol, None), ()) if value is not None else ()),
-            )
+            near = list(self._near.get((family, protocol, value), ()))
+            if value is not None:
+                wide = self._near.get((family, protocol, None), ())
+                near += (e for e in wide if e.dst_ports is None or e.dst_ports[0] <= value <= e.dst_ports[1])
             fitting = [entry for entry in near if entry.fits(packet, is_tracked=True)]
             # One set for all headers that only entries about everything match: may_allow knows it again.
             found = self._wide[family].union(fitting) if fitting else self._wide[family]
@@ -131,19 +132,21 @@ class Stage:
 
     def fitting(self, header: Header) -> tuple[Entry, ...]:
         """Entries that match it, addresses aside, in order."""
-        found = self._fitting.get(header)
-        if found is None:
-            known, order = self._headers.fitting(header), self.order
-            if len(known) < len(order):
-                found = tuple(sorted((entry for entry in known if entry in order), key=order.__getitem__))
-            else:
-                found = tuple(entry for entry in self.entries if entry in known)
-            self._fitting[header] = found
+        try:
+            return self._fitting[header]
+        except KeyError:
+            pass
+        known, order = self._headers.fitting(header), self.order
+        if len(known) < len(order):
+            found = tuple(sorted((entry for entry in known if entry in order), key=order.__getitem__))
+        else:
+            found = tuple(entry for entry in self.entries if entry in known)
+        self._fitting[header] = found
         return found
 
     def is_invalid(self, header: Header) -> bool:
-        """Whether conntrack stops it here, unless a stateless entry matches."""
-        return self.is_stateful and self._headers.is_invalid(header)
+        """Whether conntrack stops it here, unless a stateless entry matches. Only ICMP has types that begin nothing."""
+        return self.is_stateful and header.protocol in _ICMPS and self._headers.is_invalid(header)
 
     def first(self, header: Header, source: int, destination: int) -> Entry | None:
         """The entry that decides."""
@@ -170,13 +173,13 @@ class Stage:
     def weigh(self, entry: Entry, header: Header, source: int, destination: int) -> tuple[bool, bool]:
         """Whether nothing before an entry matches a packet, and whether the entry makes a difference to it."""
         after = self.default_allows
-        for other in self._fitting.get(header) or self.fitting(header):
+        for other in self.fitting(header):
             if other is not entry and other.is_between(source, destination):
                 if self.order[other] < self.order[entry]:
                     return False, False
                 after = other.allows
                 break
-        if self.is_stateful and not entry.is_stateless and self._headers.is_invalid(header):
+        if self.is_invalid(header) and not entry.is_stateless:
             return True, False
         return True, after is not entry.allows
 
@@ -252,7 +255,10 @@ class Place:
     @cached_property
     def own(self) -> dict[int, tuple[End, ...]]:
         """Its fixed addresses by family."""
-        ends = [End(self, int(ip), ip, self.port.mac, is_own=True) for ip in self.port.ips]
+        ips = (
+            self.port.ips if self.port.mac else ()
+        )  # without a MAC it is attached elsewhere: nobody plays it from here
+        ends = [End(self, int(ip), ip, self.port.mac, is_own=True) for ip in ips]
         return {family: tuple(end for end in ends if end.ip.version == family) for family in FAMILIES}
 
     @cached_property
@@ -300,8 +306,8 @@ class Places:
             for family in FAMILIES:
                 for end in place.own[family]:
                     self._by_number.setdefault((family, end.number), place)
-        self._wild = [place for place in self.all if not place.port.has_port_security]
-        self._paired = [place for place in self.all if place.port.allowed_pairs]
+        self._wild = [place for place in self.all if not place.port.has_port_security and place.port.mac]
+        self._paired = [place for place in self.all if place.port.allowed_pairs and place.port.mac]
         self.own = {family: [end for place in self.all for end in place.own[family][:1]] for family in FAMILIES}
         self._sorted = {
             family: sorted((end for place in self.all for end in place.own[family]), key=lambda end: end.number)

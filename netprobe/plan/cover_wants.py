@@ -7,9 +7,7 @@ after a prefix and in the other half of the next wider one, whoever is not in a 
 and codes, the other family, and the other direction.
 """
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -30,16 +28,17 @@ from netprobe.model.policy import (
 )
 from netprobe.model.rule_lists import EPHEMERAL, FAMILIES, AddressSet, Entry
 from netprobe.plan.cover_places import BITS, End, Header, Place, Places, header_of
+from netprobe.plan.cover_words import Vocabulary
 from netprobe.plan.port_masks import ALL_ONES, range_masks
 from netprobe.wire.policy_layout import IPV6_EXTENSIONS
 
-SAMPLES_MAX = 10
-"""Ports that are tried for one block of ports where the natural one proves nothing."""
 BESIDE_MIN, BESIDE_OF_ALL = 3, 60
 """Members of a group whose neighbours are tried at one port, where there are more; fewer where there are many ports."""
 _EDGES = ("first port", "first address", "last address")
 _ONCE = ("any protocol", "other family", "group ", "code ")
 _MEMBER = "from "
+_NEXT_PORTS = ("port-1", "port+1")
+_PREFIX_BIT = "prefix bit"
 GRID_MIN, GRID_OF_ALL = 16, 1600
 """Pairs of headers and members of one entry that are all tried at each port, fewer where there are many ports.
 
@@ -49,8 +48,6 @@ GROUPS_FEW = 8
 """Up to so many groups each is tried as a wrong remote group; of more only those that the right members don't tell."""
 _FAR = {4: (203 << 24) + (113 << 8) + 7, 6: (0x20010DB8 << 96) + 7}
 """Addresses that only rules about everybody hold: of the blocks for documentation (RFC 5737, RFC 3849)."""
-_QUIET_PORTS = (7, 20011, 40009, 50021, 9, 60013)
-_QUIET_PROTOCOLS = (253, 254, 252, 251)  # RFC 3692: for experiments; then unassigned ones
 _NEXT_PROTOCOL = {TCP: UDP, UDP: TCP, SCTP: TCP, DCCP: SCTP, UDPLITE: UDP}
 
 
@@ -78,6 +75,10 @@ class Want(NamedTuple):
     is_elsewhere: bool = False
     is_part: bool = False
 
+    def is_in_other_family(self, entry: Entry) -> bool:
+        """Whether its packets are of another family than the entry."""
+        return bool(self.headers) and self.headers[0].family != entry.family
+
 
 class _Plan(NamedTuple):
     """The wants of an entry.
@@ -93,50 +94,8 @@ class _Plan(NamedTuple):
     grid: tuple[tuple[Want, ...], ...]
 
 
-class Vocabulary:
-    """Ports and protocols that a policy is about, and some that it is not."""
-
-    def __init__(self, policy: Policy) -> None:
-        rules = [rule for group in policy.groups for rule in group.rules]
-        matches = [match for acl in policy.acls for match in acl.matches]
-        named = {rule.protocol for rule in rules} | {match.protocol for match in matches}
-        ranges = {rule.ports for rule in rules if rule.ports} | {m.dst_ports for m in matches if m.dst_ports}
-        edges = {edge for first, last in ranges for edge in (first, last, first - 1, last + 1)}
-        self._edges = sorted(edge for edge in edges if 0 <= edge <= ALL_ONES)
-        both = ranges | {match.src_ports for match in matches if match.src_ports}
-        self._block_edges = sorted({edge for first, last in both for edge in (first, last + 1)})
-        self.protocols = tuple(sorted(number for number in named if number not in (None, ICMP, ICMPV6)))
-        self._samples: dict[int, tuple[Header, ...]] = dict.fromkeys(FAMILIES, ())
-        self.quiet_port = min(_QUIET_PORTS, key=lambda port: sum(first <= port <= last for first, last in ranges))
-        self.quiet_protocol = next(number for number in _QUIET_PROTOCOLS if number not in named)
-
-    def samples(self, family: int) -> tuple[Header, ...]:
-        """One header that each rule names: what is let pass somewhere."""
-        return self._samples[family]
-
-    def add_samples(self, headers: Iterable[Header]) -> None:
-        """Remember headers; more than SAMPLES_MAX a family and protocol add nothing."""
-        counts: Counter[tuple[int, int]] = Counter()
-        for header in dict.fromkeys(headers):
-            kind = (header.family, header.protocol)
-            counts[kind] += 1
-            if counts[kind] <= SAMPLES_MAX:
-                self._samples[header.family] += (header,)
-
-    def cuts(self) -> tuple[int, ...]:
-        """Ports that stand for all that an attempt may choose: one of each stretch that rules tell apart."""
-        first, last = EPHEMERAL
-        return (first, *(edge for edge in self._block_edges if first < edge <= last))
-
-    def ports_in(self, first: int, last: int) -> list[int]:
-        """Edges of rules within a range: where something may change."""
-        at = bisect_left(self._edges, first)
-        found = self._edges[at : at + SAMPLES_MAX]
-        return [edge for edge in found if edge <= last]
-
-    def any_port(self) -> list[int]:
-        """Ports to try where any would do."""
-        return [self.quiet_port, *self._edges[: 2 * SAMPLES_MAX]]
+_Inside = tuple[str, tuple[End, ...]]
+_MakeWant = Callable[[str, tuple[Header, ...], Sequence[End]], Want]
 
 
 class Wants:
@@ -214,12 +173,25 @@ class Wants:
             found.append(want("other local address", headers, in_ends)._replace(is_elsewhere=True))
         found += [want(label, near, in_ends) for label, near in self.misses(entry)]
         outside = [want(label, headers, ends) for label, ends in self.outside(entry, way)]
+        if not grid and self._grid_max > GRID_MIN:  # each pair may be a flow of its own, and any of them too wide
+            found += self._beside_each(entry, way, members, want)
         found += [each for each in outside if not each.label.startswith(_MEMBER)]
         beside = tuple(each for each in outside if each.label.startswith(_MEMBER))
         swapped, others = self._other_family(entry)
         if swapped and others:
             found.append(want("other family", swapped, others)._replace(is_elsewhere=False))
         return _Plan(tuple(found), beside, grid)
+
+    def _beside_each(self, entry: Entry, way: Way, members: Sequence[_Inside], want: _MakeWant) -> Iterator[Want]:
+        """The ports beside an entry's from each of its members, and each of its blocks from beside each member."""
+        for label, near in self.misses(entry):
+            if label in _NEXT_PORTS and len(members) > 1:
+                yield from (want(_joined(label, member), near, ends) for member, ends in members)
+        blocks = [(label, headers) for label, headers in self.hits(entry) if label not in _EDGES]
+        if len(blocks) > 1:
+            for label, ends in self.outside(entry, way):
+                if label.endswith(_PREFIX_BIT):
+                    yield from (want(_joined(block, label), headers, ends) for block, headers in blocks)
 
     def against(self, place: Place, way: Way, entry: Entry) -> Iterator[tuple[Want, int]]:
         """An ACL against entries of other priorities that say the opposite: which of the two is asked first."""

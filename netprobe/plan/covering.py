@@ -135,7 +135,10 @@ class _Covering:
         shown = self._arriving[way]
         for entry in place.stage(way).entries:
             aim = Aim(place, way, entry)
-            for want in self._wants.of(place, way, entry):
+            wants = self._wants.of(place, way, entry)
+            if place.stage(way).is_idle(entry, entry.family):  # once is enough for what makes no difference
+                wants = (want for at, want in enumerate(wants) if at == 0 or want.is_in_other_family(entry))
+            for want in wants:
                 if way is Way.EGRESS and want.is_hit and (place.index, entry, want.label) in shown:
                     continue
                 if not want.is_once:
