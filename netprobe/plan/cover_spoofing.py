@@ -158,7 +158,9 @@ class _Spoofing:
             return
         family = end.ip.version
         server, client = _DHCP[family]
-        yield other.place, "dhcp answer", Header(family, UDP, client, 0, 0, server).packet(other, end)
+        answer = Header(family, UDP, client, 0, 0, server).packet(other, end)
+        yield other.place, "dhcp answer", answer
+        yield other.place, "dhcp answer other source port", replace(answer, src_port=server - 1)
         for label, packet in _resolving(other, end, None):
             if label in _HEARD:
                 yield other.place, f"{label} heard", packet
@@ -193,6 +195,7 @@ def _arp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
         end.mac, other.mac, end.ip, other.ip, 0, kind=Kind.ARP, neighbour=Neighbour(end.mac, end.ip, other.ip)
     )
     yield "arp", packet
+    yield "arp from a foreign mac", replace(packet, src_mac=DECOY_MAC)
     yield "arp foreign mac", replace(packet, neighbour=Neighbour(DECOY_MAC, end.ip, other.ip))
     if foreign is not None:
         yield "arp foreign ip", replace(packet, src_ip=foreign, neighbour=Neighbour(end.mac, foreign, other.ip))
@@ -205,6 +208,15 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
 
     yield "neighbour advertisement", made(_ADVERTISEMENT, end.mac, end.ip)
     yield "neighbour solicitation", made(_SOLICITATION, end.mac, other.ip)
+    yield "neighbour advertisement without mac", made(_ADVERTISEMENT, "", end.ip)
+    yield (
+        "neighbour advertisement from a foreign mac",
+        replace(made(_ADVERTISEMENT, end.mac, end.ip), src_mac=DECOY_MAC),
+    )
+    yield (
+        "neighbour solicitation from a foreign mac",
+        replace(made(_SOLICITATION, end.mac, other.ip), src_mac=DECOY_MAC),
+    )
     yield "neighbour advertisement foreign mac", made(_ADVERTISEMENT, DECOY_MAC, end.ip)
     yield "neighbour solicitation foreign mac", made(_SOLICITATION, DECOY_MAC, other.ip)
     if foreign is not None:
@@ -233,3 +245,4 @@ def _dhcp(end: End, other: End) -> Iterator[Spoof]:
     asks = Header(family, UDP, server, 0, 0, client).packet(end, other)
     yield "dhcp client", asks
     yield "dhcp client other source port", replace(asks, src_port=client + 1)
+    yield "dhcp client other port", replace(asks, dst_port=server - 1)

@@ -19,6 +19,7 @@ _UNREACHABLE = {4: (ICMP, 3, 3), 6: (ICMPV6, 1, 4)}
 """Port unreachable: protocol, type, code (RFC 792, RFC 4443)."""
 _WITH_ERRORS = (UDP, TCP)
 """Protocols whose packets errors quote, the best first."""
+_EACH_MAX = 200
 _TRIES = 8
 
 
@@ -71,6 +72,7 @@ class _States:
         self._both_ends("related", quoted, self._related)
         self._both_ends("unsolicited answer", udp, self._lone_answer)
         self._stopping("unsolicited syn-ack", tcp, self._lone_syn_ack)
+        self._each("unsolicited syn-ack", tcp, self._lone_syn_ack)
         self._stopping("unsolicited error", quoted, self._lone_error)
         self._stopping("unsolicited echo reply", pings, self._lone_answer, is_back=True)
         self._at_targets("fragments", udp, self._fragments)
@@ -85,6 +87,18 @@ class _States:
             if not ends <= met:
                 met |= ends
                 self._make(word, talk, make(talk))
+
+    def _each(self, word: str, talks: Iterable[_Talk], make: Callable[[_Talk], list[Sent]]) -> None:
+        """Every rule of a port where its conntrack alone is in the way: any of them may forget to ask it."""
+        met: set[int] = set()
+        found = []
+        for talk in talks:
+            if talk.target.is_guarded and not talk.source.is_guarded:
+                if talk.target.index in met:  # the first one is tried already
+                    found.append(talk)
+                met.add(talk.target.index)
+        for talk in found[:_EACH_MAX]:
+            self._make(word, talk, make(talk))
 
     def _stopping(
         self, word: str, talks: Iterable[_Talk], make: Callable[[_Talk], list[Sent]], *, is_back: bool = False
