@@ -46,6 +46,7 @@ class Enforcement:
         backend: as `netprobe verify` names it.
         lab: as `netprobe lab up` names it.
         config: bound to the addresses that the lab gives.
+        own: addresses of guests by the OpenFlow numbers of their ports.
     """
 
     backend = lab = ""
@@ -59,6 +60,7 @@ class Enforcement:
         self.switches = {
             host.name: PrivateSwitch(host.netns, places.switch(host.name)) for host in config.shape.hypervisors
         }
+        self.own = {f"{end.ofport:#x}": (end.ipv4, end.ipv6) for end in self.ends if not end.copy_of}
         self.original = self.compiled(self.config, self.ends)
 
     def mutants(self) -> Iterator[Mutant]:
@@ -123,8 +125,7 @@ class OvsCt(Enforcement):
         commit = "ct(commit,zone=NXM_NX_REG6[0..15]),output:{port},resubmit(,92)"
         passes = {71: zone, 72: "resubmit(,73)", 82: commit}
         self.compiled(self.config, self.ends)  # its names
-        own = {f"{end.ofport:#x}": (end.ipv4, end.ipv6) for end in self.ends}
-        yield from flow_mutants(self.original, self.tables, passes, self._names, own)
+        yield from flow_mutants(self.original, self.tables, passes, self._names, self.own)
 
     def put(self, state):
         (switch,) = self.switches.values()
@@ -144,9 +145,11 @@ class Bridge(Enforcement):
         return Rules((rules.tables[4], rules.tables[6]), rules.ipsets, tuple(forwarding.flows))
 
     def compiled_mutants(self):
-        yield from iptables_mutants(self.original, {end.tap: end.name for end in self.ends if not end.copy_of})
+        guests = {end.tap: end.name for end in self.ends if not end.copy_of}
+        taken = {ip for ips in self.own.values() for ip in ips}
+        yield from iptables_mutants(self.original, guests, taken)
         passes = {24: "resubmit(,25)", 25: "resubmit(,60)"}
-        for mutant in flow_mutants(self.original.flows, (24, 25), passes, self._names, {}):
+        for mutant in flow_mutants(self.original.flows, (24, 25), passes, self._names, self.own):
             yield replace(mutant, state=replace(self.original, flows=mutant.state))
 
     def put(self, state):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from mutation.mutants import COMPILED, Mutant
+from mutation.mutants import COMPILED, Mutant, adds_a_tenant
 
 _DROPS = ("drop", "resubmit(,93)")
 _PROTOCOLS = {"tcp": "udp", "udp": "tcp", "tcp6": "udp6", "udp6": "tcp6", "sctp": "tcp", "sctp6": "tcp6"}
@@ -72,12 +72,14 @@ def flow_mutants(
     """
     flows = [parse_flow(text) for text in texts]
     regs = sorted({flow.word("reg5") for flow in flows if flow.table in tables} - {""})
-    blocks = _blocks(flows)
+    blocks, taken = _blocks(flows), {ip for ips in own.values() for ip in ips}
     for number, flow in enumerate(flows):
         if flow.table in tables and not _is_idle(flow, own):
             title = f"[{names.get(flow.cookie, '')}] table {flow.table} {','.join(flow.words)}"
             for what, kind, changed in _changes(flow, passes, regs):
-                if changed is not None and (_is_held(flow, changed, blocks) or _is_unreached(flow, changed)):
+                if changed is not None and (
+                    _is_held(flow, changed, blocks) or _is_unreached(flow, changed) or _is_theirs(flow, changed, taken)
+                ):
                     continue
                 made = list(texts)
                 made[number : number + 1] = [changed.text()] if changed is not None else []
@@ -133,8 +135,15 @@ def _is_held(flow: Flow, changed: Flow, blocks: dict[tuple[object, ...], list[tu
 
 
 def _is_unreached(flow: Flow, changed: Flow) -> bool:
-    """Whether a flow for established connections only got wider: what it adds was never admitted as a new one."""
-    if not flow.word("ct_state").startswith("+est"):
+    """Whether what a flow got wider by is nothing that reaches it.
+
+    A flow for established connections only: what it adds was never admitted as a new one.
+    """
+    state = flow.word("ct_state")
+    if state == "+new-est" and not changed.word("ct_state"):
+        # What it adds are invalid packets; but only TCP and ICMP have such. Established ones pass by another flow.
+        return not any(word.startswith(("tcp", "icmp")) for word in flow.words if "=" not in word)
+    if not state.startswith("+est"):
         return False
     if flow.word("tp_dst") != changed.word("tp_dst"):
         (low, high), (first, last) = _span(changed), _span(flow)
@@ -143,6 +152,14 @@ def _is_unreached(flow: Flow, changed: Flow) -> bool:
         old, new = flow.word(name), changed.word(name)
         if old != new and (not new or ip_network(old).subnet_of(ip_network(new))):
             return True
+    return False
+
+
+def _is_theirs(flow: Flow, changed: Flow, taken: set[str]) -> bool:
+    """Whether anti-spoofing only lets another guest's own address pass besides."""
+    for name in _PREFIXES if flow.table in (24, 71) else ():
+        if flow.word(name) != changed.word(name) and changed.word(name):
+            return adds_a_tenant(ip_network(flow.word(name)), taken)
     return False
 
 
@@ -156,6 +173,8 @@ def _changes(flow: Flow, passes: dict[int, str], regs: list[str]) -> Iterator[tu
     if _is_last(flow):
         return
     yield "deleted", "flow deleted", None
+    if "ipv6_src=::" in flow.words:
+        return  # whom it asks about, and for what, is the guest's business: the policy lets it
     for word in flow.words:
         for new, kind in _words(word, flow.table, flow.priority, regs):
             yield f"{word} -> {new or 'any'}", kind, flow.with_word(word, new)
@@ -168,7 +187,8 @@ def _actions(flow: Flow, passes: dict[int, str]) -> Iterator[tuple[str, str, Flo
         yield "passes on", "flow action", replace(flow, actions=passes[flow.table].format(port=int(port or "0", 0)))
     if not is_drop:
         yield "drops", "flow action", replace(flow, actions="drop")
-        yield f"priority {flow.priority} -> 0", "flow priority", replace(flow, priority=0)
+        if flow.table != 81:  # where nothing stands between
+            yield f"priority {flow.priority} -> 0", "flow priority", replace(flow, priority=0)
     elif _is_last(flow):
         yield f"priority {flow.priority} -> 200", "flow priority", replace(flow, priority=200)
     else:

@@ -1,11 +1,11 @@
 """Mutants of compiled iptables, ip6tables and ipsets, as text. Pure."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from mutation.mutants import COMPILED, Mutant
+from mutation.mutants import COMPILED, Mutant, adds_a_tenant
 
 _DROP = "-j DROP"
 
@@ -25,19 +25,20 @@ class Rules:
     flows: tuple[str, ...]
 
 
-def iptables_mutants(rules: Rules, guests: dict[str, str]) -> Iterator[Mutant]:
+def iptables_mutants(rules: Rules, guests: dict[str, str], taken: Collection[str] = ()) -> Iterator[Mutant]:
     """One rule, or member of a set, changed in one respect.
 
     Args:
         rules: the original.
         guests: the guest's name by its tap, for other devices.
+        taken: all guests' own addresses.
     """
     for place, family in enumerate((4, 6)):
         lines = rules.tables[place].splitlines()
         sets = sorted(set(re.findall(r"--match-set (\S+)", rules.tables[place])))
         for number, line in enumerate(lines):
             if line.startswith("-A"):
-                for what, kind, changed in _changes(lines, number, guests, sets):
+                for what, kind, changed in _changes(lines, number, guests, sets, taken):
                     tables = list(rules.tables)
                     tables[place] = "".join(f"{one}\n" for one in changed)
                     yield Mutant(
@@ -51,7 +52,7 @@ def _short(line: str) -> str:
 
 
 def _changes(
-    lines: list[str], number: int, guests: dict[str, str], sets: list[str]
+    lines: list[str], number: int, guests: dict[str, str], sets: list[str], taken: Collection[str]
 ) -> Iterator[tuple[str, str, list[str]]]:
     line = lines[number]
 
@@ -64,11 +65,13 @@ def _changes(
     yield "deleted", "zone deleted" if is_zone else kind, [*lines[:number], *lines[number + 1 :]]
     if is_zone:
         yield "zone + 1", "zone", changed(re.sub(r"--zone (\d+)", lambda m: f"--zone {int(m[1]) + 1}", line))
-    yield from ((what, kind, changed(new)) for what, kind, new in _texts(line, guests, sets))
+    yield from ((what, kind, changed(new)) for what, kind, new in _texts(line, guests, sets, taken))
     yield from _moved(lines, number)
 
 
-def _texts(line: str, guests: dict[str, str], sets: list[str]) -> Iterator[tuple[str, str, str]]:
+def _texts(
+    line: str, guests: dict[str, str], sets: list[str], taken: Collection[str]
+) -> Iterator[tuple[str, str, str]]:
     """The same rule with one word changed."""
     if line.endswith(("-j RETURN", "-j ACCEPT")):
         yield "DROP", "target", re.sub(r"-j \w+$", _DROP, line)
@@ -81,7 +84,7 @@ def _texts(line: str, guests: dict[str, str], sets: list[str]) -> Iterator[tuple
         found = re.search(rf"{option} (\S+/\d+)", line)
         if found:
             prefix = ip_network(found[1])
-            if prefix.prefixlen:
+            if prefix.prefixlen and not adds_a_tenant(prefix, taken):
                 yield f"{option} {prefix.supernet()}", "prefix bit", line.replace(found[1], str(prefix.supernet()))
             if prefix.prefixlen < prefix.max_prefixlen:
                 half = str(list(prefix.subnets())[1])

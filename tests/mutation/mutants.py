@@ -1,8 +1,9 @@
 """A mutant of what is enforced, and a fair choice among many. Pure."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from itertools import zip_longest
 
 POLICY, COMPILED = "policy", "compiled"
@@ -23,6 +24,15 @@ class Mutant:
     level: str
     kind: str
     state: object
+
+
+def adds_a_tenant(prefix: IPv4Network | IPv6Network, taken: Collection[str]) -> bool:
+    """Whether one bit less makes it hold one address more, and that is another guest's own.
+
+    netprobe never sends from another tenant's address (it does no harm), so no probe of it shows such a mutant.
+    """
+    wider = prefix.supernet()
+    return prefix.num_addresses == 1 and any(str(each) in taken for each in wider if each not in prefix)
 
 
 def chosen(mutants: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from mutation.mutants import COMPILED, Mutant
+from mutation.mutants import COMPILED, Mutant, adds_a_tenant
 
 Words = tuple[str, ...]
 AclKey = tuple[str, str, str, str]
@@ -215,6 +215,8 @@ def _group_mutants(rows: Northbound, names: Mapping[str, str]) -> Iterator[Mutan
 
 
 def _security_mutants(rows: Northbound, names: Mapping[str, str]) -> Iterator[Mutant]:
+    taken = {word for words in rows.security.values() for each in words for word in each.split()}
+    taken |= {word for words in rows.addresses.values() for each in words for word in each.split()}
     for port, words in rows.security.items():
         if not words:
             continue
@@ -223,7 +225,8 @@ def _security_mutants(rows: Northbound, names: Mapping[str, str]) -> Iterator[Mu
         for place, address in enumerate(addresses):
             prefix = ip_network(address)
             rest = [*addresses[:place], str(prefix.supernet()), *addresses[place + 1 :]]
-            others.append((f"{address} -> {prefix.supernet()}", (" ".join([mac, *rest]), *words[1:])))
+            if not adds_a_tenant(prefix, taken):
+                others.append((f"{address} -> {prefix.supernet()}", (" ".join([mac, *rest]), *words[1:])))
             if len(addresses) > 1:
                 rest = [*addresses[:place], *addresses[place + 1 :]]
                 others.append((f"without {address}", (" ".join([mac, *rest]), *words[1:])))

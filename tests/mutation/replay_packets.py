@@ -234,6 +234,9 @@ class _Drawing:
                     continue
                 for kind in _NEIGHBOURS:
                     asked = replace(body, ip=other) if kind == 135 else body
+                    if kind == 136 and body_mac == mac:
+                        packet = Packet(mac, dst.mac, ip, other, ICMPV6, icmp_type=kind, kind=Kind.ND)
+                        yield replace(packet, neighbour=replace(body, mac=""))
                     for source in (ip, own):
                         packet = Packet(mac, dst.mac, source, other, ICMPV6, icmp_type=kind, kind=Kind.ND)
                         yield replace(packet, neighbour=asked)
@@ -241,7 +244,8 @@ class _Drawing:
                 yield from _detection(src, dst, (own, other, foreign[6]))
             client, server = _DHCP[family]
             nowhere = ip_address("0.0.0.0" if family == 4 else "::")
-            for ports, ip in product(((client, server), (server, client)), (own, foreign[family], nowhere)):
+            asks = [(client + d, server + e) for d in (-1, 0, 1) for e in (-1, 0, 1)]
+            for ports, ip in product((*asks, *(two[::-1] for two in asks)), (own, foreign[family], nowhere)):
                 yield Packet(src.mac, dst.mac, ip, other, UDP, *ports)
 
 
