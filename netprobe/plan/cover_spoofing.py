@@ -160,6 +160,7 @@ class _Spoofing:
         server, client = _DHCP[family]
         answer = Header(family, UDP, client, 0, 0, server).packet(other, end)
         yield other.place, "dhcp answer", answer
+        # Nobody asks that port, or this would be the answer to that: both have fixed ports.
         yield other.place, "dhcp answer other source port", replace(answer, src_port=server - 1)
         for label, packet in _resolving(other, end, None):
             if label in _HEARD:
@@ -245,4 +246,3 @@ def _dhcp(end: End, other: End) -> Iterator[Spoof]:
     asks = Header(family, UDP, server, 0, 0, client).packet(end, other)
     yield "dhcp client", asks
     yield "dhcp client other source port", replace(asks, src_port=client + 1)
-    yield "dhcp client other port", replace(asks, dst_port=server - 1)
