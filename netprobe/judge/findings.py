@@ -206,10 +206,12 @@ def _inherent(one: Judged, backend: str) -> Difference | None:
 
 def _is_misplaced(one: Judged) -> bool:
     """Whether the model says that it is dropped, but not where it should be."""
-    model = one.model
-    if one.step.expected.is_allowed or model is None or model.is_allowed is not False:
+    model, expected = one.model, one.step.expected
+    if expected.is_allowed or model is None or model.is_allowed is not False or model.point is None:
         return False
-    return model.point is not None and model.point != one.step.expected.point
+    if model.point.port == expected.point.port and model.rule_id and model.rule_id == expected.checks[-1].rule:
+        return False  # the very rule decides, whatever its stage is called
+    return model.point != expected.point
 
 
 def _contradicts(one: Judged) -> bool:

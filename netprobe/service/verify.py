@@ -32,7 +32,7 @@ from netprobe.service.verify_evidence import prove_findings
 from netprobe.service.verify_permits import permit_verify
 from netprobe.service.verify_rounds import RoundLimits, Rounds
 from netprobe.service.verify_silence import silence_findings
-from netprobe.service.verify_vantage import cover_from, notes_of
+from netprobe.service.verify_vantage import cover_from, notes_of, routed
 from netprobe.service.verify_wire import VerifyWire, WireOrder, new_mark, open_wire
 
 QUESTIONS_AT_ONCE = 500
@@ -147,7 +147,8 @@ def plan_verify(order: VerifyOrder, topology: Topology) -> VerifyPlan:
     if not ports:
         raise UsageError(order.where, "none of its ports is attached here", advice="is this the right cloud?")
     backend = backend_of(topology, attachments)
-    whole = cover(policy, Evaluator(policy))
+    by_name = {port.name: one for port, one in zip(ports, attachments, strict=True)}
+    whole = routed(cover(policy, Evaluator(policy)), by_name)
     return VerifyPlan(policy, cover_from(whole, order.vantage, backend), backend, ports, attachments)
 
 

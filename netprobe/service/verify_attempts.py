@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.model.packets import ACK, SYN, Fragment, Kind, Packet, Scenario
-from netprobe.model.policy import ICMP, ICMPV6, TCP, UDP, WITH_PORTS, IPAddress
+from netprobe.model.policy import ICMP, ICMPV6, TCP, UDP, WITH_PORTS
 from netprobe.plan.budget import PORT_BLOCK
 from netprobe.wire.policy_frames import PolicyMark, TcpNumbers, encode_packet, sequence_bytes, syn_number
 
@@ -146,29 +146,33 @@ class Attempts:
         return sent
 
 
-Pair = tuple[int, frozenset[IPAddress]]
-"""A protocol, and the two addresses that speak it."""
+Shared = tuple[int, frozenset[object]]
+"""A protocol, and the two ends of the connection that conntrack makes of its packets."""
 
 
-def shared_pairs(packets: Iterable[Packet]) -> frozenset[Pair]:
-    """The connections that packets share with all others of their protocol between the same two addresses.
+def shared_connections(packets: Iterable[Packet]) -> frozenset[Shared]:
+    """The connections that packets share with other scenarios' packets between the same two addresses.
 
     Conntrack tells protocols without ports apart by addresses alone; Open vSwitch's own does so with all but TCP, UDP
-    and ICMP. So of two scenarios about one such pair the later one would meet the earlier one's connection.
+    and ICMP. And where both ports are given (DHCP), an attempt has none of its own. Of two such scenarios the later one
+    would meet the earlier one's connection.
     """
-    return frozenset(
-        (packet.protocol, frozenset((packet.src_ip, packet.dst_ip)))
-        for packet in packets
-        if packet.kind is Kind.IP and packet.protocol not in TRACKED_APART
-    )
+    return frozenset(found for packet in packets if packet.kind is Kind.IP for found in _shared(packet))
+
+
+def _shared(packet: Packet) -> Iterator[Shared]:
+    if packet.protocol not in TRACKED_APART:
+        yield packet.protocol, frozenset((packet.src_ip, packet.dst_ip))
+    elif packet.protocol in (TCP, UDP) and packet.src_port is not None and packet.dst_port is not None:
+        yield packet.protocol, frozenset(((packet.src_ip, packet.src_port), (packet.dst_ip, packet.dst_port)))
 
 
 def waves(attempts: Iterable[Attempt], most: int) -> list[list[Attempt]]:
     """Attempts in groups of at most `most` within which none shares a connection with another."""
     found: list[list[Attempt]] = []
-    used: list[set[Pair]] = []
+    used: list[set[Shared]] = []
     for attempt in attempts:
-        pairs = shared_pairs(step.packet for step in attempt.scenario.steps)
+        pairs = shared_connections(step.packet for step in attempt.scenario.steps)
         fits = (i for i, taken in enumerate(used) if len(found[i]) < most and not pairs & taken)
         place = next(fits, len(found))
         if place == len(found):

@@ -8,6 +8,7 @@ waves, and what they leave in conntrack is taken away in between. What arrived, 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,9 @@ PASSED_S = 0.02
 
 SILENT_ROUNDS = 3
 """A port that nothing comes from, or to, in so many rounds, all that there were, is cut off, whatever the reason."""
+
+LIFELINES = 3
+"""Scenarios a round that show that a port without neighbours is alive, as a sender and as a receiver."""
 
 NEIGHBOUR_ADVERTISEMENT = 136  # RFC 4861 §4.4
 
@@ -156,6 +160,7 @@ class Rounds:
             self._note_unready(set(wanted) - set(ready), confirmed)
             if not ready:
                 break
+            ready += self._lifelines(set(ready))
             order.shuffle(ready)
             tell(f"round {self.made + 1}: {len(ready)} scenarios")
             await self._round([self.attempts.attempt(self.scenarios[n]) for n in ready])
@@ -177,6 +182,17 @@ class Rounds:
                 if outcome is not Outcome.PASSED:
                     break
         return found
+
+    def _lifelines(self, others: set[int]) -> list[int]:
+        """Scenarios that passed, once more: they stand in for controls where a port has no neighbour to talk to."""
+        pairs = control_pairs(self.ports)
+        outcomes, found = self.proofs.outcomes(), []
+        for row, column in ((0, self.proofs.sender), (1, self.proofs.receiver)):
+            for port in set(range(len(self.ports))) - {pair[row] for pair in pairs}:
+                firsts = (self.proofs.index(s.number, 0) for s in self.scenarios if s.number not in others)
+                passed = (i for i in firsts if column[i] == port and outcomes[i] is Outcome.PASSED)
+                found += [self.proofs.ref(i).scenario for i in islice(passed, LIFELINES)]
+        return sorted(set(found))
 
     def _note_unready(self, numbers: set[int], confirmed: frozenset[int]) -> None:
         for number in numbers:

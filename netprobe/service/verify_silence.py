@@ -26,7 +26,9 @@ async def silence_findings(rounds: Rounds, attachments: tuple[Attachment, ...], 
     found = []
     for name, is_sender in rounds.silent():
         number = numbers[name]
-        pair = next(pair for pair in pairs if pair[0 if is_sender else 1] == number)
+        pair = next((pair for pair in pairs if pair[0 if is_sender else 1] == number), None)
+        if pair is None:
+            continue  # alone on its network, it has no neighbour to hear from: its steps stay undecided
         which = "that it sends" if is_sender else "that is sent to it"
         what = f"{name} is cut off: nothing {which} arrives in any of {rounds.made} rounds, not even"
         packet, answer = await _asked(rounds, pair, attachments, topology)

@@ -1,15 +1,18 @@
-"""What a vantage cannot prove: left out of what is sent, and said. Pure.
+"""What cannot be proved from here: left out of what is sent, and said. Pure.
 
 A packet-out starts at the vswitch. Before a hybrid bridge's iptables nothing of it is seen, so it proves neither the
-rules of its sender's port, nor answers: to the iptables at whose port they arrive, nobody asked.
+rules of its sender's port, nor answers: to the iptables at whose port they arrive, nobody asked. Between networks
+packets go to the router's MAC; where a NAT would change their addresses, or no router is known, they are not sent.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from netprobe.model.packets import Cover, Scenario, Stage, Step
+from netprobe.model.packets import Cover, Kind, Scenario, Stage, Step
+from netprobe.model.topology import Attachment
 
 PACKET_OUT_NOTE = "packet-out proves the switch's tables and conntrack, not megaflows that are cached already"
+NO_ROUTE = "they are on two networks, and no router takes such packets from one to the other as they are"
 BEHIND_IPTABLES = "packet-out starts behind that port's iptables: prove it with --vantage tap or guest"
 
 
@@ -35,6 +38,38 @@ def cover_from(cover: Cover, vantage: str, backend: str) -> Cover:
         kept.append(replace(scenario, number=len(kept), steps=_together(scenario.steps)))
     unproven = tuple((what, BEHIND_IPTABLES) for what in left)
     return replace(cover, scenarios=tuple(kept), unproven=(*cover.unproven, *unproven))
+
+
+def routed(cover: Cover, attachments: Mapping[str, Attachment]) -> Cover:
+    """Scenarios between networks go by the router; those that cannot are left out, and said to be unproven.
+
+    Args:
+        cover: of the policy, whose ports all seem to be neighbours.
+        attachments: by the names of the policy's ports.
+    """
+    kept: list[Scenario] = []
+    left: dict[str, None] = {}
+    for scenario in cover.scenarios:
+        src, dst = attachments[scenario.src], attachments[scenario.dst]
+        steps = scenario.steps if src.network == dst.network else _by_router(scenario, src, dst)
+        if steps is None:
+            left[f"{scenario.src} to {scenario.dst}"] = None
+        else:
+            kept.append(replace(scenario, number=len(kept), steps=steps))
+    unproven = tuple((what, NO_ROUTE) for what in left)
+    return replace(cover, scenarios=tuple(kept), unproven=(*cover.unproven, *unproven))
+
+
+def _by_router(scenario: Scenario, src: Attachment, dst: Attachment) -> tuple[Step, ...] | None:
+    """The steps as they go to the router; None where they would not arrive as they are."""
+    is_translated = dst.network in src.behind_nat or src.network in dst.behind_nat
+    is_plain = all(step.packet.kind is Kind.IP for step in scenario.steps)
+    if is_translated or not is_plain or not src.gateway_mac or not dst.gateway_mac:
+        return None
+    return tuple(
+        replace(step, packet=replace(step.packet, dst_mac=(src if step.is_forward else dst).gateway_mac))
+        for step in scenario.steps
+    )
 
 
 def notes_of(vantage: str) -> tuple[str, ...]:

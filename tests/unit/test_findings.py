@@ -125,3 +125,9 @@ def test_findings_of_one_rule_at_one_place_are_told_once_with_their_number():
     steps = [judged(ALLOW, Outcome.DROPPED, scenario=i) for i in range(5)]
     (finding,) = judge_steps(steps, "ovs-ct", {}).found
     assert (finding.repeats, finding.scenario) == (4, 0)
+
+
+def test_the_very_rule_decides_wherever_its_stage_is_put():
+    same = ModelAnswer(False, point=EnforcementPoint("b", Stage.ANTI_SPOOFING), rule_id="default deny")
+    assert kinds(judged(DENY, Outcome.DROPPED, model=same)) == []
+    assert kinds(judged(DENY, Outcome.DROPPED, model=replace(same, rule_id="x"))) == [FindingKind.WRONG_PLACE]
