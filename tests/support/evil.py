@@ -1,14 +1,16 @@
 """A client of the collector that speaks the protocol by hand, so that it can also break it; and things that it says.
 
 It has a valid certificate. Used in the process of a test, and as a program of its own (`python -m support.evil`) that
-does one attack after the other for some seconds and prints what became of them, as JSON.
+does one attack after the other, each at least once, until SIGTERM, and prints what became of them, as JSON.
 """
 
 import argparse
 import itertools
 import json
+import math
 import random
 import secrets
+import signal
 import struct
 import sys
 import time
@@ -387,8 +389,8 @@ class Attacker:
         for stream in streams:
             await trio.aclose_forcefully(stream)
 
-    async def everything(self, seconds):
-        """All attacks, again and again."""
+    async def everything(self, is_enough):
+        """All attacks, again and again, but each once whatever is said."""
         attacks = [
             self.strange_names,
             self.crowd,
@@ -398,10 +400,11 @@ class Attacker:
             self.flood,
             self.throw_garbage,
         ]
-        with trio.move_on_after(seconds):
-            for attack in itertools.cycle(attacks):
-                await attack()
-                self.count(attack.__name__)
+        for done, attack in enumerate(itertools.cycle(attacks)):
+            if is_enough.is_set() and done >= len(attacks):
+                return
+            await attack()
+            self.count(attack.__name__)
 
 
 class Liar(Attacker):
@@ -439,12 +442,32 @@ class Liar(Attacker):
                 await client.block(spec.run, block)
                 self.count("lies", client.acked.get(spec.run, 0))
 
-    async def everything(self, seconds):
-        with trio.move_on_after(seconds):
-            while True:
-                client = await self.client()
-                if client is not None:
-                    await self.for_a_while(client, seconds, self.lie)
+    async def everything(self, is_enough):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.lie_again_and_again)
+            await is_enough.wait()
+            nursery.cancel_scope.cancel()
+
+    async def lie_again_and_again(self):
+        while True:
+            client = await self.client()
+            if client is not None:
+                await self.for_a_while(client, math.inf, self.lie)
+
+
+async def until_told(attacker):
+    """Attack until SIGTERM."""
+    is_enough = trio.Event()
+
+    async def listen():
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            print("ready", flush=True)
+            await anext(signals)
+            is_enough.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await attacker.everything(is_enough)
 
 
 def main():
@@ -454,13 +477,11 @@ def main():
     parser.add_argument("pki")
     parser.add_argument("name")
     parser.add_argument("host")
-    parser.add_argument("seconds", type=float)
     args = parser.parse_args()
     address, port = args.place.rsplit(":", 1)
     kind = Liar if args.kind == "liar" else Attacker
     attacker = kind((address, int(port)), Credentials.in_folder(Path(args.pki), args.name), args.name, args.host)
-    print("ready", flush=True)
-    trio.run(attacker.everything, args.seconds)
+    trio.run(until_told, attacker)
     json.dump(attacker.counts, sys.stdout)
 
 

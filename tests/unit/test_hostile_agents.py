@@ -238,7 +238,7 @@ def test_a_liar_on_the_way_changes_nothing_that_others_saw(tmp_path):
     async def test(world):
         without = figures(await world.run())
         liar = Liar(world.place, world.credentials("liar", "fabric/*"), "liar", "fabric", floods=False)
-        world.nursery.start_soon(liar.everything, 60)
+        world.nursery.start_soon(liar.lie_again_and_again)
         await world.wait_for("liar is on fabric")
         document = await world.run()
         assert figures(document) == without
