@@ -75,7 +75,7 @@ class _Spoofing:
         if other is not None:
             foreign = self._foreign_ip(place, end)
             pairs = self._resolved_pairs(place, end, other)
-            for label, packet in (*_resolving(end, other, foreign), *pairs, *_dhcp(end, other)):
+            for label, packet in (*_resolving(end, other, foreign), *pairs, *_dhcp(end, other, foreign)):
                 yield label, other.place, packet
 
     def _resolved_pairs(self, place: Place, end: End, other: End) -> Iterator[Spoof]:
@@ -88,6 +88,10 @@ class _Spoofing:
                 yield from ((f"pair {number} {label}", packet) for label, packet in _resolving(own, other, None))
             for word, edge in (("before", first - 1), ("after", last + 1)):
                 decoy = self._places.decoy(place, edge, edge, family)
+                if decoy is not None and found is not None and family == 6:
+                    _, packet = next(_resolving(found._replace(mac=mac), other, None))
+                    packet = replace(packet, neighbour=Neighbour(mac, decoy.ip))
+                    yield f"pair {number} advertises address {word}", packet
                 for label, packet in _resolving(decoy._replace(mac=mac), other, None) if decoy is not None else ():
                     if label in _PLAIN:
                         yield f"pair {number} address {word} {label}", packet
@@ -209,7 +213,9 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
 
     yield "neighbour advertisement", made(_ADVERTISEMENT, end.mac, end.ip)
     yield "neighbour solicitation", made(_SOLICITATION, end.mac, other.ip)
-    yield "neighbour advertisement without mac", made(_ADVERTISEMENT, "", end.ip)
+    bare = made(_ADVERTISEMENT, "", end.ip)
+    yield "neighbour advertisement without mac", bare
+    yield "neighbour advertisement without mac from a foreign mac", replace(bare, src_mac=DECOY_MAC)
     yield (
         "neighbour advertisement from a foreign mac",
         replace(made(_ADVERTISEMENT, end.mac, end.ip), src_mac=DECOY_MAC),
@@ -238,11 +244,14 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
     yield "router advertisement", made(ROUTER_ADVERTISEMENT, end.mac, end.ip)
 
 
-def _dhcp(end: End, other: End) -> Iterator[Spoof]:
+def _dhcp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
     """A guest that plays a DHCP server, and one that looks for a server: whatever address it has by then."""
     family = end.ip.version
     server, client = _DHCP[family]
     yield "dhcp server", Header(family, UDP, client, 0, 0, server).packet(end, other)
     asks = Header(family, UDP, server, 0, 0, client).packet(end, other)
     yield "dhcp client", asks
-    yield "dhcp client other source port", replace(asks, src_port=client + 1)
+    if foreign is not None:  # from one's own address it might pass as anything else
+        beside = ((client - 1, server), (client + 1, server), (client, server - 1))
+        for word, ports in zip(("source port-1", "source port+1", "port-1"), beside, strict=True):
+            yield f"dhcp client {word}", replace(asks, src_ip=foreign, src_port=ports[0], dst_port=ports[1])

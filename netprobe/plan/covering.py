@@ -29,6 +29,8 @@ WRONG_STAGE = "wrong stage only"
 _OTHER = {Way.INGRESS: Way.EGRESS, Way.EGRESS: Way.INGRESS}
 _NAMED_MAX = 3
 _MIRRORS_MAX = 100
+_MEMBERSHIPS_MAX = 400
+"""Pairs of ports and groups; where there are more, nobody's being in a group too many is tried."""
 _ONCE_MAX = 8
 """Ports at which something is tried that one port is enough for, if it does not work at the first."""
 
@@ -114,6 +116,8 @@ class _Covering:
         for place in self._places.all:
             if place.is_guarded and not place.stage(Way.INGRESS).default_allows:
                 self._add_default_deny(place)
+        if len(self._policy.groups) * len(self._places.all) <= _MEMBERSHIPS_MAX:
+            self._add_memberships()
         self._drafts.finish()
         add_states(self._places, self._drafts)
         add_spoofing(self._places, self._drafts)
@@ -150,6 +154,32 @@ class _Covering:
         for entry in (*place.stage(way).entries, *place.stage(way).buried):
             if entry.is_acl:
                 self._add_rivals(place, way, entry)
+
+    def _add_memberships(self) -> None:
+        """At each port what a group that it does not have would let pass: it may have been given one too many."""
+        guarded = [place for place in self._places.all if place.is_guarded]
+        for way, group in product(Way, self._policy.groups):
+            rules = {rule.id for rule in group.rules if rule.way is way}
+            found = (entry for place in guarded for entry in place.stage(way).entries if entry.rule in rules)
+            entries = tuple(dict.fromkeys(found))
+            for place in guarded:
+                if group.id not in place.port.groups:
+                    self._add_stranger(place, way, entries)
+
+    def _add_stranger(self, place: Place, way: Way, entries: Sequence[Entry]) -> None:
+        """One packet that one of the entries would let pass, if the port had them."""
+        for entry in entries:
+            ends = self._wants.inside_ends(entry, way)
+            found = product(self._wants.headers(entry), place.own[entry.family][:1], _turned(ends, place.index))
+            for header, local, end in islice(found, _MIRRORS_MAX):
+                source, target = (end, local) if way is Way.INGRESS else (local, end)
+                ends_at = (source.number, target.number)
+                if end.place is place or target.mac != target.place.port.mac or place.allows(way, header, *ends_at):
+                    continue
+                if place.stage(way).yields(entry, header, *ends_at) and end.place.allows(_OTHER[way], header, *ends_at):
+                    label = f"{entry.rule}:not a member"
+                    self._drafts.add(header, source, target, label, has_conversation=False)
+                    return
 
     def _add_rivals(self, place: Place, way: Way, entry: Entry) -> None:
         for want, priority in self._wants.against(place, way, entry):

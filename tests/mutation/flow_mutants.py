@@ -145,6 +145,8 @@ def _is_unreached(flow: Flow, changed: Flow) -> bool:
         return not any(word.startswith(("tcp", "icmp")) for word in flow.words if "=" not in word)
     if not state.startswith("+est"):
         return False
+    if not changed.word("ct_state") or (flow.word("icmp_type") and not changed.word("icmp_type")):
+        return True  # new ones have a flow of their own, of the same priority
     if flow.word("tp_dst") != changed.word("tp_dst"):
         (low, high), (first, last) = _span(changed), _span(flow)
         return low <= first and last <= high

@@ -83,7 +83,8 @@ def changes(old: Northbound, new: Northbound) -> tuple[list[list[str]], list[lis
         made.append(["pg-add", name, *sorted(new.groups[name])])
     for name in sorted(new.groups.keys() & old.groups.keys()):
         if new.groups[name] != old.groups[name]:
-            made.append(["pg-set-ports", name, *sorted(new.groups[name])])
+            ports = sorted(new.groups[name])
+            made.append(["pg-set-ports", name, *ports] if ports else ["clear", "Port_Group", name, "ports"])
     actions = {key: action for key, (action, _) in old.acls.items()}
     for key, action in actions.items():
         if key not in new.acls or new.acls[key][0] != action:
