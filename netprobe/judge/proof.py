@@ -78,13 +78,16 @@ class Proofs:
     Args:
         scenarios: dense in `number`.
         ports: names of all ports.
+        hosts: the number of each port's host; what lies between two hosts loses for itself. None: all on one.
         alpha: bound of the probability that any step at all is called dropped though it passes (Bonferroni).
 
     Raises:
         UsageError: alpha is no probability.
     """
 
-    def __init__(self, scenarios: Sequence[Scenario], ports: Sequence[str], *, alpha: float) -> None:
+    def __init__(
+        self, scenarios: Sequence[Scenario], ports: Sequence[str], *, alpha: float, hosts: Sequence[int] | None = None
+    ) -> None:
         if not 0 < alpha < 1:
             raise UsageError("--alpha", f"got {alpha:g}", allowed="between 0 and 1")
         self._scenarios = scenarios
@@ -102,11 +105,26 @@ class Proofs:
         ]
         both = np.array(pairs, np.int64).reshape(n, 2)
         self.sender, self.receiver = both[:, 0], both[:, 1]
+        self._host = np.array(hosts or [0] * len(ports), np.int64)
+        self._hosts = int(self._host.max(initial=0)) + 1
+        self.path = self.path_of(self.sender, self.receiver)
         self._control_sent = np.zeros((2, len(ports)), np.int64)
         self._control_missed = np.zeros((2, len(ports)), np.int64)
+        self._path_sent = np.zeros(self._hosts**2, np.int64)
+        self._path_missed = np.zeros(self._hosts**2, np.int64)
 
     def __len__(self) -> int:
         return len(self.sent)
+
+    def path_of(self, senders: I64, receivers: I64) -> I64:
+        """The number of the way from the one's host to the other's, shape (n,)."""
+        found: I64 = self._host[senders] * self._hosts + self._host[receivers]
+        return found
+
+    @property
+    def paths(self) -> int:
+        """How many ways there are between hosts, both directions, and within each."""
+        return self._hosts**2
 
     def index(self, scenario: int, step: int) -> int:
         """The place of a step in the columns."""
@@ -117,7 +135,13 @@ class Proofs:
         scenario = int(np.searchsorted(self._first, index, side="right")) - 1
         return StepRef(scenario, index - int(self._first[scenario]))
 
-    def feed(self, steps: I64, arrived: npt.NDArray[np.bool_], alive: npt.NDArray[np.bool_]) -> None:
+    def feed(
+        self,
+        steps: I64,
+        arrived: npt.NDArray[np.bool_],
+        alive: npt.NDArray[np.bool_],
+        paths_alive: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         """Take the results of one round.
 
         Args:
@@ -126,8 +150,12 @@ class Proofs:
             alive: shape (2, ports), whether in this round anything at all came through that each port sent (row 0), and
                 to each port (row 1). What was sent from or to one that was not alive counts for nothing, unless it
                 arrived.
+            paths_alive: shape (paths,), likewise for the ways between hosts; None: all are.
         """
-        counts = arrived | (alive[0, self.sender[steps]] & alive[1, self.receiver[steps]])
+        is_alive = alive[0, self.sender[steps]] & alive[1, self.receiver[steps]]
+        if paths_alive is not None:
+            is_alive &= paths_alive[self.path[steps]]
+        counts = arrived | is_alive
         self.sent[steps[counts]] += 1
         self.arrived[steps[arrived]] += 1
 
@@ -142,6 +170,9 @@ class Proofs:
         for row, ports in ((0, senders), (1, receivers)):
             np.add.at(self._control_sent[row], ports, 1)
             np.add.at(self._control_missed[row], ports[~arrived], 1)
+        paths = self.path_of(senders, receivers)
+        np.add.at(self._path_sent, paths, 1)
+        np.add.at(self._path_missed, paths[~arrived], 1)
 
     def feed_rejections(self, steps: I64) -> None:
         """Take note that the senders of these steps were told of a rejection."""
@@ -163,10 +194,21 @@ class Proofs:
         common = loss_bound(int(sent[0].sum()), int(missed[0].sum()))
         return common, tuple(_worse(common, sent[:, i], missed[:, i]) for i in range(sent.shape[1]))
 
+    def _path_bounds(self) -> npt.NDArray[np.float64]:
+        """The bound of each way between hosts, shape (paths,): its own where it surely loses more than all do."""
+        passes = self.arrived > 0
+        sent, missed = self._path_sent.copy(), self._path_missed.copy()
+        np.add.at(sent, self.path[passes], self.sent[passes])
+        np.add.at(missed, self.path[passes], (self.sent - self.arrived)[passes])
+        common = self.loss()[0]
+        missed = np.clip(missed, 0, sent)
+        return np.array([_worse(common, sent[i : i + 1], missed[i : i + 1]).upper for i in range(len(sent))])
+
     def outcomes(self) -> list[Outcome]:
         """What is proved of each step by now."""
         bounds = np.array([bound.upper for bound in self.loss()[1]])
         loss = np.maximum(bounds[self.sender], bounds[self.receiver]) if len(bounds) else np.ones(len(self.sent))
+        loss = np.maximum(loss, self._path_bounds()[self.path])
         # The likelihood ratio of n misses in a row, "passes" to "dropped", is loss ** n (judge.sequential.ShareTest
         # with bad = 1, written out for columns).
         with np.errstate(divide="ignore"):

@@ -280,9 +280,14 @@ class Place:
 
 
 class Places:
-    """The ports of a policy."""
+    """The ports of a policy.
 
-    def __init__(self, policy: Policy) -> None:
+    Args:
+        policy: bound.
+        others: addresses of who is in no policy.
+    """
+
+    def __init__(self, policy: Policy, others: Iterable[IPAddress] = ()) -> None:
         self.policy = policy
         self.all: list[Place] = []
         lists = RuleLists(policy)
@@ -306,6 +311,9 @@ class Places:
             for family in FAMILIES:
                 for end in place.own[family]:
                     self._by_number.setdefault((family, end.number), place)
+        # Those of ports that are elsewhere, or in no policy, are somebody's too: no decoy's.
+        known = (*others, *(ip for place in self.all for ip in place.port.ips))
+        self._taken = {(ip.version, int(ip)) for ip in known}
         self._wild = [place for place in self.all if not place.port.has_port_security and place.port.mac]
         self._paired = [place for place in self.all if place.port.allowed_pairs and place.port.mac]
         self.own = {family: [end for place in self.all for end in place.own[family][:1]] for family in FAMILIES}
@@ -351,6 +359,8 @@ class Places:
         owner = self._by_number.get((family, number))
         if owner is not None:
             return tuple(end for end in owner.own[family] if end.number == number)
+        if (family, number) in self._taken:
+            return ()
         return (*self._pair_ends(number, number, family), *self.decoys(number, number, family))
 
     def decoys(self, first: int, last: int, family: int) -> tuple[End, ...]:
@@ -366,7 +376,7 @@ class Places:
             if low <= first < after:
                 first = after
         number = first
-        while (family, number) in self._by_number:
+        while (family, number) in self._taken:
             number += 1
         if number > last:
             return None
@@ -376,7 +386,7 @@ class Places:
         for place in self._paired:
             for low, high, mac in place.pairs[family]:
                 number = max(low, first)
-                while number <= min(high, last) and (family, number) in self._by_number:
+                while number <= min(high, last) and (family, number) in self._taken:
                     number += 1
                 if number <= min(high, last):
                     yield End(place, number, address(number, family), mac, is_own=False)

@@ -8,12 +8,12 @@ anti-spoofing (cover_spoofing), the default deny. What can't be sent is said, an
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice, product
 
 from netprobe.model.packets import Cover
-from netprobe.model.policy import TCP, UDP, Policy, Way
+from netprobe.model.policy import TCP, UDP, IPAddress, Policy, Way
 from netprobe.model.rule_lists import FAMILIES, Entry
 from netprobe.plan.cover_choice import DECIDES, PASSES, PIVOTAL, Aim, Choice, Chooser
 from netprobe.plan.cover_drafts import Decider, Drafts
@@ -35,7 +35,7 @@ _ONCE_MAX = 8
 """Ports at which something is tried that one port is enough for, if it does not work at the first."""
 
 
-def cover(policy: Policy, decide: Decider) -> Cover:
+def cover(policy: Policy, decide: Decider, others: Iterable[IPAddress] = ()) -> Cover:
     """The scenarios that prove a policy.
 
     The lower bound: a first packet has one fate. It is stopped at one of three points, or it arrives. What is to be
@@ -47,9 +47,10 @@ def cover(policy: Policy, decide: Decider) -> Cover:
     Args:
         policy: bound: its ports have their addresses.
         decide: says what should become of a packet (judge.evaluator.Evaluator); expectations are its, not ours.
+        others: addresses of those who are in no policy, so that nothing is sent in their name.
     """
     with _collector_at_rest():
-        return _Covering(policy, decide).made()
+        return _Covering(policy, decide, others).made()
 
 
 @contextmanager
@@ -96,9 +97,9 @@ def _at_places(places: list[str]) -> str:
 
 
 class _Covering:
-    def __init__(self, policy: Policy, decider: Decider) -> None:
+    def __init__(self, policy: Policy, decider: Decider, others: Iterable[IPAddress]) -> None:
         self._policy = policy
-        self._places = Places(policy)
+        self._places = Places(policy, others)
         self._wants = Wants(self._places)
         self._chooser = Chooser(self._places)
         self._drafts = Drafts(decider, self._wants.words.cuts())

@@ -14,6 +14,7 @@ import trio
 from netprobe.errors import UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
+from netprobe.judge.conntrack import FiveTuple
 from netprobe.judge.evaluator import Evaluator
 from netprobe.judge.findings import Evidence, Finding, FindingKind, Findings, Judged, judge_steps
 from netprobe.judge.proof import Outcome, Proofs
@@ -26,7 +27,8 @@ from netprobe.plan.budget import PORT_BLOCK
 from netprobe.plan.covering import cover
 from netprobe.plan.policy_bind import bind
 from netprobe.service.policy_models import ModelAsker
-from netprobe.service.verify_attempts import Attempts
+from netprobe.service.stale_connections import read_entries
+from netprobe.service.verify_attempts import PORTS, Attempts
 from netprobe.service.verify_checks import consistency_findings, stale_findings
 from netprobe.service.verify_evidence import prove_findings
 from netprobe.service.verify_permits import permit_verify
@@ -37,6 +39,15 @@ from netprobe.service.verify_wire import VerifyWire, WireOrder, new_mark, open_w
 
 QUESTIONS_AT_ONCE = 500
 """Between two batches of questions a signal is heard."""
+
+AT_ONCE = PORTS * 9 // 10
+"""Scenarios that may be under way at once: each has a source port of its own, and some ports are taken."""
+
+OVN_REJECTS_PPS = 10
+"""ovn-controller answers each rejected packet itself, in the thread that answers tenants' DHCP and ARP too."""
+
+BURSTS = 2_000
+"""More packets than the proof of one rule sends."""
 
 Tell = Callable[[str], None]
 
@@ -148,7 +159,8 @@ def plan_verify(order: VerifyOrder, topology: Topology) -> VerifyPlan:
         raise UsageError(order.where, "none of its ports is attached here", advice="is this the right cloud?")
     backend = backend_of(topology, attachments)
     by_name = {port.name: one for port, one in zip(ports, attachments, strict=True)}
-    whole = routed(cover(policy, Evaluator(policy)), by_name)
+    everyone = [ip for one in topology.attachments for ip in (one.ipv4, one.ipv6)]
+    whole = routed(cover(policy, Evaluator(policy), everyone), by_name)
     return VerifyPlan(policy, cover_from(whole, order.vantage, backend), backend, ports, attachments)
 
 
@@ -171,19 +183,22 @@ async def verify(
     started_ns = realtime_ns()
     is_kernel = plan.backend == "bridge"
     terms = (order.vantage, order.rate_pps)
-    most = permit_verify(plan.attachments, topology, plan.cover, terms, started_ns, is_kernel=is_kernel)
+    tries = plan.cover.probes * order.rounds + BURSTS * order.rules_proved
+    most = permit_verify(plan.attachments, topology, tries, terms, started_ns, is_kernel=is_kernel)
     # Before anything is sent, so that no connection is ours.
     others = [*order.discrepancies, *await stale_findings(plan.policy, topology), *await consistency_findings(topology)]
     scenarios, names = plan.cover.scenarios, [port.name for port in plan.ports]
     mark = new_mark()
     attempts = Attempts(mark, secrets.randbelow(4096))
+    attempts.taken, attempts.is_kernel = await trio.to_thread.run_sync(_taken, plan, topology), is_kernel
     wire_order = WireOrder(mark, plan.attachments, topology, order.vantage, order.rate_pps, is_kernel)
     async with open_wire(wire_order, stop) as wire:
-        limits = RoundLimits(order.tmax_ns, order.rounds, order.seed, most)
-        proofs = Proofs(scenarios, names, alpha=order.alpha)
+        limits = RoundLimits(order.tmax_ns, order.rounds, order.seed, min(most, AT_ONCE), _rejects_pps(plan))
+        hosts = list(dict.fromkeys(one.host for one in plan.attachments))
+        proofs = Proofs(scenarios, names, alpha=order.alpha, hosts=[hosts.index(one.host) for one in plan.attachments])
         rounds = Rounds(scenarios, plan.ports, proofs, attempts, wire, limits, stop)
         answers = await _probe(order, plan, topology, rounds, tell)
-        steps = _judged(plan, proofs, answers)
+        steps = _judged(plan, proofs, answers, order.vantage)
         findings = judge_steps(steps, plan.backend, rounds.not_sent)
         findings.found += await silence_findings(rounds, plan.attachments, topology)
         if order.rules_proved and findings.found:
@@ -253,11 +268,17 @@ async def _ask_models(plan: VerifyPlan, proofs: Proofs, topology: Topology, answ
                 answers[question.ident] = answer
 
 
-def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer]) -> list[Judged]:
+def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer], vantage: str) -> list[Judged]:
     """All steps with their outcomes, evidence and what the model says of them."""
     outcomes = proofs.outcomes()
     return [
-        Judged(scenario, number, outcomes[place], _evidence(plan, proofs, place, outcomes[place]), answers.get(place))
+        Judged(
+            scenario,
+            number,
+            outcomes[place],
+            _evidence(plan, proofs, place, outcomes[place], vantage),
+            answers.get(place),
+        )
         for scenario in plan.cover.scenarios
         for number in range(len(scenario.steps))
         for place in (proofs.index(scenario.number, number),)
@@ -266,22 +287,53 @@ def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer]
 
 def _is_contradicted(plan: VerifyPlan, rounds: Rounds) -> bool:
     """Whether a leak or an overblock is proved by now."""
-    found = judge_steps(_judged(plan, rounds.proofs, {}), plan.backend, {})
+    found = judge_steps(_judged(plan, rounds.proofs, {}, "tap"), plan.backend, {})
     return rounds.is_cut_off or any(found.count(kind) for kind in (FindingKind.LEAK, FindingKind.OVERBLOCK))
 
 
-def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome) -> Evidence:
+def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome, vantage: str) -> Evidence:
     sender, receiver = plan.attachments[int(proofs.sender[place])], plan.attachments[int(proofs.receiver[place])]
     sent, arrived, rejected = (int(column[place]) for column in (proofs.sent, proofs.arrived, proofs.rejected))
     missing = receiver.chain[1].id if outcome is not Outcome.PASSED else ""
-    return Evidence(sent, arrived, rejected, sender.chain[1].id, missing)
+    # What a packet-out, or nothing at all, brought in was seen nowhere before.
+    last_seen = sender.chain[1].id if sent and vantage != "vswitch" else ""
+    return Evidence(sent, arrived, rejected, last_seen, missing)
 
 
 def _unproven(plan: VerifyPlan) -> list[Finding]:
     """What cannot be proved from here."""
     remarks = [Finding(FindingKind.UNPROVEN, remark) for remark in plan.policy.remarks]
-    gaps = [Finding(FindingKind.UNPROVEN, why, rule_id=what, expected=what) for what, why in plan.cover.unproven]
-    return [*remarks, *gaps]
+    gaps = [*plan.cover.unproven, *_unseen_rules(plan.cover), *_lone_ports(plan)]
+    return [*remarks, *(Finding(FindingKind.UNPROVEN, why, rule_id=what, expected=what) for what, why in gaps)]
+
+
+def _unseen_rules(found: Cover) -> dict[str, str]:
+    """Rules that no packet shows, each with the reason: another enforcement point stops all that would."""
+    steps = (step for scenario in found.scenarios for step in scenario.steps)
+    seen = {check.rule for step in steps for check in step.expected.checks}
+    seen |= {what.partition(":")[0] for what, _ in found.unproven}
+    rules = ((what.partition(":")[0], why) for what, why in found.unreachable)
+    return {rule: f"no packet between these ports can show it: {why}" for rule, why in rules if rule not in seen}
+
+
+def _lone_ports(plan: VerifyPlan) -> list[tuple[str, str]]:
+    """Ports that nothing is sent from or to."""
+    tried = {name for scenario in plan.cover.scenarios for name in (scenario.src, scenario.dst)}
+    return [(port.name, "there is no other port to try it with") for port in plan.ports if port.name not in tried]
+
+
+def _taken(plan: VerifyPlan, topology: Topology) -> frozenset[FiveTuple]:
+    """Connections that exist already, both directions."""
+    found: set[FiveTuple] = set()
+    for host in topology.hosts:
+        if any(one.host == host.name for one in plan.attachments):
+            for entry in read_entries(host, is_hybrid=plan.backend == "bridge"):
+                found |= {entry.original, entry.reply}
+    return frozenset(found)
+
+
+def _rejects_pps(plan: VerifyPlan) -> int:
+    return OVN_REJECTS_PPS if plan.backend.startswith("ovn") else 0
 
 
 def _strayed(plan: VerifyPlan, rounds: Rounds) -> tuple[str, ...]:

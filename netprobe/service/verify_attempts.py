@@ -1,7 +1,8 @@
 """One attempt of a scenario: its own ports and numbers, and the frames of its steps one by one.
 
-Every attempt has a source port (or echo identifier) that no attempt of this run had between the same addresses, so that
-conntrack takes it for a new connection. Encodes, counts and remembers; sends nothing (service.verify_rounds does).
+Every attempt has a source port and an echo identifier that no other has whose connections may still be known, and that
+nobody else's connection had when the run began: conntrack takes it for a new one. Encodes, counts and remembers; sends
+nothing (service.verify_rounds does).
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,11 @@ from netprobe.wire.policy_frames import PolicyMark, TcpNumbers, encode_packet, s
 
 TRACKED_APART = frozenset({TCP, UDP, ICMP, ICMPV6})
 """Protocols whose connections are told apart by ports or identifiers everywhere."""
+
+PORTS = PORT_BLOCK[1] - PORT_BLOCK[0] + 1
+IDENTIFIERS = 0xFFFF
+TRIES = 64
+"""Ports that are tried for an attempt before it is given up: somebody's connection has them."""
 
 CONTROL = -1
 """The step of frames that belong to no scenario: controls."""
@@ -47,16 +53,15 @@ class Attempt:
     """One attempt of a scenario.
 
     Attributes:
-        port: source port or echo identifier of its flow.
+        port, ident: source port and echo identifier of its flow.
         seqs: numbers of the frames made so far, one a step.
-        is_over: no further step is sent: one before did not arrive.
     """
 
     scenario: Scenario
     port: int
+    ident: int
     seqs: list[int] = field(default_factory=list)
     next_number: dict[bool, int] = field(default_factory=dict)
-    is_over: bool = False
 
     def numbers(self, packet: Packet, mark: PolicyMark, seq: int, *, is_forward: bool) -> TcpNumbers | None:
         """Sequence and acknowledgement numbers of this attempt's next segment, as a real connection would have them."""
@@ -91,20 +96,38 @@ class Attempts:
 
     Args:
         mark: of this run.
-        first_port: where in the block of source ports to begin; random, so that two runs do not meet.
+        first: where among source ports and identifiers to begin; random, so that two runs do not meet.
+
+    Attributes:
+        taken: connections that hosts knew before anything was sent, both directions of each: others'.
+        is_kernel: the kernel tracks them.
     """
 
-    def __init__(self, mark: PolicyMark, first_port: int) -> None:
+    def __init__(self, mark: PolicyMark, first: int) -> None:
         self._mark = mark
-        low, high = PORT_BLOCK
-        self._low, self._ports = low, high - low + 1
-        self._next = first_port
+        self._next = first
         self.sent: list[Sent] = []
+        self.taken: frozenset[FiveTuple] = frozenset()
+        self.is_kernel = False
 
-    def attempt(self, scenario: Scenario) -> Attempt:
-        """A new attempt. Ports go round; between the same ends one comes again only after the whole block."""
-        self._next += 1
-        return Attempt(scenario, self._low + self._next % self._ports)
+    def attempt(self, scenario: Scenario) -> Attempt | None:
+        """A new attempt; None where it would meet a connection that is not ours.
+
+        Ports go round: no more scenarios are under way at once than there are (PORTS). Identifiers have a longer way,
+        for Open vSwitch cannot be asked to forget ICMPv6.
+        """
+        for _ in range(TRIES):
+            self._next += 1
+            made = Attempt(scenario, PORT_BLOCK[0] + self._next % PORTS, self._next % IDENTIFIERS + 1)
+            if not self.taken or not self.taken.intersection(self._tuples(made)):
+                return made
+        return None
+
+    def _tuples(self, attempt: Attempt) -> Iterator[FiveTuple]:
+        for step in attempt.scenario.steps:
+            packet = step.packet.with_ephemeral(attempt.port)
+            if packet.kind is Kind.IP:
+                yield tuple_of(packet, attempt.ident, is_kernel=self.is_kernel)
 
     def frame(self, attempt: Attempt, step: int, place: int, ends: tuple[int, int], round_: int) -> Sent:
         """The frame of an attempt's step.
@@ -126,14 +149,14 @@ class Attempts:
             self._mark,
             seq,
             tcp=tcp,
-            ident=attempt.port,
+            ident=attempt.ident,
             state=one.state,
             datagram=before if packet.fragment is Fragment.LATER else seq,
             quoted_seq=before,
         )
         sender, receiver = ends if one.is_forward else (ends[1], ends[0])
         attempt.seqs.append(seq)
-        return self._keep(Sent(seq, place, sender, receiver, round_, packet, attempt.port, frame))
+        return self._keep(Sent(seq, place, sender, receiver, round_, packet, attempt.ident, frame))
 
     def control(self, packet: Packet, ends: tuple[int, int], round_: int) -> Sent:
         """The frame of a control: a packet that every policy lets pass."""
@@ -190,14 +213,22 @@ def own_tuples(sent: Iterable[Sent], *, is_kernel: bool) -> Iterator[FiveTuple]:
         sent: the frames.
         is_kernel: the kernel tracks them: it has ports also for SCTP, DCCP and UDP-Lite.
     """
-    with_ports = WITH_PORTS if is_kernel else frozenset({TCP, UDP})
     for one in sent:
-        packet = one.packet
-        if packet.kind is not Kind.IP or packet.fragment is Fragment.LATER:
-            continue
-        if packet.protocol in (ICMP, ICMPV6):
-            kind = (packet.icmp_type, packet.icmp_code)
-            yield FiveTuple(packet.protocol, packet.src_ip, packet.dst_ip, one.ident, 0, *kind)
-        else:
-            ports = (packet.src_port or 0, packet.dst_port or 0) if packet.protocol in with_ports else (0, 0)
-            yield FiveTuple(packet.protocol, packet.src_ip, packet.dst_ip, *ports)
+        if one.packet.kind is Kind.IP and one.packet.fragment is not Fragment.LATER:
+            yield tuple_of(one.packet, one.ident, is_kernel=is_kernel)
+
+
+def tuple_of(packet: Packet, ident: int, *, is_kernel: bool) -> FiveTuple:
+    """The tuple of the conntrack entry that an IP packet would begin.
+
+    Args:
+        packet: with its ports.
+        ident: of an ICMP query.
+        is_kernel: the kernel tracks it: it has ports also for SCTP, DCCP and UDP-Lite.
+    """
+    if packet.protocol in (ICMP, ICMPV6):
+        kind = (packet.icmp_type, packet.icmp_code)
+        return FiveTuple(packet.protocol, packet.src_ip, packet.dst_ip, ident, 0, *kind)
+    with_ports = WITH_PORTS if is_kernel else (TCP, UDP)
+    ports = (packet.src_port or 0, packet.dst_port or 0) if packet.protocol in with_ports else (0, 0)
+    return FiveTuple(packet.protocol, packet.src_ip, packet.dst_ip, *ports)

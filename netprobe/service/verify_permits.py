@@ -8,7 +8,6 @@ from netprobe.host.conntrack import Conntrack
 from netprobe.host.nf_conntrack import KernelConntrack
 from netprobe.host.ovsdb import bound_ports
 from netprobe.host.unixctl import UnixctlClient
-from netprobe.model.packets import Cover
 from netprobe.model.points import Vantage
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.plan.allowlist import Allowlist
@@ -22,7 +21,7 @@ ENTRIES_A_SCENARIO = 2
 def permit_verify(
     attachments: Sequence[Attachment],
     topology: Topology,
-    cover: Cover,
+    frames: int,
     order: tuple[str, int],
     now_ns: int,
     *,
@@ -33,7 +32,7 @@ def permit_verify(
     Args:
         attachments: the ports that take part.
         topology: their hosts.
-        cover: what will be sent.
+        frames: how many will be sent at the most, besides controls.
         order: vantage ("tap", "vswitch" or "guest") and packets a second.
         now_ns: CLOCK_REALTIME.
         is_kernel: connections are tracked by the kernel (iptables), not by the vswitch.
@@ -56,7 +55,7 @@ def permit_verify(
     check_bound(attachments, hosts)
     most = min(_room(host, is_kernel=is_kernel) for host in hosts)
     for host in hosts:
-        _audit(host, attachments, cover, order, now_ns)
+        _audit(host, attachments, frames, order, now_ns)
     return most
 
 
@@ -113,16 +112,16 @@ def conntrack_use(host: Host, *, is_kernel: bool) -> Room:
         return Conntrack(unixctl).use()
 
 
-def _audit(host: Host, attachments: Sequence[Attachment], cover: Cover, order: tuple[str, int], now_ns: int) -> None:
+def _audit(host: Host, attachments: Sequence[Attachment], frames: int, order: tuple[str, int], now_ns: int) -> None:
     vantage, pps = order
     here = [one.name for one in attachments if one.host == host.name]
-    type_p: dict[str, object] = {"protocol": "verify", "scenarios": len(cover.scenarios), "ports": len(here)}
+    type_p: dict[str, object] = {"protocol": "verify", "ports": len(here)}
     record = InjectionOrder(
         host=host.name,
         port=", ".join(here)[:1024],
         vantage=vantage,
         type_p=type_p,
-        count=cover.probes,
+        count=frames,
         pps=pps,
         session=0,
     )

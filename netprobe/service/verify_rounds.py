@@ -8,7 +8,7 @@ waves, and what they leave in conntrack is taken away in between. What arrived, 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import permutations
 from typing import Protocol
 
 import numpy as np
@@ -39,8 +39,8 @@ LIFELINES = 3
 
 NEIGHBOUR_ADVERTISEMENT = 136  # RFC 4861 §4.4
 
-JOURNAL_STEPS = 2_000
-"""Frames between two writes of the journal, at the most."""
+CONFIRMED_S = 0.25
+"""So long a confirmed absorption is relied on: then it is asked for again, in the middle of a batch too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,13 @@ class Arrival:
 
 
 class Wire(Protocol):
-    """Where frames go in, and come out again."""
+    """Where frames go in, and come out again.
+
+    Attributes:
+        pps: packets a second.
+    """
+
+    pps: int
 
     async def send(self, sent: Sequence[Sent]) -> list[int]:
         """Send frames; the times just before each, CLOCK_REALTIME, ns; 0 where it could not be sent."""
@@ -72,8 +78,8 @@ class Wire(Protocol):
     async def confirm(self) -> frozenset[int]:
         """Numbers of the ports before which frames of ours are surely absorbed."""
 
-    async def forget(self) -> None:
-        """Take the connections away that frames made so far."""
+    async def forget(self) -> str:
+        """Take the connections away that frames made so far; a text if a table is too full even so, else ""."""
 
     def write_down(self, sent: Sequence[Sent]) -> None:
         """Put into the journal what these frames may leave in the hosts, before they are sent."""
@@ -88,12 +94,15 @@ class RoundLimits:
         rounds: at most so many.
         seed: of the order in which scenarios are sent.
         at_once: scenarios that may be under way at once: their connections are in tables that tenants share.
+        rejects_pps: packets a second that are to be rejected, 0 for as many as others: where a controller answers them,
+            tenants' packets wait for it too.
     """
 
     tmax_ns: int
     rounds: int
     seed: int
     at_once: int
+    rejects_pps: int = 0
 
 
 @dataclass(slots=True)
@@ -125,6 +134,7 @@ class Rounds:
     _seen: set[int] = field(default_factory=set)
     _rejected: set[int] = field(default_factory=set)
     _ends: list[tuple[int, int]] = field(default_factory=list)
+    _pairs: list[tuple[int, int]] = field(default_factory=list)
     _tried: I64 = field(init=False)
     _heard: I64 = field(init=False)
     _greeted: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -132,6 +142,7 @@ class Rounds:
     def __post_init__(self) -> None:
         numbers = {port.name: i for i, port in enumerate(self.ports)}
         self._ends = [(numbers[s.src], numbers[s.dst]) for s in self.scenarios]
+        self._pairs = control_pairs(self.ports, self.proofs)
         self._tried, self._heard = np.zeros((2, len(self.ports)), np.int64), np.zeros((2, len(self.ports)), np.int64)
 
     def silent(self) -> list[tuple[str, bool]]:
@@ -163,12 +174,24 @@ class Rounds:
             ready += self._lifelines(set(ready))
             order.shuffle(ready)
             tell(f"round {self.made + 1}: {len(ready)} scenarios")
-            await self._round([self.attempts.attempt(self.scenarios[n]) for n in ready])
+            await self._round(self._attempts(ready))
             self.made += 1
             if is_enough():
                 break
         await self._listen()
         self._take_late()
+
+    def _attempts(self, numbers: Sequence[int]) -> list[Attempt]:
+        """An attempt of each; what would meet a connection of others' is not sent."""
+        found = []
+        for number in numbers:
+            attempt = self.attempts.attempt(self.scenarios[number])
+            if attempt is not None:
+                found.append(attempt)
+            else:
+                for step in range(len(self.scenarios[number].steps)):
+                    self.not_sent[number, step] = "somebody's connection has its addresses and ports: it was not sent"
+        return found
 
     def _undecided(self) -> list[int]:
         """Scenarios with a step that is open, and whose steps before it pass."""
@@ -184,15 +207,21 @@ class Rounds:
         return found
 
     def _lifelines(self, others: set[int]) -> list[int]:
-        """Scenarios that passed, once more: they stand in for controls where a port has no neighbour to talk to."""
-        pairs = control_pairs(self.ports)
-        outcomes, found = self.proofs.outcomes(), []
-        for row, column in ((0, self.proofs.sender), (1, self.proofs.receiver)):
-            for port in set(range(len(self.ports))) - {pair[row] for pair in pairs}:
-                firsts = (self.proofs.index(s.number, 0) for s in self.scenarios if s.number not in others)
-                passed = (i for i in firsts if column[i] == port and outcomes[i] is Outcome.PASSED)
-                found += [self.proofs.ref(i).scenario for i in islice(passed, LIFELINES)]
-        return sorted(set(found))
+        """Scenarios that passed, once more: they stand in for controls where ports, or hosts, have none."""
+        proofs, outcomes = self.proofs, self.proofs.outcomes()
+        pairs = np.array(self._pairs, np.int64).reshape(-1, 2)
+        firsts = np.array([proofs.index(s.number, 0) for s in self.scenarios if s.number not in others], np.int64)
+        passed = firsts[[outcomes[i] is Outcome.PASSED for i in firsts.tolist()]] if len(firsts) else firsts
+        found: set[int] = set()
+        for column, known, count in (
+            (proofs.sender, pairs[:, 0], len(self.ports)),
+            (proofs.receiver, pairs[:, 1], len(self.ports)),
+            (proofs.path, proofs.path_of(pairs[:, 0], pairs[:, 1]), proofs.paths),
+        ):
+            for lone in set(range(count)) - set(known.tolist()):
+                chosen = passed[column[passed] == lone][:LIFELINES]
+                found |= {proofs.ref(i).scenario for i in chosen.tolist()}
+        return sorted(found)
 
     def _note_unready(self, numbers: set[int], confirmed: frozenset[int]) -> None:
         for number in numbers:
@@ -207,7 +236,8 @@ class Rounds:
         Returns:
             How many were sent.
         """
-        made = [self._frame(self.attempts.attempt(scenario), 0, self.made) for _ in range(count)]
+        attempts = [attempt for attempt in (self.attempts.attempt(scenario) for _ in range(count)) if attempt]
+        made = [self._frame(attempt, 0, self.made) for attempt in attempts]
         await self._send(made)
         return sum(self.first_ns[one.seq] > 0 for one in made)
 
@@ -232,13 +262,13 @@ class Rounds:
         for number, wave in enumerate(waves(attempts, self.limits.at_once)):
             if number:
                 await trio.sleep(PASSED_S)
-                await self.wire.forget()
+                await self._forget()
             await self._wave(wave, round_)
         await self._send(self._controls(round_))
         sent = self.attempts.sent[begin:]
         await self._wait([one.seq for one in sent if self._should_pass(one)])
         await self._wait_out(sent)
-        await self.wire.forget()
+        await self._forget()
         self._feed(sent)
 
     async def _wave(self, attempts: Sequence[Attempt], round_: int) -> None:
@@ -262,10 +292,17 @@ class Rounds:
         """An ARP answer from each port to the next one of its network, round and round."""
         made = []
         for _ in range(CONTROLS_A_LEVEL):
-            for number, other in control_pairs(self.ports):
+            for number, other in self._pairs:
                 packet = control_packet(self.ports[number], self.ports[other])
                 made.append(self.attempts.control(packet, (number, other), round_))
         return made
+
+    def _is_rejected(self, one: Sent) -> bool:
+        """Whether it is one that whoever drops it answers."""
+        if one.step == CONTROL:
+            return False
+        ref = self.proofs.ref(one.step)
+        return self.scenarios[ref.scenario].steps[ref.step].expected.is_rejected
 
     def _should_pass(self, one: Sent) -> bool:
         if one.step == CONTROL:
@@ -274,13 +311,34 @@ class Rounds:
         return self.scenarios[ref.scenario].steps[ref.step].expected.is_allowed
 
     async def _send(self, sent: Sequence[Sent]) -> None:
-        """Send frames in the order of their numbers."""
-        for first in range(0, len(sent), JOURNAL_STEPS):
-            part = sent[first : first + JOURNAL_STEPS]
+        """Send frames in the order of their numbers, those that are to be rejected behind the others of their part.
+
+        What is for, or from, a port whose absorption is not confirmed any more stays unsent.
+        """
+        size = max(int(self.wire.pps * CONFIRMED_S), 1)
+        for first in range(0, len(sent), size):
+            part = sent[first : first + size]
             self.wire.write_down(part)
-            times = await self.wire.send(part)
-            self.first_ns |= {one.seq: t_ns for one, t_ns in zip(part, times, strict=True)}
-            await self._listen()
+            self.first_ns |= dict.fromkeys((one.seq for one in part), 0)
+            confirmed = await self.wire.confirm()
+            ready = [one for one in part if confirmed.issuperset((one.sender, one.receiver))]
+            slow = [one for one in ready if self.limits.rejects_pps and self._is_rejected(one)]
+            await self._pass_on([one for one in ready if one not in slow] if slow else ready)
+            for one in slow:
+                if not self.stop.asked():
+                    await self._pass_on([one])
+                    await trio.sleep(1 / self.limits.rejects_pps)
+
+    async def _pass_on(self, sent: Sequence[Sent]) -> None:
+        times = await self.wire.send(sent)
+        self.first_ns |= {one.seq: t_ns for one, t_ns in zip(sent, times, strict=True)}
+        await self._listen()
+
+    async def _forget(self) -> None:
+        """Tidy up; where that does not help a full table, it is over: it is other people's too."""
+        too_full = await self.wire.forget()
+        if too_full:
+            self.stop.ask(too_full)
 
     async def _listen(self) -> None:
         for arrival in await self.wire.arrivals():
@@ -294,7 +352,7 @@ class Rounds:
 
     async def _wait(self, seqs: Sequence[int]) -> None:
         """Until all of them arrived, or Tmax is over."""
-        missing = set(seqs)
+        missing = {seq for seq in seqs if self.first_ns[seq]}
         deadline = trio.current_time() + self.limits.tmax_ns / 1e9
         while True:
             await self._listen()
@@ -330,7 +388,9 @@ class Rounds:
         self._greet(senders[is_control], receivers[is_control], arrived[is_control])
         counts = is_control & alive[0, senders] & alive[1, receivers]
         self.proofs.feed_controls(senders[counts], receivers[counts], arrived[counts])
-        self.proofs.feed(steps[~is_control], arrived[~is_control], alive)
+        paths_alive = np.zeros(self.proofs.paths, np.bool_)
+        paths_alive[self.proofs.path_of(senders[arrived], receivers[arrived])] = True
+        self.proofs.feed(steps[~is_control], arrived[~is_control], alive, paths_alive)
         told = [one.step for one in really if one.seq in self._rejected and one.step != CONTROL]
         self.proofs.feed_rejections(np.array(told, np.int64))
 
@@ -344,24 +404,41 @@ class Rounds:
 
     def _take_late(self) -> None:
         """What came in after its own round was over: it passed all the same."""
-        late = {one.step for one in self.attempts.sent if one.seq in self._seen and one.step != CONTROL}
+        seen = [one for one in self.attempts.sent if one.seq in self._seen]
         outcomes = self.proofs.outcomes()
-        missed = [step for step in sorted(late) if outcomes[step] is not Outcome.PASSED]
+        steps = sorted({one.step for one in seen if one.step != CONTROL})
+        missed = [step for step in steps if outcomes[step] is not Outcome.PASSED]
         self.late += len(missed)
+        for one in seen:
+            self._heard[0, one.sender] += 1
+            self._heard[1, one.receiver] += 1
+            if one.step == CONTROL:
+                self._greeted.pop((one.sender, one.receiver), None)
         self.proofs.late(np.array(missed, np.int64))
 
 
-def control_pairs(ports: Sequence[PolicyPort]) -> list[tuple[int, int]]:
-    """Sender and receiver of the controls: each port once as each, within its network; none where it is alone."""
+def control_pairs(ports: Sequence[PolicyPort], proofs: Proofs) -> list[tuple[int, int]]:
+    """Sender and receiver of the controls: each port once as each, and each way between hosts, within a network."""
     by_network: dict[str, list[int]] = {}
     for number, port in enumerate(ports):
         if port.mac and port.ips:
             by_network.setdefault(port.network, []).append(number)
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for members in by_network.values():
         if len(members) > 1:
             pairs += list(zip(members, [*members[1:], members[0]], strict=True))
+    for members in by_network.values():
+        for pair in permutations(members, 2):
+            ways = {_path(proofs, known) for known in pairs}
+            if len(ways) == proofs.paths:
+                return pairs
+            if _path(proofs, pair) not in ways:
+                pairs.append(pair)
     return pairs
+
+
+def _path(proofs: Proofs, pair: tuple[int, int]) -> int:
+    return int(proofs.path_of(np.array(pair[:1], np.int64), np.array(pair[1:], np.int64))[0])
 
 
 def control_packet(sender: PolicyPort, receiver: PolicyPort) -> Packet:

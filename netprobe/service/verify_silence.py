@@ -22,7 +22,7 @@ async def silence_findings(rounds: Rounds, attachments: tuple[Attachment, ...], 
         topology: where they are.
     """
     numbers = {port.name: number for number, port in enumerate(rounds.ports)}
-    pairs = control_pairs(rounds.ports)
+    pairs = control_pairs(rounds.ports, rounds.proofs)
     found = []
     for name, is_sender in rounds.silent():
         number = numbers[name]

@@ -18,10 +18,12 @@ from netprobe.model.policy import UDP
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.observe.absorber import Absorbed
 from netprobe.observe.ring import FrameBlock, RxRing
+from netprobe.plan.budget import is_too_full
 from netprobe.service.journal import Journal, new_journal
 from netprobe.service.policy_entries import PolicyEntry, open_entry
 from netprobe.service.tap_ports import AbsorbFilter, TapPort, TapPorts, open_tap_ports
 from netprobe.service.verify_attempts import Sent, own_tuples
+from netprobe.service.verify_permits import conntrack_use
 from netprobe.service.verify_rounds import Arrival
 from netprobe.wire.mark import KEY_BYTES
 from netprobe.wire.policy_bpf import absorb_program, reject_program, tc_bytecode
@@ -68,6 +70,7 @@ class VerifyWire:
         forged: frames that claimed to be ours and were not.
         notes: what one should know of the run, for people.
         journal: what is left behind until it is undone at the end.
+        pps: packets a second.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class VerifyWire:
         self.forged = 0
         self.notes: tuple[str, ...] = ()
         self._order = order
+        self.pps = order.pps
         self._taps = taps
         self._entry = entry
         self._rings = rings
@@ -102,9 +106,17 @@ class VerifyWire:
         assert not sent or sent[0].seq == len(self._sent), "frames are numbered in the order in which they are sent"
         self._sent.append([one.frame for one in sent])
 
-    async def forget(self) -> None:
-        """Take the connections away that frames made so far."""
+    async def forget(self) -> str:
+        """Take the connections away that frames made so far; a text if a table is too full even so, else ""."""
         await trio.to_thread.run_sync(self.journal.undo_tuples)
+        return await trio.to_thread.run_sync(self._too_full)
+
+    def _too_full(self) -> str:
+        for host in self._order.hosts:
+            use = conntrack_use(host, is_kernel=self._order.is_kernel)
+            if is_too_full(use.used, use.limit):
+                return f"the conntrack table of {host.name} is too full: {use.used} of {use.limit}"
+        return ""
 
     async def send(self, sent: Sequence[Sent]) -> list[int]:
         """Send frames, each as if its sender's guest had sent it; the times just before each, 0 where unsent."""

@@ -27,6 +27,7 @@ class FakeWire:
     """Lets pass what the policy allows, unless its sender or receiver is cut off."""
 
     rounds: Rounds | None = None
+    pps: int = 2_000
     dead_senders: frozenset = frozenset()
     dead_receivers: frozenset = frozenset()
     dead_controls: frozenset = frozenset()
@@ -48,7 +49,7 @@ class FakeWire:
         return frozenset(range(len(PORTS)))
 
     async def forget(self):
-        pass
+        return ""
 
     def write_down(self, sent):
         pass
