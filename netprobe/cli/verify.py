@@ -1,27 +1,23 @@
 """`netprobe verify POLICY`: what is to be proved, from one source or two, and what came out."""
 
 import argparse
-import uuid
 from functools import partial
-from pathlib import Path
 
 import trio
 
-from netprobe.cli.output import print_json, say, to_stdout
-from netprobe.cli.running import head_of, telling
+from netprobe.cli.keeping import keep
+from netprobe.cli.output import print_json, to_stdout
+from netprobe.cli.running import telling
 from netprobe.cli.verify_change import run_change
-from netprobe.errors import NetprobeError, UsageError, unknown_name
+from netprobe.errors import UsageError, unknown_name
 from netprobe.host.signals import stop_on_signals
-from netprobe.model.records import HopBatch
-from netprobe.model.results import Json
 from netprobe.plan.fields import parse_duration_ns
 from netprobe.service.discovery import read_topology
 from netprobe.service.policy_sources import read_policies
-from netprobe.service.verify import VerifyOrder, VerifyOutcome, VerifyPlan, plan_verify, verify
+from netprobe.service.verify import VerifyOrder, VerifyPlan, plan_verify, verify
 from netprobe.service.verify_document import exit_code, plan_document, verify_document
 from netprobe.show.policy import print_explanation, print_plan, print_verification
 from netprobe.show.tables import console
-from netprobe.store.duckdb_file import DEFAULT_PATH, StoredRun, open_store
 
 VANTAGES = ("tap", "vswitch", "guest")
 BOUNDS = {"rate": (1, 100_000), "rounds": (1, 100), "seed": (0, 2**32 - 1), "prove_rules": (0, 100)}
@@ -66,19 +62,20 @@ def _order(args: argparse.Namespace) -> VerifyOrder:
     )
 
 
-def _keep(args: argparse.Namespace, outcome: VerifyOutcome) -> Json:
-    """The document, stored as asked. A store that fails loses no result."""
-    run_id = str(uuid.uuid4())
-    document = {**head_of(run_id, outcome.started_ns, outcome.stopped), **verify_document(outcome)}
-    if args.no_store:
-        return {**document, "stored": False}
-    try:
-        with open_store(Path(args.store) if args.store else DEFAULT_PATH) as store:
-            store.save(StoredRun(run_id, outcome.started_ns, "verify", document, (), HopBatch.empty(), ()))
-    except NetprobeError as error:
-        say(f"netprobe: the result was not stored: {error}")
-        return {**document, "stored": False}
-    return {**document, "stored": True}
+def _check_together(args: argparse.Namespace) -> None:
+    """Refuse options that another one makes meaningless, before anything is sent.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    if args.explain is not None and (args.json or args.plan or args.watch_change):
+        raise UsageError("--explain", "tells people of findings", advice="leave --json, --plan, --watch-change out")
+    if args.explain is not None and args.explain < 1:
+        raise UsageError("--explain", f"got {args.explain}", allowed="the number of a finding, from 1")
+    if args.watch_rule and not args.watch_change:
+        raise UsageError("--watch-rule", "says what --watch-change watches", advice="give --watch-change too")
+    if args.plan and args.watch_change:
+        raise UsageError("--plan", "is not for --watch-change", advice="leave one out")
 
 
 def _show_plan(args: argparse.Namespace, plan: VerifyPlan) -> int:
@@ -92,6 +89,7 @@ def _show_plan(args: argparse.Namespace, plan: VerifyPlan) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Verify a policy."""
+    _check_together(args)
     order = _order(args)
     topology = read_topology()
     plan = plan_verify(order, topology)
@@ -101,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         return run_change(args, plan, topology)
     with stop_on_signals() as stop:
         outcome = trio.run(partial(verify, order, plan, topology, stop, telling()))
-        document = _keep(args, outcome)
+        document = keep(args, verify_document(outcome), outcome.started_ns, outcome.stopped)
         with to_stdout():
             if args.json:
                 print_json(document)

@@ -3,27 +3,23 @@
 import argparse
 import shlex
 import shutil
-import uuid
 from functools import partial
-from pathlib import Path
 
 import trio
 
+from netprobe.cli.keeping import keep
 from netprobe.cli.output import print_json, say, to_stdout
-from netprobe.cli.running import head_of, telling
-from netprobe.errors import NetprobeError, UsageError
+from netprobe.cli.running import telling
+from netprobe.errors import UsageError
 from netprobe.host.signals import stop_on_signals
-from netprobe.model.records import HopBatch
-from netprobe.model.results import Json
 from netprobe.model.topology import Topology
 from netprobe.plan.fields import parse_duration_ns
-from netprobe.service.stopwatch import StopwatchOutcome, watch_change
+from netprobe.service.stopwatch import watch_change
 from netprobe.service.stopwatch_document import exit_code, stopwatch_document
 from netprobe.service.stopwatch_run import StopwatchOrder
 from netprobe.service.verify import VerifyPlan
 from netprobe.show.stopwatch import print_stopwatch
 from netprobe.show.tables import console
-from netprobe.store.duckdb_file import DEFAULT_PATH, StoredRun, open_store
 
 RATES = {"watch_rate": (100, 10_000), "watch_connections": (0, 1_000)}
 TIMES = {"watch_before": (200_000_000, 60_000_000_000), "watch_after": (500_000_000, 60_000_000_000)}
@@ -69,21 +65,6 @@ def watch_order(args: argparse.Namespace) -> StopwatchOrder:
     )
 
 
-def _keep(args: argparse.Namespace, outcome: StopwatchOutcome) -> Json:
-    """The document, stored as asked. A store that fails loses no result."""
-    run_id = str(uuid.uuid4())
-    document = {**head_of(run_id, outcome.started_ns, outcome.stopped), **stopwatch_document(outcome)}
-    if args.no_store:
-        return {**document, "stored": False}
-    try:
-        with open_store(Path(args.store) if args.store else DEFAULT_PATH) as store:
-            store.save(StoredRun(run_id, outcome.started_ns, "verify", document, (), HopBatch.empty(), ()))
-    except NetprobeError as error:
-        say(f"netprobe: the result was not stored: {error}")
-        return {**document, "stored": False}
-    return {**document, "stored": True}
-
-
 def run_change(args: argparse.Namespace, plan: VerifyPlan, topology: Topology) -> int:
     """Run the command and watch what it changes.
 
@@ -98,7 +79,7 @@ def run_change(args: argparse.Namespace, plan: VerifyPlan, topology: Topology) -
     order = watch_order(args)
     with stop_on_signals() as stop:
         outcome = trio.run(partial(watch_change, order, plan, topology, stop, telling()))
-        document = _keep(args, outcome)
+        document = keep(args, stopwatch_document(outcome), outcome.started_ns, outcome.stopped)
         with to_stdout():
             if args.json:
                 print_json(document)

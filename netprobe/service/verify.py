@@ -17,6 +17,7 @@ from netprobe.host.signals import StopRequest
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.judge.evaluator import Evaluator
 from netprobe.judge.findings import Evidence, Finding, FindingKind, Findings, Judged, judge_steps
+from netprobe.judge.gaps import gap_findings
 from netprobe.judge.proof import Outcome, Proofs
 from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import Cover
@@ -204,7 +205,7 @@ async def verify(
         if order.rules_proved and findings.found:
             tell("proving which rules decided")
         proved = await prove_findings(findings.found, scenarios, rounds, topology, order.rules_proved)
-        findings.found = [*proved, *others, *_unproven(plan)]
+        findings.found = [*proved, *others, *gap_findings(plan.policy, plan.cover, plan.ports)]
     findings.sort()
     outcome = VerifyOutcome(plan, order, started_ns, realtime_ns(), findings, tuple(steps))
     return _with_counts(outcome, rounds, wire)
@@ -298,28 +299,6 @@ def _evidence(plan: VerifyPlan, proofs: Proofs, place: int, outcome: Outcome, va
     # What a packet-out, or nothing at all, brought in was seen nowhere before.
     last_seen = sender.chain[1].id if sent and vantage != "vswitch" else ""
     return Evidence(sent, arrived, rejected, last_seen, missing)
-
-
-def _unproven(plan: VerifyPlan) -> list[Finding]:
-    """What cannot be proved from here."""
-    remarks = [Finding(FindingKind.UNPROVEN, remark) for remark in plan.policy.remarks]
-    gaps = [*plan.cover.unproven, *_unseen_rules(plan.cover), *_lone_ports(plan)]
-    return [*remarks, *(Finding(FindingKind.UNPROVEN, why, rule_id=what, expected=what) for what, why in gaps)]
-
-
-def _unseen_rules(found: Cover) -> dict[str, str]:
-    """Rules that no packet shows, each with the reason: another enforcement point stops all that would."""
-    steps = (step for scenario in found.scenarios for step in scenario.steps)
-    seen = {check.rule for step in steps for check in step.expected.checks}
-    seen |= {what.partition(":")[0] for what, _ in found.unproven}
-    rules = ((what.partition(":")[0], why) for what, why in found.unreachable)
-    return {rule: f"no packet between these ports can show it: {why}" for rule, why in rules if rule not in seen}
-
-
-def _lone_ports(plan: VerifyPlan) -> list[tuple[str, str]]:
-    """Ports that nothing is sent from or to."""
-    tried = {name for scenario in plan.cover.scenarios for name in (scenario.src, scenario.dst)}
-    return [(port.name, "there is no other port to try it with") for port in plan.ports if port.name not in tried]
 
 
 def _taken(plan: VerifyPlan, topology: Topology) -> frozenset[FiveTuple]:

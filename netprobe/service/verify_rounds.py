@@ -26,7 +26,7 @@ I64 = npt.NDArray[np.int64]
 
 LOOK_S = 0.01
 CONTROLS_A_LEVEL = 2
-"""How often each port sends, and is sent, a control before the steps of a level; and again after the last ones."""
+"""How often each port sends, and is sent, a control before the first steps of a wave; and again after the last ones."""
 
 PASSED_S = 0.02
 """So long after it was sent the switch has surely worked a frame off; it need not have arrived yet."""
