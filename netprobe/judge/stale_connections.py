@@ -2,9 +2,11 @@
 
 An entry is judged as its first packet would be today. Where each port has a conntrack zone of its own, only what that
 port enforces counts there: a connection that its sender may open stands in the sender's zone, whatever the target says.
+
+Networks may have the same addresses. Whose such an address is, only a zone tells that is one port's own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netprobe.judge.conntrack import ConntrackEntry
@@ -39,12 +41,15 @@ def find_stale(
     """The stale ones among the connections between two ports of a policy.
 
     Args:
-        entries: a host's; those of others' ports are left out.
+        entries: a host's; left out are those of others' ports, and those of which nobody can say whose they are.
         policy: bound: ports have addresses.
         decide: says what should become of a packet.
         zones: the port of each conntrack zone, by name; None or a zone that is not in it: all ports share it.
     """
-    ports = {ip: port for port in policy.ports for ip in port.ips}
+    ports: dict[IPAddress, list[PolicyPort]] = {}
+    for port in policy.ports:
+        for ip in dict.fromkeys(port.ips):
+            ports.setdefault(ip, []).append(port)
     found: dict[tuple[object, ...], StaleConnection] = {}
 
     def is_permitted(entry: ConntrackEntry) -> bool | None:
@@ -58,14 +63,32 @@ def find_stale(
     return list(found.values())
 
 
+def _ends(
+    entry: ConntrackEntry, ports: Mapping[IPAddress, Sequence[PolicyPort]], owner: str
+) -> tuple[PolicyPort, PolicyPort] | None:
+    """Who began a connection with whom; None where they are not both the policy's, or where others may be meant."""
+    all_src, all_dst = ports.get(entry.original.src, ()), ports.get(entry.original.dst, ())
+    if len(all_src) == 1 == len(all_dst):
+        return all_src[0], all_dst[0]
+    # A zone is its port's own: it is one of the ends, and on its network the other end's address is there but once.
+    pairs = [
+        (src, dst)
+        for src in all_src
+        for dst in all_dst
+        if src.network == dst.network and src != dst and owner in (src.name, dst.name)
+    ]
+    return pairs[0] if len(pairs) == 1 else None
+
+
 def _judge(
-    entry: ConntrackEntry, ports: Mapping[IPAddress, PolicyPort], decide: Decide, owner: str
+    entry: ConntrackEntry, ports: Mapping[IPAddress, Sequence[PolicyPort]], decide: Decide, owner: str
 ) -> StaleConnection | bool | None:
-    """A stale connection, or whether it is permitted; None where its ends are not both the policy's."""
+    """A stale connection, or whether it is permitted; None where nobody can say whose it is."""
     tuple_ = entry.original
-    src, dst = ports.get(tuple_.src), ports.get(tuple_.dst)
-    if src is None or dst is None:
+    ends = _ends(entry, ports, owner)
+    if ends is None:
         return None
+    src, dst = ends
     packet = Packet(
         src_mac=src.mac,
         dst_mac=dst.mac,
