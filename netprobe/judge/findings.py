@@ -75,7 +75,7 @@ class Finding:
         rule, rule_id: the user's rule that the policy names for it.
         decided: what the enforcement's model says decided, None where nobody could say.
         detail: why it is a finding, in a sentence.
-        repeats: findings that have the same cause and are not listed one by one.
+        alike: steps whose findings have the same cause and are not listed one by one, named as in Findings.truth.
     """
 
     kind: FindingKind
@@ -92,7 +92,12 @@ class Finding:
     rule_id: str = ""
     evidence: Evidence | None = None
     decided: ModelAnswer | None = None
-    repeats: int = 0
+    alike: tuple[str, ...] = ()
+
+    @property
+    def repeats(self) -> int:
+        """How many are alike, besides this one."""
+        return len(self.alike)
 
     def to_json(self) -> Json:
         """As in docs/json.md."""
@@ -111,6 +116,7 @@ class Finding:
             "decided": None if self.decided is None else _answer_json(self.decided),
             "detail": self.detail,
             "repeats": self.repeats,
+            "alike": list(self.alike),
         }
 
 
@@ -134,6 +140,24 @@ class Judged:
         """Sender and receiver of this step."""
         ends = self.scenario.src, self.scenario.dst
         return ends if self.step.is_forward else (ends[1], ends[0])
+
+    @property
+    def name(self) -> str:
+        """`<scenario key>#<step>`."""
+        return f"{self.scenario.key}#{self.number}"
+
+    @property
+    def is_decided_otherwise(self) -> bool:
+        """Whether the contrary of what should become of it is proved."""
+        passed = self.outcome is Outcome.PASSED
+        return self.outcome is not Outcome.OPEN and passed is not self.step.expected.is_allowed
+
+    @property
+    def is_told_unasked(self) -> bool:
+        """Whether its sender was told of a drop that should be silent."""
+        expected = self.step.expected
+        is_silent = not expected.is_allowed and not expected.is_rejected
+        return is_silent and self.outcome is Outcome.DROPPED and self.evidence.rejected > 0
 
 
 @dataclass(slots=True)
@@ -172,32 +196,33 @@ def judge_steps(steps: Iterable[Judged], backend: str, not_sent: Mapping[tuple[i
     """
     result = Findings()
     broken: set[int] = set()
+    found: list[tuple[Finding, Cause]] = []
     for one in steps:
         number = one.scenario.number
-        if number in broken:  # what comes after a step that went wrong follows from it
+        if number in broken:
             continue
-        name = f"{one.scenario.key}#{one.number}"
-        result.truth[name] = _TRUTH[one.outcome]
+        if one.is_decided_otherwise or one.outcome is Outcome.OPEN:
+            broken.add(number)  # what comes after it follows from it
+        result.truth[one.name] = _TRUTH[one.outcome]
         difference = _inherent(one, backend)
         if difference is not None:
-            result.differences.setdefault(difference, []).append(name)
-            if _contradicts(one):
-                broken.add(number)
+            result.differences.setdefault(difference, []).append(one.name)
             if difference is not REJECT:  # which says nothing of the rest
                 continue
-        finding = _finding(one, not_sent.get((number, one.number), ""), backend)
+        why_not = not_sent.get((number, one.number), "")
+        finding = _finding(one, why_not, backend)
         if finding is not None:
-            if finding.kind is not FindingKind.WRONG_PLACE:
-                broken.add(number)
-            result.found.append(finding)
-    result.found = _grouped(result.found)
+            found.append((finding, _cause(one, finding, why_not)))
+    result.found = _grouped(found)
     return result
 
 
 def _inherent(one: Judged, backend: str) -> Difference | None:
     """What the backend does otherwise here by its nature."""
-    if _contradicts(one):
-        return inherent_difference(one.step, backend, is_passed=one.outcome is Outcome.PASSED)
+    if one.is_decided_otherwise:
+        return inherent_difference(one.step, backend, is_passed=one.outcome is Outcome.PASSED, model=one.model)
+    if one.is_told_unasked:
+        return None
     if one.outcome is Outcome.DROPPED and _is_misplaced(one):
         assert one.model is not None and one.model.point is not None  # noqa: PT018  else it is in no place
         return inherent_place(one.step, backend, one.model.point)
@@ -214,23 +239,22 @@ def _is_misplaced(one: Judged) -> bool:
     return model.point != expected.point
 
 
-def _contradicts(one: Judged) -> bool:
-    passed = one.outcome is Outcome.PASSED
-    return one.outcome is not Outcome.OPEN and passed is not one.step.expected.is_allowed
-
-
 def _finding(one: Judged, not_sent: str, backend: str) -> Finding | None:
     expected = one.step.expected
     if one.outcome is Outcome.OPEN:
         return _make(one, FindingKind.UNPROVEN, not_sent or _undecided(one))
-    if _contradicts(one):
+    if one.is_decided_otherwise:
         kind = FindingKind.LEAK if one.outcome is Outcome.PASSED else FindingKind.OVERBLOCK
         return _make(one, kind, _why(one))
     if expected.is_rejected and not one.evidence.rejected and silent_reject(one.step, backend) is None:
         return _make(
             one, FindingKind.UNPROVEN, "dropped, but nobody saw its sender being told; OVN tells at a low rate"
         )
-    return _against_model(one)
+    other = _against_model(one)
+    if one.is_told_unasked:
+        detail = "its sender is told, where the policy drops silently"
+        return _make(one, FindingKind.DIVERGENCE, f"{detail}; {other.detail}" if other else detail)
+    return other
 
 
 def _against_model(one: Judged) -> Finding | None:
@@ -296,18 +320,40 @@ def _make(one: Judged, kind: FindingKind, detail: str) -> Finding:
 
 _ORDER = {kind: i for i, kind in enumerate(FindingKind)}
 
+Cause = tuple[object, ...]
+"""What findings that are told as one have in common."""
 
-def _grouped(findings: Sequence[Finding]) -> list[Finding]:
-    """Worst first; what one rule does at one enforcement point is told once, with the number of its like."""
+
+def _cause(one: Judged, finding: Finding, why_not: str) -> Cause:
+    """What is wrong, with which class of packets, by what the policy says and by what the enforcement does.
+
+    iptables' rules have no cookies, and default denies have no rules: all of them together tell causes apart. The
+    family does not: a rule that holds for both goes wrong with both.
+    """
+    packet, decided = one.step.packet, one.model or ModelAnswer(None)
+    if packet.is_icmp:
+        what: Cause = ("icmp", packet.icmp_type)
+    else:
+        # An answer goes to a port that is chosen anew each time; what it answers is told by the port it comes from.
+        what = (packet.protocol, packet.dst_port, packet.src_port if packet.dst_port is None else None)
+    by = (decided.cookie, decided.place, decided.rule)
+    return finding.kind, finding.expected, finding.rule_id, what, by, one.outcome, one.is_told_unasked, why_not
+
+
+def _grouped(findings: Sequence[tuple[Finding, Cause]]) -> list[Finding]:
+    """Worst first; what has one cause is told once, with the names of its like."""
     kept: list[Finding] = []
-    places: dict[tuple[object, ...], int] = {}
-    for finding in sorted(findings, key=lambda f: (_ORDER[f.kind], f.scenario or 0, f.step)):
-        cookie = finding.decided.cookie if finding.decided else ""
-        cause = (finding.kind, finding.expected, finding.rule_id, cookie)
-        if cause in places:
-            first = places[cause]
-            kept[first] = replace(kept[first], repeats=kept[first].repeats + 1)
+    alike: dict[Cause, list[str]] = {}
+    causes: list[Cause] = []
+    for finding, cause in sorted(findings, key=lambda pair: _rank(pair[0])):
+        if cause in alike:
+            alike[cause].append(f"{finding.key}#{finding.step}")
         else:
-            places[cause] = len(kept)
+            alike[cause] = []
+            causes.append(cause)
             kept.append(finding)
-    return kept
+    return [replace(finding, alike=tuple(alike[cause])) for finding, cause in zip(kept, causes, strict=True)]
+
+
+def _rank(finding: Finding) -> tuple[int, int, int]:
+    return _ORDER[finding.kind], finding.scenario or 0, finding.step

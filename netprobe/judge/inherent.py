@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from netprobe.model.model_answers import ModelAnswer
 from netprobe.model.packets import ConnState, EnforcementPoint, Fragment, Kind, Packet, Stage, Step
 
 USERSPACE = frozenset({"ovs-ct", "ovn", "ovs-dpdk"})
+"""Those whose connections Open vSwitch's own conntrack tracks, not the kernel's."""
+OVN = frozenset({"ovn", "ovn-kernel"})
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, NEIGHBOUR_SOLICITATION = 133, 134, 135  # RFC 4861 §4.1 to §4.3
-SILENT_REJECT = frozenset({"ovs-ct", "ovs-dpdk", "bridge"})
+SILENT_REJECT = frozenset({"ovs-ct", "ovs-kernel", "ovs-dpdk", "bridge"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +71,29 @@ CONNTRACK_EVERYWHERE = Difference(
 )
 
 
-def inherent_difference(step: Step, backend: str, *, is_passed: bool) -> Difference | None:
+def inherent_difference(
+    step: Step, backend: str, *, is_passed: bool, model: ModelAnswer | None = None
+) -> Difference | None:
     """The difference that explains why a step became something else than the policy says; None where none does.
+
+    It explains nothing where the enforcement's own rules say that the step should not have become that.
 
     Args:
         step: its expectation was contradicted.
-        backend: "ovs-ct", "bridge", "ovn" or "ovs-dpdk".
+        backend: "ovs-ct", "bridge", "ovn" or "ovs-dpdk"; "ovs-kernel" and "ovn-kernel" where the kernel forwards.
         is_passed: what became of it.
+        model: what the enforcement's own model says of it.
     """
     packet = step.packet
+    said = None if model is None else model.is_allowed
     if backend in USERSPACE and not is_passed:
-        if packet.fragment is not Fragment.NONE:
+        if packet.fragment is not Fragment.NONE and said is not True:
             return FRAGMENTS
         if packet.is_icmp and packet.icmp_code != 0 and step.state is ConnState.NEW:
             return ICMP_CODE
-    return _discovery_in_ovn(packet, is_passed=is_passed) if backend == "ovn" and packet.kind is Kind.ND else None
+    if backend not in OVN or packet.kind is not Kind.ND or (is_passed and said is False):
+        return None
+    return _discovery_in_ovn(packet, is_passed=is_passed)
 
 
 def _discovery_in_ovn(packet: Packet, *, is_passed: bool) -> Difference | None:
@@ -105,7 +116,7 @@ def inherent_place(step: Step, backend: str, point: EnforcementPoint) -> Differe
         point: where it was dropped.
     """
     is_early = point.stage is Stage.EGRESS and step.expected.point.stage is Stage.INGRESS
-    return CONNTRACK_EVERYWHERE if backend == "ovn" and step.state is ConnState.INVALID and is_early else None
+    return CONNTRACK_EVERYWHERE if backend in OVN and step.state is ConnState.INVALID and is_early else None
 
 
 def silent_reject(step: Step, backend: str) -> Difference | None:

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
 from netprobe.judge.findings import Evidence, FindingKind, Judged, judge_steps
-from netprobe.judge.inherent import FRAGMENTS, REJECT
+from netprobe.judge.inherent import FRAGMENTS, REJECT, ROUTER_ADVERTISEMENTS, SOLICITATIONS, inherent_difference
 from netprobe.judge.proof import Outcome
 from netprobe.model.model_answers import ModelAnswer
 from netprobe.model.packets import (
@@ -14,6 +16,7 @@ from netprobe.model.packets import (
     EnforcementPoint,
     Fragment,
     Kind,
+    Neighbour,
     Packet,
     Scenario,
     Stage,
@@ -125,6 +128,107 @@ def test_findings_of_one_rule_at_one_place_are_told_once_with_their_number():
     steps = [judged(ALLOW, Outcome.DROPPED, scenario=i) for i in range(5)]
     (finding,) = judge_steps(steps, "ovs-ct", {}).found
     assert (finding.repeats, finding.scenario) == (4, 0)
+    assert finding.alike == ("s1#0", "s2#0", "s3#0", "s4#0")
+    told = finding.to_json()
+    assert (told["repeats"], told["alike"]) == (4, ["s1#0", "s2#0", "s3#0", "s4#0"])
+
+
+ICMP = replace(PACKET, protocol=1, src_port=0, dst_port=0, icmp_type=8)
+SIX = {"src_ip": ip_address("fd00::1"), "dst_ip": ip_address("fd00::2")}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        (PACKET, replace(PACKET, dst_port=54), 2),
+        (PACKET, replace(PACKET, protocol=6), 2),
+        (ICMP, replace(ICMP, icmp_type=13), 2),
+        (replace(PACKET, src_port=53, dst_port=None), replace(PACKET, src_port=54, dst_port=None), 2),
+        (PACKET, replace(PACKET, src_port=61001), 1),
+        (PACKET, replace(PACKET, **SIX), 1),
+    ],
+)
+def test_packets_of_another_class_are_another_finding_and_those_of_another_family_are_not(one, other, found):
+    steps = [judged(DENY, Outcome.PASSED, packet=packet, scenario=i) for i, packet in enumerate((one, other))]
+    assert len(kinds(*steps)) == found
+
+
+@pytest.mark.parametrize("what", ["place", "rule", "cookie"])
+def test_what_other_rules_decide_is_another_finding(what):
+    """With iptables there are no cookies: chains and rules tell causes apart."""
+    answers = [ModelAnswer(True, **{what: name}) for name in ("one", "other", "one")]
+    steps = [judged(DENY, Outcome.PASSED, model=answer, scenario=i) for i, answer in enumerate(answers)]
+    first, second = judge_steps(steps, "bridge", {}).found
+    assert (first.alike, second.alike) == (("s2#0",), ())
+
+
+def test_what_could_not_be_judged_for_another_reason_is_another_finding():
+    steps = [judged(DENY, Outcome.OPEN, scenario=i) for i in range(2)]
+    assert len(judge_steps(steps, "ovs-ct", {(0, 0): "no way in", (1, 0): "not absorbed"}).found) == 2
+
+
+def test_only_a_contradiction_or_nothing_proved_hides_the_rest_of_a_scenario():
+    leak = judged(DENY, Outcome.PASSED, steps=2, number=1)
+    otherwise = judged(ALLOW, Outcome.PASSED, steps=2, model=ModelAnswer(False))
+    misplaced = judged(DENY, Outcome.DROPPED, steps=2, model=ModelAnswer(False, point=OUT_A))
+    untold = judged(replace(DENY, is_rejected=True), Outcome.DROPPED, steps=2)
+    assert kinds(otherwise, leak, backend="ovn") == [FindingKind.LEAK, FindingKind.DIVERGENCE]
+    assert kinds(misplaced, leak, backend="ovn") == [FindingKind.LEAK, FindingKind.WRONG_PLACE]
+    assert kinds(untold, leak, backend="ovn") == [FindingKind.LEAK, FindingKind.UNPROVEN]
+    assert kinds(judged(DENY, Outcome.OPEN, steps=2), leak) == [FindingKind.UNPROVEN]
+    assert kinds(judged(ALLOW, Outcome.DROPPED, steps=2), leak) == [FindingKind.OVERBLOCK]
+
+
+@pytest.mark.parametrize("backend", ["ovs-ct", "bridge", "ovn"])
+def test_a_sender_that_is_told_of_what_should_be_dropped_silently_is_a_divergence(backend):
+    told = replace(SEEN, rejected=2)
+    (finding,) = judge_steps((judged(DENY, Outcome.DROPPED, evidence=told),), backend, {}).found
+    assert finding.kind is FindingKind.DIVERGENCE
+    assert finding.detail == "its sender is told, where the policy drops silently"
+    elsewhere = ModelAnswer(False, point=OUT_A)
+    (finding,) = judge_steps((judged(DENY, Outcome.DROPPED, evidence=told, model=elsewhere),), backend, {}).found
+    assert "its sender is told" in finding.detail
+    assert "at a egress instead of b ingress" in finding.detail
+    assert kinds(judged(replace(DENY, is_rejected=True), Outcome.DROPPED, evidence=told), backend=backend) == []
+
+
+def test_early_drops_of_ovn_do_not_hide_that_the_sender_is_told():
+    early = ModelAnswer(False, point=OUT_A)
+    scenario = Scenario(0, "s0", "a", "b", (Step(True, PACKET, ConnState.INVALID, DENY),), frozenset())
+    one = Judged(scenario, 0, Outcome.DROPPED, replace(SEEN, rejected=1), early)
+    assert kinds(one, backend="ovn") == [FindingKind.DIVERGENCE]
+
+
+@pytest.mark.parametrize("said", [None, ModelAnswer(None), ModelAnswer(False), ModelAnswer(True)])
+def test_a_dropped_fragment_is_excused_only_where_the_rules_do_not_say_that_it_passes(said):
+    step = Step(True, replace(PACKET, fragment=Fragment.FIRST), ConnState.NEW, ALLOW)
+    is_excused = said is None or said.is_allowed is not True
+    assert inherent_difference(step, "ovn", is_passed=False, model=said) is (FRAGMENTS if is_excused else None)
+    assert inherent_difference(step, "ovn-kernel", is_passed=False, model=said) is None
+    assert inherent_difference(step, "ovs-kernel", is_passed=False, model=said) is None
+
+
+@pytest.mark.parametrize("backend", ["ovn", "ovn-kernel"])
+def test_passing_discovery_is_excused_only_where_the_rules_do_not_say_that_it_is_dropped(backend):
+    base = replace(PACKET, protocol=58, src_port=0, dst_port=0, kind=Kind.ND, **SIX)
+    advert = replace(base, icmp_type=134)
+    claim = replace(base, icmp_type=135, neighbour=Neighbour("fa:16:3e:00:00:09", SIX["dst_ip"]))
+    for packet, difference in ((advert, ROUTER_ADVERTISEMENTS), (claim, SOLICITATIONS)):
+        result = judge_steps((judged(DENY, Outcome.PASSED, packet=packet, model=ModelAnswer(True)),), backend, {})
+        assert list(result.differences) == [difference]
+        steps = judged(DENY, Outcome.PASSED, packet=packet, model=ModelAnswer(False))
+        assert kinds(steps, backend=backend) == [FindingKind.LEAK]
+
+
+def test_the_kernels_datapath_has_the_differences_of_its_switch_but_not_of_userspace():
+    early = ModelAnswer(False, point=OUT_A)
+    scenario = Scenario(0, "s0", "a", "b", (Step(True, PACKET, ConnState.INVALID, DENY),), frozenset())
+    assert kinds(Judged(scenario, 0, Outcome.DROPPED, SEEN, early), backend="ovn-kernel") == []
+    reject = judged(replace(DENY, is_rejected=True), Outcome.DROPPED)
+    assert kinds(reject, backend="ovs-kernel") == []
+    assert kinds(reject, backend="ovn-kernel") == [FindingKind.UNPROVEN]
+    fragment = replace(PACKET, fragment=Fragment.FIRST)
+    assert kinds(judged(ALLOW, Outcome.DROPPED, packet=fragment), backend="ovn-kernel") == [FindingKind.OVERBLOCK]
 
 
 def test_the_very_rule_decides_wherever_its_stage_is_put():
