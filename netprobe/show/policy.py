@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netprobe.errors import UsageError
 from netprobe.show.tables import Document
 
 STYLES = {
@@ -18,6 +17,7 @@ STYLES = {
     "unproven": "yellow",
 }
 MOST_FINDINGS = 50
+MOST_ALIKE = 10
 MOST_PORTS = 24
 """Ports that a matrix has room for; larger ones are in --json."""
 
@@ -88,7 +88,7 @@ def _told(row: Document) -> list[str]:
         return [f"{row['expected']}: {row['detail']}" if row["expected"] else row["detail"], _decided(row)]
     counted = f" ({evidence['arrived']} of {evidence['sent']} arrived)" if evidence.get("sent") else ""
     rule = f" ({row['rule']})" if row["rule"] else ""
-    stopped = f", between {evidence['segment'].replace('..', ' and ')}" if evidence.get("segment") else ""
+    stopped = f", {_where(evidence)}" if evidence.get("missing") else ""
     decided = _decided(row)
     return [
         _ends(row) + row["packet"],
@@ -96,6 +96,12 @@ def _told(row: Document) -> list[str]:
         f"{row['observed']}{stopped}{counted}",
         f"decided by {decided}" if decided else row["detail"],
     ]
+
+
+def _where(evidence: Document) -> str:
+    """Between which points it was lost, as far as anybody saw."""
+    missing = evidence["missing"]
+    return f"between {evidence['last_seen']} and {missing}" if evidence["last_seen"] else f"before {missing}"
 
 
 def _ends(row: Document) -> str:
@@ -153,32 +159,47 @@ def _print_numbers(out: Console, document: Document) -> None:
 
 
 def print_explanation(out: Console, document: Document, number: int) -> None:
-    """The evidence of one finding.
-
-    Raises:
-        UsageError: there is no finding of that number.
-    """
+    """The evidence of one finding; a sentence where there is none of that number, since the result itself is fine."""
     found = [row for row in document["findings"] if row["number"] == number]
     if not found:
         count = len(document["findings"])
-        raise UsageError("--explain", f"there is no finding {number}", allowed=f"1 to {count}" if count else "none")
+        there_are = f"they are 1 to {count}" if count else "there are no findings"
+        out.print(Text(f"nothing to explain: there is no finding {number}; {there_are}", style="yellow"))
+        return
     row = found[0]
     out.print(Text(f"finding {number}: {row['kind']}", style=STYLES.get(row["kind"], "")))
-    evidence, decided = row["evidence"] or {}, row["decided"] or {}
     lines = [
         ("packet", _ends(row) + row["packet"]),
         ("scenario", f"{row['scenario']}, packet {row['step'] + 1} of it" if row["scenario"] else ""),
         ("should", f"{row['expected']}: {row['rule']} [{row['rule_id']}]" if row["rule"] else row["expected"]),
         ("did", row["observed"]),
-        ("1. went in", f"{evidence.get('sent', 0)} packets, at {evidence.get('last_seen') or 'the sender'}"),
-        ("2. came out", f"{evidence.get('arrived', 0)} packets"),
-        ("3. stopped", evidence.get("segment") or "nowhere"),
-        ("model", _model(decided)),
+        *_hops(row["evidence"]),
+        ("model", _model(row["decided"] or {})),
         ("why", row["detail"]),
+        ("alike", _alike(row)),
     ]
     for name, text in lines:
         if text:
             out.print(Text(f"  {name:12}{text}"))
+
+
+def _hops(evidence: Document | None) -> list[tuple[str, str]]:
+    """What was counted; nothing where nothing was sent of it."""
+    if evidence is None:
+        return []
+    seen = f", seen at {evidence['last_seen']}" if evidence["last_seen"] else ", seen nowhere on their way"
+    told = f"; {evidence['rejected']} times the sender was told" if evidence["rejected"] else ""
+    return [
+        ("1. went in", f"{evidence['sent']} packets" + (seen if evidence["sent"] else "")),
+        ("2. came out", f"{evidence['arrived']} packets{told}"),
+        ("3. stopped", _where(evidence) if evidence["missing"] else "nowhere"),
+    ]
+
+
+def _alike(row: Document) -> str:
+    """The steps with the same cause, as many as there is room for."""
+    more = len(row["alike"]) - MOST_ALIKE
+    return ", ".join(row["alike"][:MOST_ALIKE]) + (f" and {more} more, in --json" if more > 0 else "")
 
 
 def _model(decided: Document) -> str:
