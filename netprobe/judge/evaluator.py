@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from netprobe.model.conntrack_rules import NEIGHBOURS, ROUTER_ADVERTISEMENT, first_state, is_icmp, question_of
 from netprobe.model.packets import Check, ConnState, Decision, EnforcementPoint, Fragment, Kind, Packet, Stage
-from netprobe.model.policy import ICMPV6, UDP, Action, IPAddress, Policy, PolicyPort, Way, port_prefixes
+from netprobe.model.policy import ICMPV6, UDP, Action, IPAddress, Policy, PolicyPort, Way, link_local, port_prefixes
 from netprobe.model.rule_lists import AddressSet, Entry, PortRules, RuleLists
 
 ANTI_SPOOFING = "anti-spoofing"
@@ -244,7 +244,7 @@ class _AntiSpoofing:
         for pair in port.allowed_pairs:
             prefixes.setdefault(pair.mac or port.mac, []).append(pair.prefix)
         if port.ip(6) is not None and port.mac:
-            prefixes[port.mac].append(IPv6Network(_link_local(port.mac)))
+            prefixes[port.mac].append(IPv6Network(link_local(port.mac)))
         self._owned = {
             mac: {family: AddressSet.of(found, family) for family in (4, 6)} for mac, found in prefixes.items()
         }
@@ -301,9 +301,3 @@ class _AntiSpoofing:
     def _owns(self, mac: str, ip: IPAddress) -> bool:
         owned = self._owned.get(mac)
         return owned is not None and owned[ip.version].holds(int(ip))
-
-
-def _link_local(mac: str) -> IPv6Address:
-    """The address that a guest makes of its MAC address: RFC 4291 appendix A."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])

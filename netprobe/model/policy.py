@@ -295,6 +295,12 @@ def port_prefixes(port: PolicyPort) -> tuple[IPNetwork, ...]:
     return (*own, *(pair.prefix for pair in port.allowed_pairs))
 
 
+def link_local(mac: str) -> IPv6Address:
+    """The address that a guest makes of its MAC address: RFC 4291 appendix A."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
+
+
 def protocol_name(number: int) -> str:
     """What people call a protocol; its number where it has no name here."""
     return next((name for name, known in PROTOCOL_NAMES.items() if known == number), f"protocol {number}")

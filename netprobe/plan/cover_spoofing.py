@@ -6,11 +6,11 @@ the packet in, so that only anti-spoofing is between it and its arrival.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 
 from netprobe.model.conntrack_rules import ROUTER_ADVERTISEMENT, first_state
 from netprobe.model.packets import Kind, Neighbour, Packet
-from netprobe.model.policy import ICMPV6, TCP, UDP, IPAddress, Way
+from netprobe.model.policy import ICMPV6, TCP, UDP, IPAddress, Way, link_local
 from netprobe.model.rule_lists import FAMILIES
 from netprobe.plan.cover_drafts import Drafts, Sent
 from netprobe.plan.cover_places import BITS, End, Header, Place, Places, address, header_of
@@ -22,6 +22,8 @@ _ECHO = 128  # RFC 4443
 _PLAIN = ("arp", "neighbour advertisement", "neighbour solicitation", "router solicitation")
 """What passes with one's own addresses."""
 
+_UNSPECIFIED, _BROADCAST = IPv4Address(0), IPv4Address(0xFFFF_FFFF)
+_DHCP_SERVERS = IPv6Address("ff02::1:2")  # RFC 8415 §7.1
 _SOLICITED_NODES = 0xFF02_0000_0000_0000_0000_0001_FF00_0000
 """RFC 4291 §2.7.1; the address that is asked about has the last 24 bits."""
 _DHCP = {4: (67, 68), 6: (547, 546)}
@@ -236,6 +238,7 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
     if not other.place.is_guarded:  # a guest is no router: its rules may have something against it
         asked = made(_ROUTER_SOLICITATION, end.mac, end.ip)
         yield "router solicitation", asked
+        yield "router solicitation from a foreign mac", replace(asked, src_mac=DECOY_MAC)
         yield "router solicitation from nobody", replace(asked, src_ip=IPv6Address(0), neighbour=Neighbour("", end.ip))
         if foreign is not None:
             yield "router solicitation foreign ip", replace(asked, src_ip=foreign)
@@ -251,6 +254,9 @@ def _dhcp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
     yield "dhcp server", Header(family, UDP, client, 0, 0, server).packet(end, other)
     asks = Header(family, UDP, server, 0, 0, client).packet(end, other)
     yield "dhcp client", asks
+    if not other.place.is_guarded:  # as they are in truth, but for the MAC address that they go to
+        nowhere, all_servers = (_UNSPECIFIED, _BROADCAST) if family == 4 else (link_local(end.mac), _DHCP_SERVERS)
+        yield "dhcp client without address", replace(asks, src_ip=nowhere, dst_ip=all_servers)
     if foreign is not None:  # from one's own address it might pass as anything else
         beside = ((client - 1, server), (client + 1, server), (client, server - 1))
         for word, ports in zip(("source port-1", "source port+1", "port-1"), beside, strict=True):
