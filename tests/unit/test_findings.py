@@ -235,3 +235,11 @@ def test_the_very_rule_decides_wherever_its_stage_is_put():
     same = ModelAnswer(False, point=EnforcementPoint("b", Stage.ANTI_SPOOFING), rule_id="default deny")
     assert kinds(judged(DENY, Outcome.DROPPED, model=same)) == []
     assert kinds(judged(DENY, Outcome.DROPPED, model=replace(same, rule_id="x"))) == [FindingKind.WRONG_PLACE]
+
+
+def test_a_sender_that_is_told_is_not_hidden_behind_another_divergence_of_the_same_rule():
+    steps = [
+        judged(DENY, Outcome.DROPPED, model=ModelAnswer(True), scenario=i, evidence=replace(SEEN, rejected=i))
+        for i in range(2)
+    ]
+    assert kinds(*steps) == [FindingKind.DIVERGENCE] * 2
