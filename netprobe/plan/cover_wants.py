@@ -37,6 +37,7 @@ BESIDE_MIN, BESIDE_OF_ALL = 3, 60
 _EDGES = ("first port", "first address", "last address")
 _ONCE = ("any protocol", "other family", "group ", "code ")
 _MEMBER = "from "
+_RIVAL_ENDS_MAX = 4
 _NEXT_PORTS = ("port-1", "port+1")
 _PREFIX_BIT = "prefix bit"
 GRID_MIN, GRID_OF_ALL = 16, 1600
@@ -207,7 +208,12 @@ class Wants:
             fitting = [header for header in near if stage.matches(entry, header)]
             headers = tuple(dict.fromkeys((*fitting, *self.headers(entry))))
             label = f"priority {priority}"
-            yield Want(label, f"{entry.rule}:{label}", headers, self.inside_ends(entry, way), is_hit=False), priority
+            # First those whom a rival is about: it may be about few, and the entry about everybody.
+            theirs = (end for other in others for end in self.inside_ends(other, way)[:_RIVAL_ENDS_MAX])
+            remote = _sides(entry, way)[0]
+            held = (end for end in theirs if remote is None or remote.holds(end.number))
+            ends = tuple(dict.fromkeys((*held, *self.inside_ends(entry, way))))
+            yield Want(label, f"{entry.rule}:{label}", headers, ends, is_hit=False), priority
 
     def hits(self, entry: Entry) -> tuple[tuple[str, tuple[Header, ...]], ...]:
         """What it compiles to, addresses aside: label and headers."""
