@@ -14,6 +14,7 @@ import trio
 from netprobe.errors import UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
+from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.judge.evaluator import Evaluator
 from netprobe.judge.findings import Evidence, Finding, FindingKind, Findings, Judged, judge_steps
@@ -146,6 +147,18 @@ def backend_of(topology: Topology, attachments: Iterable[Attachment]) -> str:
     return "ovs-ct"
 
 
+def backend_on(backend: str, datapaths: str) -> str:
+    """A backend where the kernel forwards: "ovs-kernel", "ovn-kernel"; iptables' is the kernel's anyhow.
+
+    Args:
+        backend: from `backend_of`.
+        datapaths: what `dpctl/dump-dps` prints, one "type@name" a line; a kernel's type is "system".
+    """
+    if backend == "bridge" or not any(line.startswith("system@") for line in datapaths.split()):
+        return backend
+    return "ovn-kernel" if backend == "ovn" else "ovs-kernel"
+
+
 def plan_verify(order: VerifyOrder, topology: Topology) -> VerifyPlan:
     """Bind the policy and compute its covering scenarios; sends nothing.
 
@@ -182,6 +195,7 @@ async def verify(
         HostNotReadyError: a tool, privilege or namespace is missing.
     """
     started_ns = realtime_ns()
+    plan = replace(plan, backend=await trio.to_thread.run_sync(_real_backend, plan, topology))
     is_kernel = plan.backend == "bridge"
     terms = (order.vantage, order.rate_pps)
     tries = plan.cover.probes * order.rounds + BURSTS * order.rules_proved
@@ -309,6 +323,16 @@ def _taken(plan: VerifyPlan, topology: Topology) -> frozenset[FiveTuple]:
             for entry in read_entries(host, is_hybrid=plan.backend == "bridge"):
                 found |= {entry.original, entry.reply}
     return frozenset(found)
+
+
+def _real_backend(plan: VerifyPlan, topology: Topology) -> str:
+    names = {one.host for one in plan.attachments}
+    found = []
+    for host in topology.hosts:
+        if host.name in names:
+            with UnixctlClient(host.ovs_rundir) as unixctl:
+                found.append(unixctl.call("dpctl/dump-dps"))
+    return backend_on(plan.backend, "\n".join(found))
 
 
 def _rejects_pps(plan: VerifyPlan) -> int:

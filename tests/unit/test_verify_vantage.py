@@ -3,6 +3,8 @@
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
+import pytest
+
 from netprobe.model.packets import (
     Check,
     ConnState,
@@ -17,6 +19,7 @@ from netprobe.model.packets import (
 )
 from netprobe.model.points import Point, PointKind
 from netprobe.model.topology import Attachment
+from netprobe.service.verify import backend_on
 from netprobe.service.verify_vantage import cover_from, routed
 
 PACKET = Packet(
@@ -84,3 +87,17 @@ def test_what_a_nat_would_change_and_what_no_router_takes_is_said_to_be_unproven
 def test_neighbours_are_left_as_they_are():
     there = {name: attachment(name, "net1") for name in "ab"}
     assert routed(COVER, there).scenarios == COVER.scenarios
+
+
+@pytest.mark.parametrize(
+    ("backend", "datapaths", "real"),
+    [
+        ("ovs-ct", "netdev@ovs-netdev\n", "ovs-ct"),
+        ("ovs-ct", "system@ovs-system\n", "ovs-kernel"),
+        ("ovn", "netdev@ovs-netdev\nsystem@ovs-system\n", "ovn-kernel"),
+        ("ovn", "netdev@ovs-netdev\n", "ovn"),
+        ("bridge", "system@ovs-system\n", "bridge"),
+    ],
+)
+def test_what_a_userspace_datapath_does_by_its_nature_excuses_no_kernel(backend, datapaths, real):
+    assert backend_on(backend, datapaths) == real
