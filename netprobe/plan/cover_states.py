@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from netprobe.model.conntrack_rules import answer_to, first_state, is_icmp
 from netprobe.model.packets import ACK, SYN, ConnState, Fragment, Packet, Scenario, Stage
-from netprobe.model.policy import ICMP, ICMPV6, TCP, UDP
+from netprobe.model.policy import ICMP, ICMPV6, TCP, UDP, Way
 from netprobe.model.rule_lists import FAMILIES
 from netprobe.plan.cover_drafts import Drafts, Sent
-from netprobe.plan.cover_places import Place, Places
+from netprobe.plan.cover_places import Place, Places, header_of
 
 _UNREACHABLE = {4: (ICMP, 3, 3), 6: (ICMPV6, 1, 4)}
 """Port unreachable: protocol, type, code (RFC 792, RFC 4443)."""
@@ -48,9 +48,10 @@ def add_states(places: Places, drafts: Drafts) -> None:
             open_.append(talk)
         elif _is_stopped_at_target(scenario):
             closed.append(talk)
+    stranger = next((place for place in places.all if not place.is_guarded), None)
     for family in FAMILIES:
         talks = [talk for talk in open_ if talk.packet.family == family]
-        _States(drafts, family).add(talks, [talk for talk in closed if talk.packet.family == family])
+        _States(drafts, family, stranger).add(talks, [talk for talk in closed if talk.packet.family == family])
 
 
 def _is_stopped_at_target(scenario: Scenario) -> bool:
@@ -59,9 +60,10 @@ def _is_stopped_at_target(scenario: Scenario) -> bool:
 
 
 class _States:
-    def __init__(self, drafts: Drafts, family: int) -> None:
+    def __init__(self, drafts: Drafts, family: int, stranger: Place | None) -> None:
         self._drafts = drafts
         self._family = family
+        self._stranger = stranger
 
     def add(self, talks: list[_Talk], stopped: list[_Talk]) -> None:
         """All kinds, each with the fewest scenarios that meet all ports."""
@@ -71,7 +73,7 @@ class _States:
         pings = [talk for talk in talks if is_icmp(talk.packet)]
         self._both_ends("related", quoted, self._related)
         self._both_ends("unsolicited answer", udp, self._lone_answer)
-        self._stopping("unsolicited syn-ack", tcp, self._lone_syn_ack)
+        self._stopping("unsolicited syn-ack", [talk for talk in tcp if talk.source.is_guarded], self._lone_syn_ack)
         self._each("unsolicited syn-ack", tcp, self._lone_syn_ack)
         self._stopping("unsolicited error", quoted, self._lone_error)
         self._stopping("unsolicited echo reply", pings, self._lone_answer, is_back=True)
@@ -90,15 +92,25 @@ class _States:
 
     def _each(self, word: str, talks: Iterable[_Talk], make: Callable[[_Talk], list[Sent]]) -> None:
         """Every rule of a port where its conntrack alone is in the way: any of them may forget to ask it."""
-        met: set[int] = set()
-        found = []
-        for talk in talks:
-            if talk.target.is_guarded and not talk.source.is_guarded:
-                if talk.target.index in met:  # the first one is tried already
-                    found.append(talk)
-                met.add(talk.target.index)
-        for talk in found[:_EACH_MAX]:
+        found: dict[tuple[int, Packet], _Talk] = {}
+        for talk in filter(None, map(self._from_stranger, talks)):
+            found.setdefault((talk.target.index, talk.packet), talk)
+        for talk in list(found.values())[:_EACH_MAX]:
             self._make(word, talk, make(talk))
+
+    def _from_stranger(self, talk: _Talk) -> _Talk | None:
+        """The same to a guarded port from one whose own conntrack does not stop it, if the target lets that in."""
+        if not talk.target.is_guarded or not talk.source.is_guarded:
+            return talk if talk.target.is_guarded else None
+        if self._stranger is None or self._stranger is talk.target:
+            return None
+        ip = self._stranger.port.ip(self._family)
+        if ip is None:
+            return None
+        packet = replace(talk.packet, src_mac=self._stranger.port.mac, src_ip=ip)
+        header = header_of(self._family, TCP, packet.dst_port or 0)._replace(src_port=packet.src_port)
+        is_let_in = talk.target.allows(Way.INGRESS, header, int(ip), int(packet.dst_ip))
+        return _Talk(self._stranger, talk.target, packet) if is_let_in else None
 
     def _stopping(
         self, word: str, talks: Iterable[_Talk], make: Callable[[_Talk], list[Sent]], *, is_back: bool = False
