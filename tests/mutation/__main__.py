@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="mutants a backend")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--packets", type=int, default=PACKETS, help="what a survivor is sent at the least")
+    parser.add_argument("--only", default="", help="of the chosen ones try those with this in their names")
     parser.add_argument("--out", type=Path, default=Path("mutation.json"))
     args = parser.parse_args()
     scores: dict[str, Score] = {}
@@ -30,7 +31,7 @@ def main() -> int:
             os.environ["NETPROBE_AUDIT"] = f"{place}/audit.jsonl"
             for backend in args.backend or BACKENDS:
                 print(f"{backend}: {args.count} mutants, seed {args.seed}", file=sys.stderr, flush=True)
-                terms = {"count": args.count, "seed": args.seed, "packets": args.packets}
+                terms = {"count": args.count, "seed": args.seed, "packets": args.packets, "only": args.only}
                 scores[backend] = score(backend, Path(place), **terms, tell=_tell)
                 args.out.write_text(json.dumps({name: one.to_json() for name, one in scores.items()}, indent=1) + "\n")
     finally:

@@ -91,9 +91,10 @@ def _is_idle(flow: Flow, own: dict[str, tuple[str, ...]]) -> bool:
 
     Drops of established connections: none was admitted that would be dropped, unless its permit was revoked since,
     which is not what one policy is about. Rules about a port's own address as the other side: nobody speaks to itself.
-    Neighbour discovery that anti-spoofing drops: conntrack calls it invalid, so that the next table drops it too.
+    Discovery and listener reports that anti-spoofing drops: conntrack calls them invalid, so that the next table drops
+    them too.
     """
-    if flow.table == 71 and flow.priority == 70 and "icmp6" in flow.words:
+    if flow.table == 71 and flow.actions in _DROPS and "icmp6" in flow.words:
         return True
     if flow.actions in _DROPS and "+est" in flow.word("ct_state"):
         return True

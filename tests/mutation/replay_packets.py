@@ -144,7 +144,10 @@ class _Drawing:
         for other, ip in ends or [(other, other.ip(header.family)) for other in others]:
             if own is not None and ip is not None and own.version == ip.version:
                 src, dst, source, target = (other, port, ip, own) if way is Way.INGRESS else (port, other, own, ip)
-                yield src, dst, _talk(_packet(header, src.mac, dst.mac, source, target))
+                packet = _packet(header, src.mac, dst.mac, source, target)
+                yield src, dst, _talk(packet)
+                if header.protocol == TCP and not src.has_port_security:  # else its own conntrack stops it
+                    yield src, dst, [(True, replace(packet, tcp_flags=SYN | ACK), ConnState.INVALID)]
 
     def _may_be(self, port: PolicyPort, ip: IPAddress) -> bool:
         """Whether it may use an address, and it is no other's."""

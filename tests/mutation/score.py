@@ -96,6 +96,7 @@ def score(
     count: int,
     seed: int,
     packets: int = PACKETS,
+    only: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Score:
     """Bring a backend's lab up, try mutants, take it down again.
@@ -106,6 +107,7 @@ def score(
         count: how many mutants.
         seed: of their choice, and of the packets for those that survive.
         packets: what a survivor is sent at the least.
+        only: of those chosen try the ones with this in their names.
         tell: takes a line a mutant.
     """
     made = BACKENDS[backend]
@@ -118,7 +120,7 @@ def score(
         replay = Replay(enforcement, hunter.plan, hunter.topology, packets=packets, seed=seed)
         found = Score()
         began = time.monotonic()
-        for mutant in chosen(enforcement.mutants(), count, seed):
+        for mutant in (each for each in chosen(enforcement.mutants(), count, seed) if only in each.name):
             _try(found, mutant, enforcement, hunter, replay, tell)
         found.seconds = time.monotonic() - began
         _check_original(enforcement, hunter)
