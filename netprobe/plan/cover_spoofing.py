@@ -92,8 +92,9 @@ class _Spoofing:
                 decoy = self._places.decoy(place, edge, edge, family)
                 if decoy is not None and found is not None and family == 6:
                     _, packet = next(_resolving(found._replace(mac=mac), other, None))
-                    packet = replace(packet, neighbour=Neighbour(mac, decoy.ip))
-                    yield f"pair {number} advertises address {word}", packet
+                    beside = replace(packet, neighbour=Neighbour(mac, decoy.ip))
+                    yield f"pair {number} advertises address {word}", beside
+                    yield f"pair {number} advertised from address {word}", replace(packet, src_ip=decoy.ip)
                 for label, packet in _resolving(decoy._replace(mac=mac), other, None) if decoy is not None else ():
                     if label in _PLAIN:
                         yield f"pair {number} address {word} {label}", packet
@@ -230,6 +231,7 @@ def _discovery(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoo
     yield "neighbour solicitation foreign mac", made(_SOLICITATION, DECOY_MAC, other.ip)
     if foreign is not None:
         yield "neighbour advertisement foreign target", made(_ADVERTISEMENT, end.mac, foreign)
+        yield "neighbour advertisement foreign ip", replace(made(_ADVERTISEMENT, end.mac, end.ip), src_ip=foreign)
         yield "neighbour solicitation foreign ip", replace(made(_SOLICITATION, end.mac, other.ip), src_ip=foreign)
     # Duplicate address detection (RFC 4862 §5.4.2): nobody's address asks the group of one's own.
     group = IPv6Address(_SOLICITED_NODES | int(end.ip) & 0xFFFFFF)
