@@ -166,10 +166,11 @@ class Wants:
             found = []
         else:
             grid = ()
-        edges = [(label, headers, *member) for label, headers in hits if label in _EDGES for member in members[:1]]
+        in_ends = tuple(self.inside_ends(entry, way))
+        edges = [(label, headers, "", in_ends) for label, headers in hits if label in _EDGES]
         edges += [(*hits[0], *each) for each in inside if each[0].endswith(_EDGES)]
         found += [want(_joined(label, member), headers, ends, is_hit=True) for label, headers, member, ends in edges]
-        in_ends, headers = self.inside_ends(entry, way), self.headers(entry)
+        headers = self.headers(entry)
         if _sides(entry, way)[1] is not None:
             found.append(want("other local address", headers, in_ends)._replace(is_elsewhere=True))
         found += [want(label, near, in_ends) for label, near in self.misses(entry)]
