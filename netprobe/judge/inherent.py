@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 from netprobe.model.model_answers import ModelAnswer
 from netprobe.model.packets import ConnState, EnforcementPoint, Fragment, Kind, Packet, Stage, Step
+from netprobe.model.policy import ICMP
 
 USERSPACE = frozenset({"ovs-ct", "ovn", "ovs-dpdk"})
 """Those whose connections Open vSwitch's own conntrack tracks, not the kernel's."""
 OVN = frozenset({"ovn", "ovn-kernel"})
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, NEIGHBOUR_SOLICITATION = 133, 134, 135  # RFC 4861 §4.1 to §4.3
 SILENT_REJECT = frozenset({"ovs-ct", "ovs-kernel", "ovs-dpdk", "bridge"})
+
+ADDRESS_MASK_REQUEST = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ REJECT = Difference(
 ICMP_CODE = Difference(
     "icmp-code-userspace-conntrack",
     "Open vSwitch's userspace conntrack takes an ICMP query with a code other than 0 for invalid, so a rule that "
-    "leaves the code open lets code 0 pass alone. No ICMP query has another code (RFC 792, RFC 4443).",
+    "leaves the code open lets code 0 pass alone. No ICMP query has another code (RFC 792, RFC 4443). It knows no "
+    "address mask requests (type 17, RFC 950, deprecated by RFC 6918) either; the kernel's does.",
 )
 
 
@@ -89,7 +93,8 @@ def inherent_difference(
     if backend in USERSPACE and not is_passed:
         if packet.fragment is not Fragment.NONE and said is not True:
             return FRAGMENTS
-        if packet.is_icmp and packet.icmp_code != 0 and step.state is ConnState.NEW:
+        is_odd = packet.icmp_code != 0 or (packet.protocol, packet.icmp_type) == (ICMP, ADDRESS_MASK_REQUEST)
+        if packet.is_icmp and is_odd and step.state is ConnState.NEW:
             return ICMP_CODE
     if backend not in OVN or packet.kind is not Kind.ND or (is_passed and said is False):
         return None
