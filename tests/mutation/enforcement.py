@@ -92,6 +92,7 @@ class Enforcement:
         """Make a state hold, no switch go by flows of before, and no connection be remembered."""
         self.put(state)
         for switch in self.switches.values():
+            switch.appctl("revalidator/purge")
             switch.appctl("revalidator/wait")
         self.flush()
 
