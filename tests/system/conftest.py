@@ -1,6 +1,7 @@
 """The labs that the system tests share, in a run directory of their own: `single`, or `pair` with two hypervisors."""
 
 import os
+import shutil
 
 import pytest
 from support.workers import RUN_DIR
@@ -21,7 +22,9 @@ def lab_place():
     before = os.environ.get("NETPROBE_RUN_DIR")
     os.environ["NETPROBE_RUN_DIR"] = str(RUN_DIR)
     control.down()
-    (RUN_DIR / "ports.json").unlink(missing_ok=True)  # a new switch has no connections that ports rest from
+    # A new switch has no connections that ports rest from, and nothing that a run killed by another module's test left.
+    (RUN_DIR / "ports.json").unlink(missing_ok=True)
+    shutil.rmtree(RUN_DIR / "journal", ignore_errors=True)
     try:
         yield RUN_DIR
     finally:
