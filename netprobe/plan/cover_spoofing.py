@@ -110,6 +110,11 @@ class _Spoofing:
             header, target = self._way_in(place, end, int(ip))
             if target is not None:
                 yield "foreign ip", target.place, replace(header.packet(end, target), src_ip=ip)
+        beside = self._places.decoy(place, end.number ^ 1, end.number ^ 1, end.ip.version)
+        if beside is not None and beside.ip != ip and not self._is_paired(beside.number, end.ip.version):
+            header, target = self._way_in(place, end, beside.number)
+            if target is not None:
+                yield "foreign ip prefix bit", target.place, replace(header.packet(end, target), src_ip=beside.ip)
 
     def _paired(self, place: Place, end: End) -> Iterator[tuple[str, Place, Packet]]:
         """Allowed pairs: they work, their MAC and IP addresses belong together, and they end where they end."""
@@ -119,7 +124,7 @@ class _Spoofing:
             if found is None:
                 continue
             name = f"pair {number}"
-            cases = [(name, found.ip, mac)]
+            cases = [(name, found.ip, mac), (f"{name} foreign mac", found.ip, DECOY_MAC)]
             if last > found.number:
                 ends = self._places.exact(last, family)
                 cases += [(f"{name} last address", end.ip, mac) for end in ends if end.place is place][:1]
