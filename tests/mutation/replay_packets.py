@@ -214,6 +214,17 @@ class _Drawing:
             for dst in (port for port in (ports[number - 1], *others) if port is not src):
                 yield from ((src, dst, [(True, packet, ConnState.NEW)]) for packet in self._discovery(src, dst))
 
+    def _spoofed(self, src: PolicyPort, dst: PolicyPort, sources: Sequence[IPAddress]) -> Iterator[Packet]:
+        """What rules let pass, from own and other addresses, and from those beside them."""
+        family = sources[0].version
+        target = dst.ip(family)
+        assert target is not None
+        echo = Header(family, ICMP, icmp=(8, 0)) if family == 4 else Header(family, ICMPV6, icmp=(128, 0))
+        for ip, mac, header in product(sources, (src.mac, _DECOY_MAC), (echo, Header(family, TCP, 80))):
+            for source in (ip, type(ip)(int(ip) ^ 1), ip + 1, ip - 1):
+                if source in src.ips or source not in self._own:
+                    yield _packet(header, mac, dst.mac, source, target)
+
     def _discovery(self, src: PolicyPort, dst: PolicyPort) -> Iterator[Packet]:
         foreign = {
             family: self._rng.choice([ip for ip in self._edges[family] if ip not in self._own]) for family in (4, 6)
@@ -245,6 +256,7 @@ class _Drawing:
                         yield replace(packet, neighbour=asked)
             if family == 6:
                 yield from _detection(src, dst, (own, other, foreign[6]))
+            yield from self._spoofed(src, dst, (own, foreign[family], *pairs))
             client, server = _DHCP[family]
             nowhere = ip_address("0.0.0.0" if family == 4 else "::")
             asks = [(client + d, server + e) for d in (-1, 0, 1) for e in (-1, 0, 1)]
