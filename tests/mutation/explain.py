@@ -30,5 +30,7 @@ def explanation(mutant: Mutant, plan: VerifyPlan, difference: str) -> str:
     for shadowed, why in plan.cover.shadowed:
         if shadowed == rule:
             return f"rule {rule} never decides: {why}"
+    if any(acl.id in mutant.name and not acl.action.allows for acl in plan.policy.acls):
+        return "no other rule lets that pass at this port, so the default deny says the same"
     what = f"{mutant.kind} {mutant.name.rpartition(': ')[2]} {mutant.name}"
     return next((why for word, why in _REASONS if word in what), "another rule says the same of all that may be sent")
