@@ -226,7 +226,8 @@ def _inherent(one: Judged, backend: str) -> Difference | None:
     if one.outcome is Outcome.DROPPED and _is_misplaced(one):
         assert one.model is not None and one.model.point is not None  # noqa: PT018  else it is in no place
         return inherent_place(one.step, backend, one.model.point)
-    return silent_reject(one.step, backend) if not one.evidence.rejected else None
+    is_silent = one.outcome is Outcome.DROPPED and not one.evidence.rejected
+    return silent_reject(one.step, backend) if is_silent else None
 
 
 def _is_misplaced(one: Judged) -> bool:

@@ -121,6 +121,10 @@ class Proofs:
         found: I64 = self._host[senders] * self._hosts + self._host[receivers]
         return found
 
+    def host_of(self, port: int) -> int:
+        """The number of a port's host."""
+        return int(self._host[port])
+
     @property
     def paths(self) -> int:
         """How many ways there are between hosts, both directions, and within each."""

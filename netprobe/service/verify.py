@@ -150,11 +150,14 @@ def backend_of(topology: Topology, attachments: Iterable[Attachment]) -> str:
 def backend_on(backend: str, datapaths: str) -> str:
     """A backend where the kernel forwards: "ovs-kernel", "ovn-kernel"; iptables' is the kernel's anyhow.
 
+    Where some hosts' userspace forwards, it is a userspace backend: what userspace does by its nature may be seen.
+
     Args:
         backend: from `backend_of`.
         datapaths: what `dpctl/dump-dps` prints, one "type@name" a line; a kernel's type is "system".
     """
-    if backend == "bridge" or not any(line.startswith("system@") for line in datapaths.split()):
+    kinds = {line.partition("@")[0] for line in datapaths.split()}
+    if backend == "bridge" or kinds != {"system"}:
         return backend
     return "ovn-kernel" if backend == "ovn" else "ovs-kernel"
 
@@ -209,8 +212,10 @@ async def verify(
     wire_order = WireOrder(mark, plan.attachments, topology, order.vantage, order.rate_pps, is_kernel)
     async with open_wire(wire_order, stop) as wire:
         limits = RoundLimits(order.tmax_ns, order.rounds, order.seed, min(most, AT_ONCE), _rejects_pps(plan))
-        hosts = list(dict.fromkeys(one.host for one in plan.attachments))
-        proofs = Proofs(scenarios, names, alpha=order.alpha, hosts=[hosts.index(one.host) for one in plan.attachments])
+        # Between networks packets take other ways, by a router: a way that controls vouch for is within one.
+        places = [(one.host, one.network) for one in plan.attachments]
+        numbers = {place: i for i, place in enumerate(dict.fromkeys(places))}
+        proofs = Proofs(scenarios, names, alpha=order.alpha, hosts=[numbers[place] for place in places])
         rounds = Rounds(scenarios, plan.ports, proofs, attempts, wire, limits, stop)
         answers = await _probe(order, plan, topology, rounds, tell)
         steps = _judged(plan, proofs, answers, order.vantage)
@@ -235,7 +240,7 @@ async def _probe(
             await rounds.run(tell, lambda: _is_contradicted(plan, rounds))
         # At the same time as the probes: both wait for the switch most of the time.
         if not order.until_finding or not _is_contradicted(plan, rounds):
-            nursery.start_soon(_ask_models, plan, rounds.proofs, topology, answers)
+            nursery.start_soon(_ask_models, plan, rounds.proofs, topology, answers, rounds.stop)
         if not order.until_finding:
             await rounds.run(tell)
         tell("waiting for the enforcement's own model")
@@ -245,13 +250,14 @@ async def _probe(
 def _with_counts(outcome: VerifyOutcome, rounds: Rounds, wire: VerifyWire) -> VerifyOutcome:
     """What was counted on the way."""
     common, _ = rounds.proofs.loss()
-    sent = rounds.attempts.sent
+    made = rounds.attempts.sent
+    sent = [one for one in made if rounds.first_ns.get(one.seq)]
     controls = sum(one.step < 0 for one in sent)
     return replace(
         outcome,
         sent=len(sent) - controls,
         controls=controls,
-        unsent=rounds.unsent,
+        unsent=len(made) - len(sent),
         rounds=rounds.made,
         late=rounds.late,
         dropped=wire.dropped,
@@ -267,7 +273,9 @@ def _with_counts(outcome: VerifyOutcome, rounds: Rounds, wire: VerifyWire) -> Ve
     )
 
 
-async def _ask_models(plan: VerifyPlan, proofs: Proofs, topology: Topology, answers: dict[int, ModelAnswer]) -> None:
+async def _ask_models(
+    plan: VerifyPlan, proofs: Proofs, topology: Topology, answers: dict[int, ModelAnswer], stop: StopRequest
+) -> None:
     """What the enforcement's own model says of each step, by its place in the columns; put into `answers`."""
     questions = []
     for scenario in plan.cover.scenarios:
@@ -278,6 +286,8 @@ async def _ask_models(plan: VerifyPlan, proofs: Proofs, topology: Topology, answ
             questions.append(ModelQuestion(step.packet.with_ephemeral(PORT_BLOCK[0]), *ends, step.state, place))
     with ModelAsker() as asker:
         for first in range(0, len(questions), QUESTIONS_AT_ONCE):
+            if stop.asked():
+                return
             part = questions[first : first + QUESTIONS_AT_ONCE]
             for question, answer in zip(part, await asker.ask(part, topology), strict=True):
                 answers[question.ident] = answer

@@ -6,9 +6,9 @@ waves, and what they leave in conntrack is taken away in between. What arrived, 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -116,6 +116,7 @@ class Rounds:
         strayed: frames that were seen at a port that is not their receiver's: (place of the step, port), with counts.
         late: arrivals after the end of their round.
         made: rounds so far.
+        pairs: senders and receivers of controls, by number.
     """
 
     scenarios: Sequence[Scenario]
@@ -129,12 +130,12 @@ class Rounds:
     strayed: dict[tuple[int, int], int] = field(default_factory=dict)
     first_ns: dict[int, int] = field(default_factory=dict)
     late: int = 0
-    unsent: int = 0
     made: int = 0
+    pairs: list[tuple[int, int]] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
     _rejected: set[int] = field(default_factory=set)
+    _slow: list[Sent] = field(default_factory=list)
     _ends: list[tuple[int, int]] = field(default_factory=list)
-    _pairs: list[tuple[int, int]] = field(default_factory=list)
     _tried: I64 = field(init=False)
     _heard: I64 = field(init=False)
     _greeted: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -142,7 +143,7 @@ class Rounds:
     def __post_init__(self) -> None:
         numbers = {port.name: i for i, port in enumerate(self.ports)}
         self._ends = [(numbers[s.src], numbers[s.dst]) for s in self.scenarios]
-        self._pairs = control_pairs(self.ports, self.proofs)
+        self.pairs = control_pairs(self.ports, self.proofs)
         self._tried, self._heard = np.zeros((2, len(self.ports)), np.int64), np.zeros((2, len(self.ports)), np.int64)
 
     def silent(self) -> list[tuple[str, bool]]:
@@ -188,6 +189,8 @@ class Rounds:
             attempt = self.attempts.attempt(self.scenarios[number])
             if attempt is not None:
                 found.append(attempt)
+                for step in range(len(self.scenarios[number].steps)):
+                    self.not_sent.pop((number, step), None)
             else:
                 for step in range(len(self.scenarios[number].steps)):
                     self.not_sent[number, step] = "somebody's connection has its addresses and ports: it was not sent"
@@ -209,18 +212,18 @@ class Rounds:
     def _lifelines(self, others: set[int]) -> list[int]:
         """Scenarios that passed, once more: they stand in for controls where ports, or hosts, have none."""
         proofs, outcomes = self.proofs, self.proofs.outcomes()
-        pairs = np.array(self._pairs, np.int64).reshape(-1, 2)
+        pairs = np.array(self.pairs, np.int64).reshape(-1, 2)
         firsts = np.array([proofs.index(s.number, 0) for s in self.scenarios if s.number not in others], np.int64)
         passed = firsts[[outcomes[i] is Outcome.PASSED for i in firsts.tolist()]] if len(firsts) else firsts
         found: set[int] = set()
-        for column, known, count in (
-            (proofs.sender, pairs[:, 0], len(self.ports)),
-            (proofs.receiver, pairs[:, 1], len(self.ports)),
-            (proofs.path, proofs.path_of(pairs[:, 0], pairs[:, 1]), proofs.paths),
+        for column, known in (
+            (proofs.sender, pairs[:, 0]),
+            (proofs.receiver, pairs[:, 1]),
+            (proofs.path, proofs.path_of(pairs[:, 0], pairs[:, 1])),
         ):
-            for lone in set(range(count)) - set(known.tolist()):
-                chosen = passed[column[passed] == lone][:LIFELINES]
-                found |= {proofs.ref(i).scenario for i in chosen.tolist()}
+            here = column[passed]
+            for lone in np.setdiff1d(here, known):
+                found |= {proofs.ref(i).scenario for i in passed[here == lone][:LIFELINES].tolist()}
         return sorted(found)
 
     def _note_unready(self, numbers: set[int], confirmed: frozenset[int]) -> None:
@@ -239,6 +242,7 @@ class Rounds:
         attempts = [attempt for attempt in (self.attempts.attempt(scenario) for _ in range(count)) if attempt]
         made = [self._frame(attempt, 0, self.made) for attempt in attempts]
         await self._send(made)
+        await self._send_slow()
         return sum(self.first_ns[one.seq] > 0 for one in made)
 
     @property
@@ -283,6 +287,7 @@ class Rounds:
             await self._wait([a.seqs[-1] for a, _ in following])
             live = [(a, steps) for a, steps in following if a.seqs[-1] in self._seen]
             level += 1
+        await self._send_slow()
 
     def _frame(self, attempt: Attempt, step: int, round_: int) -> Sent:
         number = attempt.scenario.number
@@ -292,7 +297,7 @@ class Rounds:
         """An ARP answer from each port to the next one of its network, round and round."""
         made = []
         for _ in range(CONTROLS_A_LEVEL):
-            for number, other in self._pairs:
+            for number, other in self.pairs:
                 packet = control_packet(self.ports[number], self.ports[other])
                 made.append(self.attempts.control(packet, (number, other), round_))
         return made
@@ -311,7 +316,7 @@ class Rounds:
         return self.scenarios[ref.scenario].steps[ref.step].expected.is_allowed
 
     async def _send(self, sent: Sequence[Sent]) -> None:
-        """Send frames in the order of their numbers, those that are to be rejected behind the others of their part.
+        """Send frames in the order of their numbers, but for those that have to go slowly (`_send_slow`).
 
         What is for, or from, a port whose absorption is not confirmed any more stays unsent.
         """
@@ -320,14 +325,22 @@ class Rounds:
             part = sent[first : first + size]
             self.wire.write_down(part)
             self.first_ns |= dict.fromkeys((one.seq for one in part), 0)
+            slow = [one for one in part if self.limits.rejects_pps and self._is_rejected(one)]
+            self._slow += slow
             confirmed = await self.wire.confirm()
-            ready = [one for one in part if confirmed.issuperset((one.sender, one.receiver))]
-            slow = [one for one in ready if self.limits.rejects_pps and self._is_rejected(one)]
-            await self._pass_on([one for one in ready if one not in slow] if slow else ready)
-            for one in slow:
-                if not self.stop.asked():
-                    await self._pass_on([one])
-                    await trio.sleep(1 / self.limits.rejects_pps)
+            rest = part if not slow else [one for one in part if one not in slow]
+            await self._pass_on([one for one in rest if confirmed.issuperset((one.sender, one.receiver))])
+
+    async def _send_slow(self) -> None:
+        """Send what is to be rejected, one by one behind all others: meanwhile their connections would time out."""
+        slow, self._slow = self._slow, []
+        for one in slow:
+            if self.stop.asked():
+                return
+            confirmed = await self.wire.confirm()
+            if confirmed.issuperset((one.sender, one.receiver)):
+                await self._pass_on([one])
+            await trio.sleep(1 / self.limits.rejects_pps)
 
     async def _pass_on(self, sent: Sequence[Sent]) -> None:
         times = await self.wire.send(sent)
@@ -370,7 +383,6 @@ class Rounds:
 
     def _feed(self, sent: Sequence[Sent]) -> None:
         really = [one for one in sent if self.first_ns[one.seq]]
-        self.unsent += len(sent) - len(really)
         arrived = np.array([one.seq in self._seen for one in really], np.bool_)
         senders = np.array([one.sender for one in really], np.int64)
         receivers = np.array([one.receiver for one in really], np.int64)
@@ -386,10 +398,11 @@ class Rounds:
         self._heard += alive
         is_control = steps == CONTROL
         self._greet(senders[is_control], receivers[is_control], arrived[is_control])
-        counts = is_control & alive[0, senders] & alive[1, receivers]
-        self.proofs.feed_controls(senders[counts], receivers[counts], arrived[counts])
         paths_alive = np.zeros(self.proofs.paths, np.bool_)
         paths_alive[self.proofs.path_of(senders[arrived], receivers[arrived])] = True
+        counts = is_control & alive[0, senders] & alive[1, receivers]
+        counts &= paths_alive[self.proofs.path_of(senders, receivers)]
+        self.proofs.feed_controls(senders[counts], receivers[counts], arrived[counts])
         self.proofs.feed(steps[~is_control], arrived[~is_control], alive, paths_alive)
         told = [one.step for one in really if one.seq in self._rejected and one.step != CONTROL]
         self.proofs.feed_rejections(np.array(told, np.int64))
@@ -424,21 +437,31 @@ def control_pairs(ports: Sequence[PolicyPort], proofs: Proofs) -> list[tuple[int
         if port.mac and port.ips:
             by_network.setdefault(port.network, []).append(number)
     pairs: list[tuple[int, int]] = []
+
+    def way_of(sender: int, receiver: int) -> tuple[int, int]:
+        return proofs.host_of(sender), proofs.host_of(receiver)
+
     for members in by_network.values():
         if len(members) > 1:
             pairs += list(zip(members, [*members[1:], members[0]], strict=True))
+    ways = {way_of(*pair) for pair in pairs}
     for members in by_network.values():
-        for pair in permutations(members, 2):
-            ways = {_path(proofs, known) for known in pairs}
-            if len(ways) == proofs.paths:
-                return pairs
-            if _path(proofs, pair) not in ways:
+        for pair in _each_way(members, proofs):
+            if way_of(*pair) not in ways:
+                ways.add(way_of(*pair))
                 pairs.append(pair)
     return pairs
 
 
-def _path(proofs: Proofs, pair: tuple[int, int]) -> int:
-    return int(proofs.path_of(np.array(pair[:1], np.int64), np.array(pair[1:], np.int64))[0])
+def _each_way(members: Sequence[int], proofs: Proofs) -> Iterator[tuple[int, int]]:
+    """A pair of neighbours for each way between their hosts, and within each."""
+    here: dict[int, list[int]] = {}
+    for number in members:
+        here.setdefault(proofs.host_of(number), []).append(number)
+    for group, other in product(here.values(), repeat=2):
+        pair = (group[0], other[-1])
+        if pair[0] != pair[1]:
+            yield pair
 
 
 def control_packet(sender: PolicyPort, receiver: PolicyPort) -> Packet:

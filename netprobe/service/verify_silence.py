@@ -10,7 +10,7 @@ from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import ConnState
 from netprobe.model.topology import Attachment, Topology
 from netprobe.service.policy_models import ModelAsker
-from netprobe.service.verify_rounds import Rounds, control_packet, control_pairs
+from netprobe.service.verify_rounds import Rounds, control_packet
 
 
 async def silence_findings(rounds: Rounds, attachments: tuple[Attachment, ...], topology: Topology) -> list[Finding]:
@@ -22,11 +22,10 @@ async def silence_findings(rounds: Rounds, attachments: tuple[Attachment, ...], 
         topology: where they are.
     """
     numbers = {port.name: number for number, port in enumerate(rounds.ports)}
-    pairs = control_pairs(rounds.ports, rounds.proofs)
     found = []
     for name, is_sender in rounds.silent():
         number = numbers[name]
-        pair = next((pair for pair in pairs if pair[0 if is_sender else 1] == number), None)
+        pair = next((pair for pair in rounds.pairs if pair[0 if is_sender else 1] == number), None)
         if pair is None:
             continue  # alone on its network, it has no neighbour to hear from: its steps stay undecided
         which = "that it sends" if is_sender else "that is sent to it"

@@ -94,7 +94,8 @@ def test_neighbours_are_left_as_they_are():
     [
         ("ovs-ct", "netdev@ovs-netdev\n", "ovs-ct"),
         ("ovs-ct", "system@ovs-system\n", "ovs-kernel"),
-        ("ovn", "netdev@ovs-netdev\nsystem@ovs-system\n", "ovn-kernel"),
+        ("ovn", "system@ovs-system\nsystem@ovs-system\n", "ovn-kernel"),
+        ("ovn", "netdev@ovs-netdev\nsystem@ovs-system\n", "ovn"),
         ("ovn", "netdev@ovs-netdev\n", "ovn"),
         ("bridge", "system@ovs-system\n", "bridge"),
     ],
