@@ -11,7 +11,18 @@ settings.register_profile("netprobe", deadline=None)
 settings.load_profile("netprobe")
 
 # Those that run longest, in the order of their lengths: no worker is left alone with one of them at the end.
-LONGEST = ("spread", "lab_pair", "truth_pair", "hostile_agents", "cli", "reasons_ovn", "sweep", "reasons", "lab")
+LONGEST = (
+    "mutation",
+    "spread",
+    "lab_pair",
+    "truth_pair",
+    "hostile_agents",
+    "cli",
+    "reasons_ovn",
+    "sweep",
+    "reasons",
+    "lab",
+)
 
 
 def pytest_configure(config):

@@ -215,7 +215,7 @@ def _words(word: str, table: int, priority: int, regs: list[str]) -> Iterator[tu
         yield f"nw_proto={int(value) + 1}", "flow protocol"
     elif name in ("tp_dst", "tp_src", "icmp_type", "icmp_code"):
         yield from _ports(name, value)
-    elif name in _PREFIXES:
+    elif name in _PREFIXES and not (table == 24 and name == "ipv6_src"):  # iptables look at the source too
         prefix = ip_network(value)
         if prefix.prefixlen > 0:
             yield f"{name}={prefix.supernet()}", "flow prefix bit"
