@@ -188,6 +188,7 @@ class Ovn(Enforcement):
     def __init__(self, config):
         super().__init__(config)
         self._now = self.original
+        self._gone = []
 
     def compiled(self, config, ends):
         policy = bound_policy(config, ends)
@@ -197,7 +198,7 @@ class Ovn(Enforcement):
         names = {end.iface_id: end.name for end in self.ends}
         yield from ovn_mutants(self.original, names)
         for host, title, text in self._guarding_flows():
-            state = replace(self.original, gone=((host, text),))
+            state = replace(self.original, gone=((host, title, text),))
             yield Mutant(f"flow on {host} deleted behind OVN's back [{title}]: {text}", COMPILED, "flow gone", state)
 
     def put(self, state):
@@ -208,14 +209,23 @@ class Ovn(Enforcement):
                 central.nbctl(*logical.joined(commands))
         central.wait_for_hosts()
         self._now = state
-        for host, text in state.gone:
-            match, _, _ = text.partition(",actions=")
-            self._ofctl(host, "--strict", "del-flows", ",".join(w for w in match.split(",") if "cookie" not in w))
+        for host, title, text in state.gone:
+            there = self._there_now(host, title, text)
+            match = there.partition(",actions=")[0].split(",")
+            self._ofctl(host, "--strict", "del-flows", ",".join(word for word in match if "cookie" not in word))
+            self._gone.append((host, there))
+
+    def _there_now(self, host, title, text):
+        """The flow as it is by now, or one like it: OVN may have put an ACL into flows anew, in another way."""
+        there = sorted(flow for name, match, flow in self._guarding_flows() if (name, match) == (host, title))
+        assert there, f"{host} has no flow of {title}"
+        same = (flow for flow in there if flow.partition(",")[2] == text.partition(",")[2])
+        return next(same, there[0])
 
     def _put_back(self):
-        for host, text in self._now.gone:
+        while self._gone:
+            host, text = self._gone.pop()
             self._ofctl(host, "add-flow", text)
-        self._now = replace(self._now, gone=())
 
     def _ofctl(self, host, *words):
         switch = self.switches[host]
@@ -227,13 +237,15 @@ class Ovn(Enforcement):
     def _guarding_flows(self):
         """Flows of ACLs on the hypervisors where their guests are: host, logical match, text."""
         central = central_of(Places.from_environment())
-        keys = {}
-        for line in central.sbctl("--bare", "--columns=logical_port,tunnel_key", "find", "Port_Binding").split("\n\n"):
-            port, _, key = line.strip().partition("\n")
-            keys[port] = int(key)
+        networks = dict(_rows(central.sbctl("--bare", "--columns=_uuid,tunnel_key", "find", "Datapath_Binding")))
+        columns = "--columns=logical_port,datapath,tunnel_key"
+        keys = {
+            port: (int(networks[network]), int(key))
+            for port, network, key in _rows(central.sbctl("--bare", columns, "find", "Port_Binding"))
+        }
         acls = _acl_flows(central.sbctl("--uuid", "lflow-list"))
         for host in self.switches:
-            here = {f"{keys[end.iface_id]:#x}" for end in self.ends if end.host == host and not end.copy_of}
+            here = {keys[end.iface_id] for end in self.ends if end.host == host and not end.copy_of}
             for line in self._ofctl(host, "--no-stats", "dump-flows").splitlines():
                 if "cookie=" not in line:
                     continue
@@ -241,9 +253,14 @@ class Ovn(Enforcement):
                 cookie = text.partition("cookie=0x")[2].partition(",")[0]
                 match = acls.get(f"{int(cookie or '0', 16):08x}")
                 words = dict(word.partition("=")[::2] for word in text.partition(",actions=")[0].split(","))
-                port = words.get("reg15", words.get("reg14"))
-                if match is not None and port in here:
+                port = words.get("metadata", "0"), words.get("reg15", words.get("reg14", "0"))
+                if match is not None and tuple(int(key, 0) for key in port) in here:
                     yield host, match, text
+
+
+def _rows(text):
+    """Rows of ovn-sbctl --bare, a tuple of their columns each."""
+    return [tuple(row.splitlines()) for row in text.strip().split("\n\n")]
 
 
 def _acl_flows(text):

@@ -21,7 +21,7 @@ class Northbound:
         groups: ports by port group.
         sets: addresses by address set.
         addresses, security: of logical switch ports, in the words of lsp-set-addresses and lsp-set-port-security.
-        gone: flows that are deleted from switches, a host and the flow's text each.
+        gone: flows that are deleted from switches: a host, the logical flow's match and the flow's text each.
     """
 
     acls: Mapping[AclKey, tuple[str, Words]]
@@ -29,7 +29,7 @@ class Northbound:
     sets: Mapping[str, frozenset[str]]
     addresses: Mapping[str, Words]
     security: Mapping[str, Words]
-    gone: tuple[tuple[str, str], ...] = field(default=())
+    gone: tuple[tuple[str, str, str], ...] = field(default=())
 
 
 def parse_commands(words: Sequence[str]) -> Northbound:
