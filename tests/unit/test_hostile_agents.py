@@ -55,7 +55,7 @@ def hurry(monkeypatch):
     monkeypatch.setattr(spread_run, "LOST_S", 0.4)
     monkeypatch.setattr(spread_run, "FINISH_S", 0.8)
     for op in ("part.open", "part.go", "part.finish"):
-        monkeypatch.setitem(OPS_S, op, 0.3)
+        monkeypatch.setitem(OPS_S, op, 1.0)
 
 
 class Honest(Client):
