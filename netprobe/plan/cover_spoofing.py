@@ -172,7 +172,6 @@ class _Spoofing:
         server, client = _DHCP[family]
         answer = Header(family, UDP, client, 0, 0, server).packet(other, end)
         yield other.place, "dhcp answer", answer
-        # Nobody asks that port, or this would be the answer to that: both have fixed ports.
         yield other.place, "dhcp answer other source port", replace(answer, src_port=server - 1)
         for label, packet in _resolving(other, end, None):
             if label in _HEARD:
@@ -264,6 +263,7 @@ def _dhcp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
     if not other.place.is_guarded:  # as they are in truth, but for the MAC address that they go to
         nowhere, all_servers = (_UNSPECIFIED, _BROADCAST) if family == 4 else (link_local(end.mac), _DHCP_SERVERS)
         yield "dhcp client without address", replace(asks, src_ip=nowhere, dst_ip=all_servers)
+    yield "dhcp client own port-1", replace(asks, dst_port=server - 1)
     if foreign is not None:  # from one's own address it might pass as anything else
         beside = ((client - 1, server), (client + 1, server), (client, server - 1))
         for word, ports in zip(("source port-1", "source port+1", "port-1"), beside, strict=True):
