@@ -26,7 +26,11 @@ lint: setup
 	$(BIN)/flake8-async --enable ASYNC101,ASYNC102,ASYNC111,ASYNC112 $$(git ls-files "netprobe/*.py" "agents/*.py")
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell netprobe agents tests docs scripts README.md CHANGELOG.md
+	$(BIN)/codespell netprobe agents bench tests docs scripts README.md CHANGELOG.md
+
+# Every figure of docs/performance.md against its peers; about ten minutes. BENCH="--strict --only rtt_truth" is passed on.
+bench: setup
+	@$(BIN)/python -m bench $(BENCH)
 
 zipapp: setup
 	@$(BIN)/python agents/build_zipapp.py

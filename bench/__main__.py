@@ -1,0 +1,98 @@
+"""Runs the benchmarks, each in a world of its own, prints a table and writes results.json."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+from bench.harness.context import REGISTER, Bench
+from bench.harness.report import print_figure, print_header
+from bench.harness.worlds import FailedError, import_all, run_apart
+
+RESULTS = Path(__file__).parent / "results.json"
+
+ORDER = (
+    "inject_raw_udp",
+    "observe_plain",
+    "observe_mixed",
+    "filter_cost",
+    "join_faults",
+    "join_clean",
+    "chain_bridge",
+    "chain_ovs",
+    "packet_out",
+    "rtt_truth",
+    "tenant_shift",
+    "help_start",
+)
+"""In the order of the data flow; whatever is not named here comes after."""
+
+TIMEOUT_S, SHORT_TIMEOUT_S = 600.0, 60.0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description="netprobe's benchmarks; see docs/performance.md")
+    parser.add_argument("--only", action="append", metavar="NAME", help="this one only; may be given again")
+    parser.add_argument("--short", action="store_true", help="few and short slices, for CI: times mean nothing")
+    parser.add_argument("--strict", action="store_true", help="exit 1 when a target is missed")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where results go (default: bench/results.json)")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    return parser.parse_args(argv)
+
+
+def machine() -> str:
+    cpus, load = os.cpu_count(), os.getloadavg()[0]
+    return f"{cpus} processors, Linux {platform.release()}, Python {platform.python_version()}, load {load:.1f} before"
+
+
+def chosen(only: list[str] | None) -> list[str]:
+    rank = {key: place for place, key in enumerate(ORDER)}
+    keys = sorted(REGISTER, key=lambda key: (rank.get(key, len(rank)), key))
+    unknown = [key for key in only or () if key not in REGISTER]
+    if unknown:
+        print(f"bench: no benchmark {unknown[0]!r}; there are {', '.join(keys)}", file=sys.stderr)
+        raise SystemExit(2)
+    return [key for key in keys if not only or key in only]
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse(argv)
+    import_all()
+    keys = chosen(arguments.only)
+    if arguments.list:
+        print("\n".join(keys))
+        return 0
+    if os.geteuid():
+        print("bench: needs root: it makes network namespaces and packet sockets", file=sys.stderr)
+        return 3
+    cpus = tuple(sorted(os.sched_getaffinity(0)))
+    bench = Bench(arguments.short, cpus if len(cpus) > 1 else cpus * 2)
+    results: dict[str, dict[str, object]] = {}
+    failures: dict[str, str] = {}
+    print_header(machine(), short=arguments.short)
+    for key in keys:
+        began = time.monotonic()
+        try:
+            results[key] = run_apart(key, bench, timeout_s=SHORT_TIMEOUT_S if bench.short else TIMEOUT_S)
+            print_figure(key, results[key], took_s=time.monotonic() - began)
+        except FailedError as error:
+            failures[key] = str(error)
+            print(f"{key:18s} no figure: {error}", flush=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    missed = [key for key in results if not results[key]["met"]]
+    print(f"\n{len(results)} figures in {arguments.output}; missed: {', '.join(missed) or 'none'}")
+    if failures:
+        print(f"no figure: {', '.join(failures)}", file=sys.stderr)
+        return 3
+    return 1 if missed and arguments.strict else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\nbench: stopped; nothing is left behind", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,18 @@
+"""What a benchmark needs: see bench/__init__.py. Knows no benchmark."""
+
+from bench.harness.context import Bench, MissingToolError, benchmark, pinned, run
+from bench.harness.figures import Figure, Target, at_least, at_most, compare, measure
+
+__all__ = [
+    "Bench",
+    "Figure",
+    "MissingToolError",
+    "Target",
+    "at_least",
+    "at_most",
+    "benchmark",
+    "compare",
+    "measure",
+    "pinned",
+    "run",
+]
