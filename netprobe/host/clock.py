@@ -17,12 +17,38 @@ from netprobe.plan.fields import parse_duration_ns
 Times = npt.NDArray[np.int64]
 
 MAX_SLEW_PPM = 500  # the kernel slews no faster (adjtimex(2)); more than that is a step
+OFFSET_READINGS = 5
 STEP_FLOOR_NS = 200_000  # two clocks are read one after the other; under load that takes this long
 
 
 def realtime_ns() -> int:
     """CLOCK_REALTIME, ns."""
     return time.time_ns()
+
+
+def monotonic_offset_ns() -> tuple[int, int]:
+    """What CLOCK_REALTIME shows more than CLOCK_MONOTONIC now, and by how much that may be wrong, either way: ns.
+
+    The closest of some readings of the one between two of the other: being preempted meanwhile looks like a step.
+    """
+    best: tuple[int, int] | None = None
+    for _ in range(OFFSET_READINGS):
+        before = time.monotonic_ns()
+        wall = time.time_ns()
+        after = time.monotonic_ns()
+        if best is None or after - before < best[1]:
+            best = (wall - (before + after) // 2, after - before)
+    assert best is not None
+    return best[0], (best[1] + 1) // 2
+
+
+def realtime_of_monotonic(monotonic_ns: Times) -> Times:
+    """Times of CLOCK_MONOTONIC, as BPF programs stamp, by CLOCK_REALTIME, as packet rings stamp: shape (n,), ns.
+
+    The one place where the two meet. By the distance that they have now: for stamps of the last moments. Both are slewed
+    alike, so only a step of the wall clock changes it, and that is detected (StepDetector).
+    """
+    return monotonic_ns + monotonic_offset_ns()[0]
 
 
 class StepDetector:
