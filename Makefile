@@ -9,11 +9,11 @@ setup:
 demo: setup
 	@$(BIN)/netprobe demo
 
-# Two workers, each with a lab of its own (tests/support/workers.py), since most tests wait most of the time. A file is
+# Four workers, each with a lab of its own (tests/support/workers.py), since most tests wait most of the time. A file is
 # one worker's, since its tests share a lab; files go out in the order of tests/conftest.py, the longest first. To run a
 # few tests, give them to plain `pytest`, which has no workers.
 test: setup lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # How many of 600 mutants of what is enforced `netprobe verify` finds, 200 a backend; about half an hour. `make test` tries
 # a sample of them.

@@ -4,6 +4,7 @@ Network: the lab pair; agents on hv1 and hv2, the collector in `central`, over t
 the fabric, so its two points are unobserved, and delays between the NICs carry the clocks' error.
 """
 
+import os
 import signal
 import subprocess
 import time
@@ -16,7 +17,9 @@ from netprobe.lab import control
 pytestmark = pytest.mark.system
 
 PATHS = [("vm1", "vm2"), ("vm3", "vm4"), ("vm2", "vm1"), ("vm4", "vm3")]
-SECONDS = 60
+SECONDS = int(os.environ.get("NETPROBE_LOAD_SECONDS", "15"))
+"""How long the load stands while nothing dies; `make test` is short of time, so give 60 for the whole minute."""
+CHAOS_SECONDS = 48  # all that dies in it takes 40 s
 WANTED_PPS = 10_000
 BY_PACKET_OUT = {"proto": "raw-udp", "dport": 862, "vantage": "vswitch"}
 
@@ -79,8 +82,8 @@ def lossless_pps(spread):
 
 
 @pytest.mark.alone(reason="up to 10,000 probes a second, of which next to none may be lost")
-def test_a_minute_of_load_closes_its_ledger_whatever_dies(spread, record_property):
-    """60 s over four paths: residue 0. Then the same while everything dies: nothing twice, unobserved is not lost."""
+def test_load_closes_its_ledger_whatever_dies(spread, record_property):
+    """Four paths under load: residue 0. Then the same while everything dies: nothing twice, unobserved is not lost."""
     spread.start_all()
     best = lossless_pps(spread)
     rate = best if best == WANTED_PPS else best * 9 // 10
@@ -96,7 +99,7 @@ def test_a_minute_of_load_closes_its_ledger_whatever_dies(spread, record_propert
         if not one["overflow"]:
             assert one["unobserved"] == 0
 
-    running = spread.run(plan(rate // 4, SECONDS))
+    running = spread.run(plan(rate // 4, CHAOS_SECONDS))
     time.sleep(8)
     spread.kill("collector")
     time.sleep(2)
@@ -114,7 +117,7 @@ def test_a_minute_of_load_closes_its_ledger_whatever_dies(spread, record_propert
     for one in chaos["sessions"]:
         assert residue(one) == 0
         assert not any(s["duplicated"] for s in one["segments"])
-        assert one["lost"] <= 0.05 * one["planned"]  # 10 s without the link would be 16 %, the dead agent 15 %
+        assert one["lost"] <= 0.05 * one["planned"]  # 10 s without the link would be 20 %, the dead agent 12 %
         assert one["received"] > 0.4 * one["planned"]
         if not one["overflow"]:
             assert one["unobserved"] > 0.02 * one["planned"]  # what hv2 would have seen after its end
