@@ -2,7 +2,7 @@
 
 `run_apart` starts `python -m bench.harness.worlds` under unshare(1). That is the init of the new PID namespace: it
 starts the benchmark as its child and buries orphans. When it dies, the kernel kills everything in the PID namespace;
-then nobody is left to hold the mounts and the namespaces. unshare(1) is told to kill it when unshare itself dies.
+then nobody is left to hold the mounts and the namespaces. It is killed when unshare dies, and that when we die.
 """
 
 import json
@@ -19,7 +19,11 @@ from netprobe.host import iproute
 
 PRIVATE = ("/run/netns", "/run/netprobe", "/var/log/netprobe", "/var/lib/netprobe")
 
-UNSHARE = ("unshare", "--mount", "--net", "--pid", "--kill-child", "--mount-proc", "--propagation", "private")
+UNSHARE = (
+    # Not preexec_fn: a Ctrl-C that meets Python's hooks around a fork is swallowed.
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--net", "--pid", "--kill-child", "--mount-proc", "--propagation", "private"),
+)
 
 
 class FailedError(Exception):

@@ -1,6 +1,8 @@
 """The benchmarks, short: each gives a figure of the right form. No time is judged."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,21 @@ def test_every_benchmark_gives_a_figure(tmp_path):
             assert low <= high, name
             assert isinstance(one["met"], bool), name
         assert f"\n{name} " in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whoever_is_stopped_leaves_no_process(number):
+    """Whatever the signal: all that a benchmark started holds our pipe, and its end is seen."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "bench", "--only", "help_start"]
+    with os.fdopen(reader, "rb") as end, subprocess.Popen(command, cwd=ROOT, stdout=writer, stderr=writer) as child:
+        os.close(writer)
+        for line in iter(end.readline, b""):
+            if line.startswith(b"what "):
+                break
+        child.send_signal(number)
+        end.read()  # ends when the last of them has died
+        assert child.wait() != 0
 
 
 def test_an_unknown_benchmark_is_refused_by_name():
