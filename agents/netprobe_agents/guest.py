@@ -33,6 +33,9 @@ def _serve_parser() -> argparse.ArgumentParser:
         "'netprobe agent guest send --help' is a STAMP sender for any reflector.",
     )
     parser.add_argument("--control", type=Path, metavar="PATH", help="unix socket for one controller at a time")
+    parser.add_argument(
+        "--control-port", type=Path, metavar="DEVICE", help="virtio-serial port instead, in a virtual machine"
+    )
     parser.add_argument("--device", default="eth0", help="interface that the orders are about (default: %(default)s)")
     parser.add_argument(
         "--reflect-port",
@@ -74,7 +77,7 @@ def _check_range(option: str, value: float, low: float, high: float) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     _check_range("--reflect-port", arguments.reflect_port, 0, 65_535)
-    if arguments.control is None and not arguments.reflect_port:
+    if arguments.control is None and arguments.control_port is None and not arguments.reflect_port:
         raise UsageError("--reflect-port", "0, and no --control: nothing to do", advice="give one of them")
     import trio  # noqa: PLC0415  --help need not wait for it
 
@@ -83,6 +86,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     config = ServeConfig(
         control=arguments.control,
+        control_port=arguments.control_port,
         device=arguments.device,
         reflect_port=arguments.reflect_port,
         stateless=arguments.stateless,

@@ -18,6 +18,7 @@ import trio
 
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.wire.control import encode_message
+from netprobe_agents.port import Port, open_port
 from netprobe_agents.reflector import Reflector, ReflectorConfig, ReflectorStatistics
 from netprobe_agents.responder import Responder
 from netprobe_agents.session import Session, device_mac
@@ -32,6 +33,7 @@ class ServeConfig:
 
     Attributes:
         control: path of the control socket, or None.
+        control_port: a virtio-serial port that takes its place in a virtual machine, or None.
         device: interface that the controller's orders are about.
         reflect_port: UDP port of the reflector, 0 for none.
         stateless: whether the reflector copies sequence numbers instead of counting.
@@ -40,6 +42,7 @@ class ServeConfig:
     """
 
     control: Path | None
+    control_port: Path | None
     device: str
     reflect_port: int
     stateless: bool
@@ -126,6 +129,7 @@ class Agent:
         self._busy = False
         self._responder: Responder | None = None
         self._listener: trio.SocketListener | None = None
+        self._port: Port | None = None
         with ExitStack() as opened:
             if config.reflect_port:
                 self._responder = Responder(self._new_reflector(), config.reflect_port)
@@ -135,6 +139,11 @@ class Agent:
                 self._listener = open_control_socket(config.control)
                 opened.callback(config.control.unlink, missing_ok=True)
                 opened.callback(self._listener.socket.close)
+            if config.control_port is not None:
+                device_mac(config.device)
+                fd = open_port(config.control_port)
+                opened.callback(os.close, fd)
+                self._port = Port(fd)
             self._opened = opened.pop_all()
 
     def _new_reflector(self) -> Reflector:
@@ -158,11 +167,13 @@ class Agent:
                 nursery.start_soon(self._responder.run)
             if self._listener is not None:
                 nursery.start_soon(trio.serve_listeners, self._serve_controller, [self._listener])
+            if self._port is not None:
+                nursery.start_soon(self._port.serve, self._serve_controller)
 
     def _reflector_statistics(self) -> Mapping[str, object] | None:
         return None if self._responder is None else statistics_header(self._responder.reflector.statistics())
 
-    async def _serve_controller(self, stream: trio.SocketStream) -> None:
+    async def _serve_controller(self, stream: trio.abc.Stream) -> None:
         if self._busy:
             with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(1):
                 await stream.send_all(encode_message("error", text="another controller is connected to this agent"))

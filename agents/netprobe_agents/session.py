@@ -8,6 +8,7 @@ that find it full are shed and counted, answers wait for room.
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -27,6 +28,9 @@ MAX_PROGRAM_BYTES = 4096 * sockopts.SOCK_FILTER_BYTES  # BPF_MAXINSNS
 MAX_SNAP_BYTES = 65_535
 READ_BYTES = 65_536
 DROP_CHECK_S = 0.5
+Outgoing = bytes | Callable[[], bytes]
+"""A message, or what makes it when its turn has come."""
+
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -67,7 +71,8 @@ class Session:
         self._shed_frames = 0
         self._stops: dict[int, threading.Event] = {}
         self._greeted = False
-        self._queue_in, self._queue_out = trio.open_memory_channel[bytes](QUEUE_MESSAGES)
+        self._read_ns = 0
+        self._queue_in, self._queue_out = trio.open_memory_channel[Outgoing](QUEUE_MESSAGES)
 
     async def run(self) -> None:
         """Carry out orders until the controller says bye, goes away, or sends garbage."""
@@ -85,7 +90,7 @@ class Session:
     async def _write(self, scope: trio.CancelScope) -> None:
         try:
             async for message in self._queue_out:
-                await self._stream.send_all(message)
+                await self._stream.send_all(message if isinstance(message, bytes) else message())
         except trio.BrokenResourceError:
             scope.cancel()
 
@@ -93,6 +98,7 @@ class Session:
         reader = ControlReader()
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await self._stream.receive_some(READ_BYTES):
+                self._read_ns = getattr(self._stream, "read_ns", 0) or time.time_ns()
                 try:
                     messages = reader.feed(bytes(data))
                     for message in messages:
@@ -124,6 +130,7 @@ class Session:
             "send-mixed": self._send,
             "stop": self._stop,
             "status": self._report_status,
+            "clock": self._tell_time,
         }
         handler = handlers.get(message.type)
         if handler is None:
@@ -204,6 +211,12 @@ class Session:
                 await self._queue_in.send(batch.encode())
         await self._queue_in.send(self._observe_status(0))
         await self._queue_in.send(encode_message("status", id=order_id, reflector=self._reflector_statistics()))
+
+    async def _tell_time(self, _message: Message, order_id: int, _nursery: trio.Nursery) -> None:
+        """When the question came, and when it was answered, by this guest's clock (RFC 8762's T2 and T3)."""
+        came_ns, head = self._read_ns, encode_message("clock", bytes(16), id=order_id)[:-16]
+        # In a slow guest what is between a stamp and the channel counts: the last word is the time.
+        await self._queue_in.send(lambda: head + pack_i64((came_ns, time.time_ns())))
 
     async def _absorb(self, message: Message, order_id: int, _nursery: trio.Nursery) -> None:
         family = FAMILIES.get(message.integer("family"))

@@ -1,8 +1,12 @@
 """The controller's end of the guest agent's control socket: order probes, receive what the guest saw.
 
-The messages are netprobe.wire.control's; the agent is netprobe_agents.session. Frames come as columns and stay so.
+The messages are netprobe.wire.control's; the agent is netprobe_agents.session. Frames come as columns and stay so. A
+virtual machine's agent is reached through the unix socket of a virtio-serial port, `serial:PATH`; how a session begins
+there is netprobe.wire.serial_sync's.
 """
 
+import os
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +25,13 @@ from netprobe.wire.control import (
     frame_columns_untrusted,
     mixed_frames_body,
 )
+from netprobe.wire.serial_sync import AGENT_MAGIC, CONTROLLER_MAGIC, NONCE_BYTES, PreambleFinder, preamble
+
+SERIAL = "serial:"
+"""How the path of a virtio-serial port's socket begins. What is behind it is a machine with a clock of its own."""
+
+GARBAGE_BYTES = 4 << 20
+"""How much of something else a port may say before its agent answers: what an earlier session left, and no more."""
 
 ANSWER_TIMEOUT_S = 5.0
 FRAME_BATCHES = 1_024
@@ -136,10 +147,21 @@ def _reflector_of(message: Message) -> Mapping[str, object] | None:
 
 @dataclass(slots=True)
 class _Pending:
-    """A question that waits for its answer."""
+    """A question that waits for its answer, and when that was read (CLOCK_REALTIME)."""
 
     answered: trio.Event = field(default_factory=trio.Event)
     message: Message | None = None
+    read_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClockExchange:
+    """One comparison of the guest's clock with ours (RFC 8762): T1 and T4 by ours, T2 and T3 by the guest's, ns."""
+
+    t1_ns: int
+    t2_ns: int
+    t3_ns: int
+    t4_ns: int
 
 
 class GuestAgent:
@@ -155,6 +177,8 @@ class GuestAgent:
         self._pending: dict[int, _Pending] = {}
         self._next_id = 1
         self._gone = ""
+        self._read_ns = 0
+        self._begun_with = b""
         self._ended = trio.Event()
         self._frames_in, self._frames_out = trio.open_memory_channel[GuestFrames](FRAME_BATCHES)
 
@@ -292,6 +316,21 @@ class GuestAgent:
         message = await self._ask("status")  # the agent sends an observe-status first
         return self.observe_status, _reflector_of(message)
 
+    async def compare_clocks(self) -> ClockExchange:
+        """Ask the guest for its time. All that delays question or answer widens what they prove, and falsifies nothing.
+
+        Raises:
+            HostNotReadyError: the agent is too old to know the question, or it is gone.
+        """
+        pending = _Pending()
+        t1_ns = time.time_ns()
+        message = await self._ask("clock", pending=pending)
+        with self._agent_errors():
+            if len(message.body) != 2 * _I64_BYTES:
+                raise WireError("clock", f"{len(message.body)} octets of times")
+            t2_ns, t3_ns = np.frombuffer(message.body, "<i8").tolist()
+            return ClockExchange(t1_ns, t2_ns, t3_ns, pending.read_ns)
+
     async def receive_frames(self) -> GuestFrames:
         """The next batch of frames.
 
@@ -316,13 +355,14 @@ class GuestAgent:
         *,
         stop_on_cancel: bool = False,
         timeout_s: float = ANSWER_TIMEOUT_S,
+        pending: _Pending | None = None,
         **header: str | int | Sequence[int] | None,
     ) -> Message:
         if self._ended.is_set():
             raise self._gone_error()
         order_id = self._next_id
         self._next_id += 1
-        pending = self._pending[order_id] = _Pending()
+        pending = self._pending[order_id] = pending or _Pending()
         try:
             await self._write(encode_message(message_type, body, id=order_id, **header))
             with trio.move_on_after(timeout_s) as patience:
@@ -360,7 +400,8 @@ class GuestAgent:
         raise self._gone_error() from failure
 
     def _gone_error(self) -> HostNotReadyError:
-        return HostNotReadyError(f"guest agent {self.path}", self._gone or "closed the connection")
+        gone = "is gone: has the virtual machine ended?" if self._is_serial else "closed the connection"
+        return HostNotReadyError(f"guest agent {self.path}", self._gone or gone)
 
     @contextmanager
     def _agent_errors(self) -> Iterator[None]:
@@ -374,7 +415,10 @@ class GuestAgent:
         """Take in what the agent sends, until the connection ends; run by `open_guest_agent`."""
         reader = ControlReader()
         try:
+            for message in reader.feed(self._begun_with):
+                self._take(message)
             while data := await self._stream.receive_some(READ_BYTES):
+                self._read_ns = time.time_ns()
                 for message in reader.feed(bytes(data)):
                     self._take(message)
         except WireError as error:
@@ -402,8 +446,40 @@ class GuestAgent:
         if pending is None and message.type == "error":
             self._gone = message.text("text").rstrip(".")  # about the connection as a whole
         elif pending is not None:
-            pending.message = message
+            pending.message, pending.read_ns = message, self._read_ns
             pending.answered.set()
+
+    async def synchronize(self) -> None:
+        """Begin a session on a virtio-serial port, whatever was said on it before; run by `open_guest_agent`.
+
+        Raises:
+            HostNotReadyError: the agent does not answer, or something else is said there.
+        """
+        nonce, passed_over = os.urandom(NONCE_BYTES), 0
+        finder = PreambleFinder(AGENT_MAGIC, nonce)
+        await self._write(preamble(CONTROLLER_MAGIC, nonce))
+        with trio.move_on_after(ANSWER_TIMEOUT_S):
+            while data := await self._receive_serial():
+                if (found := finder.find(data)) is not None:
+                    self._begun_with = data[found[1] :]
+                    return
+                passed_over += len(data)
+                if passed_over > GARBAGE_BYTES:
+                    break
+            else:
+                raise self._gone_error()
+        said = f"has said {passed_over} octets of something else" if passed_over else "does not answer"
+        raise HostNotReadyError(
+            f"guest agent {self.path}",
+            f"{said} in {ANSWER_TIMEOUT_S:g} s" if passed_over <= GARBAGE_BYTES else said,
+            advice="does the agent run in the guest, with --control-port, and is no other controller connected?",
+        )
+
+    async def _receive_serial(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(READ_BYTES))
+        except trio.BrokenResourceError:
+            return b""
 
     async def greet(self) -> None:
         """Exchange hellos; run by `open_guest_agent`.
@@ -428,7 +504,12 @@ class GuestAgent:
         """End the session in good order; run by `open_guest_agent`, which bounds its time."""
         with suppress(HostNotReadyError):  # gone already, which is what was wanted
             await self._write(encode_message("bye"))
-            await self._ended.wait()  # the agent hangs up once it is free for the next controller
+            if not self._is_serial:  # there nobody can hang up
+                await self._ended.wait()  # the agent hangs up once it is free for the next controller
+
+    @property
+    def _is_serial(self) -> bool:
+        return self.path.startswith(SERIAL)
 
 
 def _mac_untrusted(text: str) -> bytes:
@@ -456,24 +537,28 @@ async def open_guest_agent(path: str) -> AsyncIterator[GuestAgent]:
     """Connect to the guest agent that serves a control socket. On leaving, everything ordered stops.
 
     Args:
-        path: of the agent's unix socket.
+        path: of the agent's unix socket, or `serial:` and that of its virtio-serial port.
 
     Raises:
         HostNotReadyError: nobody serves the socket, the agent is busy with another controller, or it doesn't answer.
     """
     try:
-        stream = await trio.open_unix_socket(path)
+        stream = await trio.open_unix_socket(path.removeprefix(SERIAL))
     except OSError as error:
         raise HostNotReadyError(
             f"guest agent {path}",
             f"cannot be reached: {error.strerror or error}",
-            advice="is the agent running? Start it in the guest: netprobe agent guest --control PATH --device DEVICE",
+            advice="is the guest running?"
+            if path.startswith(SERIAL)
+            else "is the agent running? Start it in the guest: netprobe agent guest --control PATH --device DEVICE",
         ) from error
     agent = GuestAgent(path, stream)
     failure: Exception | None = None
     async with stream, trio.open_nursery() as nursery:
-        nursery.start_soon(agent.read)
         try:
+            if path.startswith(SERIAL):
+                await agent.synchronize()
+            nursery.start_soon(agent.read)
             await agent.greet()
             yield agent
         except Exception as error:  # noqa: BLE001  raised again below, where the nursery can't wrap it in a group

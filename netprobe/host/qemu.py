@@ -131,7 +131,7 @@ class Machine:
     def argv(self) -> tuple[str, ...]:
         """The command line."""
         shares_memory = any(isinstance(nic, VhostUserNic) for nic in self.nics)
-        machine, memory = "pc,accel=tcg,usb=off", ["-m", f"{self.memory_mib}M"]
+        machine, memory = "pc,usb=off", ["-m", f"{self.memory_mib}M"]
         if shares_memory:  # the switch reads and writes the guest's memory
             memory += ["-object", f"memory-backend-memfd,id=mem0,size={self.memory_mib}M,share=on"]
             machine += ",memory-backend=mem0"

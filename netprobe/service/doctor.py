@@ -18,6 +18,7 @@ from pathlib import Path
 
 from netprobe.errors import NetprobeError
 from netprobe.host import iproute, ovn_databases
+from netprobe.host.guest_agent import SERIAL
 from netprobe.host.netns import in_netns
 from netprobe.host.ovsdb_idl import Database, read_once
 from netprobe.host.unixctl import UnixctlClient
@@ -182,7 +183,7 @@ def _journals() -> str:
 def _agent(path: str) -> str:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(2)
-        sock.connect(path)
+        sock.connect(path.removeprefix(SERIAL))
     return "answers"
 
 
