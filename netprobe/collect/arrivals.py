@@ -1,7 +1,7 @@
 """First arrivals: hop records of one session and leg, scattered into [stop, seq] tables.
 
 Sessions are dense in seq, so a join is a scatter, not a sort. Knows the path only as a sequence of (point, direction);
-what the tables mean is decided in collect.ledger and collect.segments.
+what the tables mean is decided in collect.ledger and collect.segments. The scatter itself is in collect.cells.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from netprobe.collect.cells import BLOCK, Aside, Cells, Resolved, resolve
 from netprobe.model.records import NO_TIME, HopBatch
 
 Times = npt.NDArray[np.int64]
@@ -24,8 +25,9 @@ class Arrivals:
         first_ns: shape (stops, count), int64; time of the first arrival by the stop's own clock, NO_TIME where none
             with a time was seen.
         last_ns: shape (stops, count), int64; time of the last arrival that was not late, else NO_TIME.
-        order: shape (stops, count), int64; arrival order at the stop (rank of the record), for equal times.
-        copies: shape (stops, count), int64; in-time arrivals.
+        order: shape (stops, count), int32; which of two first arrivals at the same time, and at the same stop, came
+            first has the smaller number; -1 where `first_ns` is NO_TIME.
+        copies: shape (stops, count), int32; in-time arrivals with a time.
         seen: shape (stops, count), bool; passed for certain, with or without a time.
         late: shape (stops, count), bool; an arrival came after the probe's deadline.
         forged: records at a point or in a direction that is not on this leg's path, or with a seq out of range.
@@ -33,19 +35,97 @@ class Arrivals:
 
     first_ns: Times
     last_ns: Times
-    order: Times
-    copies: Times
+    order: npt.NDArray[np.int32]
+    copies: npt.NDArray[np.int32]
     seen: Flags
     late: Flags
     forged: int
 
+    @classmethod
+    def of(cls, tables: Resolved, forged: int) -> "Arrivals":
+        """From resolved tables, where every record has a time."""
+        seen = tables.number >= 0
+        return cls(tables.first_ns, tables.last_ns, tables.number, tables.copies, seen, tables.late, forged)
 
-def _stop_of(hops: HopBatch, stops: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    size = max([int(hops.point.max(initial=0)), *(p for p, _ in stops)]) + 1
-    lookup = np.full((size, 2), -1, np.int64)
-    for i, (point, direction) in enumerate(stops):
-        lookup[point, direction] = i
-    return lookup[hops.point, np.minimum(hops.direction, 1)]
+
+class StopBases:
+    """Where the cells of each stop begin.
+
+    Args:
+        stops: (index of the point, direction) in travel order.
+        bases: the first cell of each.
+    """
+
+    def __init__(self, stops: Sequence[tuple[int, int]], bases: Sequence[int]) -> None:
+        self._top = max((point for point, _ in stops), default=0) + 1  # no point of ours, and for all that are beyond
+        self._bases = np.full(2 * (self._top + 1), -1, np.int64)
+        for (point, direction), base in zip(stops, bases, strict=True):
+            self._bases[2 * point + direction] = base
+
+    def look_up(self, way: npt.NDArray[np.uint32]) -> Times:
+        """Where cells begin for records with this `HopBatch.way`, -1 for those off the path: shape (n,) or (1,).
+
+        Records of one ring come together, and then one answer holds for all.
+        """
+        few = way[:1] if len(way) and (way == way[0]).all() else way
+        slot = np.minimum(few & np.uint32(0xFFFF), np.uint32(self._top))
+        slot <<= np.uint32(1)
+        slot |= (few & np.uint32(0xFF0000)) != 0
+        bases: Times = self._bases.take(slot)
+        return bases
+
+
+class _Scatter:
+    """Takes the records of one leg block by block; flags of shape (size,) are by cell.
+
+    Args:
+        stops: as in `tabulate`.
+        count: planned probes.
+    """
+
+    def __init__(self, stops: Sequence[tuple[int, int]], count: int) -> None:
+        size = len(stops) * count
+        self.bases = StopBases(stops, [i * count for i in range(len(stops))])
+        self.stops, self.count = len(stops), count
+        self.cells = Cells(size)
+        self.was_seen = np.zeros(0, np.bool_)
+        self.was_late = np.zeros(0, np.bool_)
+        self.forged = 0
+
+    def take(self, block: HopBatch, first: int, late: Flags | None) -> None:
+        """The next records; `first` is the number of the first of them."""
+        number = np.arange(first, first + len(block), dtype=np.int32)
+        seq, base, t_ns = block.seq, self.bases.look_up(block.way), block.t_ns
+        cell = base + seq
+        if base.min() < 0 or int(seq.max()) >= self.count:
+            is_ours = (base >= 0) & (seq < self.count)
+            self.forged += int(len(block) - np.count_nonzero(is_ours))
+            cell, t_ns, number = cell[is_ours], t_ns[is_ours], number[is_ours]
+            late = None if late is None else late[is_ours]
+        if late is not None and late.any():
+            self.was_late = self._marked(self.was_late, cell[late])
+            cell, t_ns, number = cell[~late], t_ns[~late], number[~late]
+        timed = t_ns != NO_TIME
+        if not timed.all():
+            self.was_seen = self._marked(self.was_seen, cell[~timed])
+            cell, t_ns, number = cell[timed], t_ns[timed], number[timed]
+        self.cells.put(cell, t_ns, number)
+
+    def _marked(self, flags: Flags, cell: Times) -> Flags:
+        """The flags, which are made when the first is set."""
+        flags = flags if len(flags) else np.zeros(len(self.cells.number), np.bool_)
+        flags[cell] = True
+        return flags
+
+    def arrivals(self, deadline_ns: Times | None) -> Arrivals:
+        """What came; with `deadline_ns`, shape (count,), what is later is no arrival."""
+        shape = (self.stops, self.count)
+        first_ns, number = self.cells.first_ns.reshape(shape), self.cells.number.reshape(shape)
+        found = Arrivals.of(resolve(first_ns, number, Aside.concat(self.cells.aside), deadline_ns), self.forged)
+        for flags, more in ((found.seen, self.was_seen), (found.late, self.was_late)):
+            if len(more):
+                np.logical_or(flags, more.reshape(shape), out=flags)
+        return found
 
 
 def tabulate(
@@ -56,36 +136,14 @@ def tabulate(
     Args:
         hops: records of this session and leg only, those of one point in arrival order.
         stops: (index of the point, direction) in travel order.
-        deadline_ns: shape (count,); an arrival after it is late and else ignored.
+        deadline_ns: shape (count,), >= 0; an arrival after it is late and else ignored.
         late: shape (n,); which records are late, where other clocks than that of `deadline_ns` stamped them.
 
     Returns:
         The tables. First arrival wins; the result does not depend on how records were batched.
     """
-    count = len(deadline_ns)
-    shape = (len(stops), count)
-    stop = _stop_of(hops, stops)
-    is_ours = (stop >= 0) & (hops.seq < count)
-    stop, seq, t_ns = stop[is_ours], hops.seq[is_ours].astype(np.int64), hops.t_ns[is_ours]
-    is_late = t_ns > deadline_ns[seq] if late is None else late[is_ours]
-    came_late = np.zeros(shape, np.bool_)
-    came_late[stop[is_late], seq[is_late]] = True
-    stop, seq, t_ns = stop[~is_late], seq[~is_late], t_ns[~is_late]
-    seen = np.zeros(shape, np.bool_)
-    seen[stop, seq] = True
-    timed = t_ns != NO_TIME
-    stop, seq, t_ns = stop[timed], seq[timed], t_ns[timed]
-    # Latest first, so that the earliest is written last and stays; ties are broken by arrival order.
-    rank = np.empty(len(t_ns), np.int64)
-    earliest = np.argsort(t_ns, kind="stable")
-    rank[earliest] = np.arange(len(t_ns))
-    first_ns = np.full(shape, NO_TIME, np.int64)
-    order = np.full(shape, -1, np.int64)
-    back = earliest[::-1]
-    first_ns[stop[back], seq[back]] = t_ns[back]
-    order[stop[back], seq[back]] = rank[back]
-    last_ns = np.full(shape, NO_TIME, np.int64)
-    last_ns[stop[earliest], seq[earliest]] = t_ns[earliest]
-    copies = np.bincount(stop * count + seq, minlength=shape[0] * count).reshape(shape)
-    forged = int(len(is_ours) - np.count_nonzero(is_ours))
-    return Arrivals(first_ns, last_ns, order, copies, seen, came_late, forged)
+    scatter = _Scatter(stops, len(deadline_ns))
+    for low in range(0, len(hops), BLOCK):
+        there = slice(low, low + BLOCK)
+        scatter.take(HopBatch(hops.rows[there]), low, None if late is None else late[there])
+    return scatter.arrivals(deadline_ns if late is None else None)

@@ -3,6 +3,8 @@
 Pure; used by collect.segments and judge.changes.
 """
 
+from bisect import bisect_right
+
 import numpy as np
 import numpy.typing as npt
 from scipy.special import bdtr, betaincinv
@@ -31,6 +33,15 @@ def binomial_interval(successes: int, trials: int, confidence: float = CONFIDENC
     return low, high
 
 
+def median_rank(n: int, confidence: float = CONFIDENCE) -> int:
+    """The r of `median_interval`, 0 where there are too few values.
+
+    P(Bin(n, 1/2) <= k) increases in k, so how many k keep both tails small enough is found by halving.
+    """
+    tail = (1 - confidence) / 2
+    return bisect_right(range(n // 2), tail, key=lambda k: float(bdtr(float(k), n, 0.5)))
+
+
 def median_interval(
     values: npt.NDArray[np.int64], infinite: int = 0, confidence: float = CONFIDENCE
 ) -> tuple[int, int | None] | None:
@@ -49,9 +60,7 @@ def median_interval(
         for the confidence asked, or where even the lower bound is infinite.
     """
     n = len(values) + infinite
-    ranks = np.arange(n // 2)
-    # P(Bin(n, 1/2) <= k), increasing in k; r = the number of k that keep both tails small enough
-    r = int(np.count_nonzero(bdtr(ranks.astype(np.float64), n, 0.5) <= (1 - confidence) / 2))
+    r = median_rank(n, confidence)
     if r == 0 or r > len(values):
         return None
     top = n - r

@@ -18,6 +18,7 @@ from netprobe.collect.domains import ClockMap
 from netprobe.collect.histogram import Histogram
 from netprobe.collect.intervals import loss_bounds, median_interval
 from netprobe.collect.ledger import Ledger
+from netprobe.collect.reordering import Passings, reordered
 from netprobe.model.points import Stamp, Stop, segment_id, segment_kind
 from netprobe.model.records import NO_TIME
 from netprobe.model.results import Delay, Pdv, SegmentResult
@@ -59,7 +60,7 @@ def known_copies(stops: Sequence[Stop], arrivals: Arrivals, base: npt.NDArray[np
         arrivals: its tables.
         base: shape (count,); copies with which the leg starts.
     """
-    known = np.empty_like(arrivals.copies)
+    known = np.empty(arrivals.copies.shape, np.int64)
     known[0] = np.maximum(base, 1)
     for i in range(len(stops)):
         before = known[max(i - 1, 0)]
@@ -79,18 +80,22 @@ def duplicated_between(
 def reordered_between(arrivals: Arrivals, first: int, second: int) -> Flags:
     """Type-P-Reordered of RFC 4737 §3.3 between two stops: shape (count,), bool.
 
-    The order at `first` takes the place of the sequence number; at `second`, in order of arrival, a probe is reordered
-    when one that passed `first` after it has arrived before. First arrivals only.
+    See collect.reordering; what the order at `first` was before does not count against this segment.
     """
     both = np.flatnonzero((arrivals.order[first] >= 0) & (arrivals.order[second] >= 0))
     flags = np.zeros(arrivals.order.shape[1], np.bool_)
-    if len(both) < 2:
-        return flags
-    arrived = both[np.argsort(arrivals.order[second][both], kind="stable")]
-    position = arrivals.order[first][arrived]
-    newest = np.maximum.accumulate(position)
-    flags[arrived[1:][position[1:] < newest[:-1]]] = True
+    flags[both] = reordered(passings_between(arrivals, first, second, both))
     return flags
+
+
+def passings_between(arrivals: Arrivals, first: int, second: int, seq: npt.NDArray[np.int64]) -> Passings:
+    """When these probes, which carry a time at both stops, passed them."""
+    return Passings(
+        arrivals.first_ns[first][seq],
+        arrivals.order[first][seq],
+        arrivals.first_ns[second][seq],
+        arrivals.order[second][seq],
+    )
 
 
 def delay_of(delays_ns: npt.NDArray[np.int64], lost: int) -> tuple[Delay, Pdv] | None:

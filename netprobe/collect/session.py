@@ -251,7 +251,7 @@ def _returned(given: SessionInput, arrivals: Arrivals, deadline_ns: Times, forwa
     blind = _blindness(given, stops, arrivals, deadline_ns)
     delivered = forward.ledger.fate == Fate.DELIVERED
     ledger = settle(arrivals, started=delivered, blind=blind, deadline_ns=deadline_ns, now_ns=_now_ns(given))
-    return _outcome(given, Leg.RETURN, arrivals, ledger, forward.arrivals.copies[-2])
+    return _outcome(given, Leg.RETURN, arrivals, ledger, forward.arrivals.copies[-2].astype(np.int64))
 
 
 def _clock(given: SessionInput) -> Clock:

@@ -25,6 +25,10 @@ HOP_DTYPE = np.dtype(
 )
 assert HOP_DTYPE.itemsize == 22
 
+# The same octets with point, direction and leg as one number, which is read and compared at once.
+_WAY_DTYPE = np.dtype([("t_ns", "<i8"), ("session", "<u4"), ("seq", "<u4"), ("way", "<u4"), ("context", "<u2")])
+assert _WAY_DTYPE.itemsize == HOP_DTYPE.itemsize
+
 NO_CONTEXT = 0xFFFF
 """What was around the probe is not known: an answer told of it, or the point has seen too many different contexts."""
 
@@ -134,6 +138,11 @@ class HopBatch:
     def leg(self) -> npt.NDArray[np.uint8]:
         """Legs (model.points.Leg)."""
         return np.ascontiguousarray(self.rows["leg"])
+
+    @property
+    def way(self) -> npt.NDArray[np.uint32]:
+        """`leg << 24 | direction << 16 | point`: where on which way, as one number."""
+        return np.ascontiguousarray(self.rows.view(_WAY_DTYPE)["way"])
 
     @property
     def context(self) -> npt.NDArray[np.uint16]:

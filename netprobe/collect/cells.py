@@ -1,0 +1,162 @@
+"""Cells: a table with one cell for each (stop, probe), into which hop records are scattered. Linear, never a sort.
+
+A cell keeps one record, its holder; further records of the same cell are set aside (there are few), and `resolve`
+puts them right at the end. Knows neither stops nor sessions: a cell is a number. Used by collect.arrivals for a whole
+session and by collect.windows for the live part of one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from netprobe.model.records import NO_TIME
+
+Times = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+
+NOBODY = -1
+"""Number of no record."""
+
+BLOCK = 1 << 14
+"""Records to put at once: the lines of the tables that they touch (64 octets each, twice) stay in a second-level cache
+of 2 MiB until the last pass over them."""
+
+_LAST_NUMBER = np.iinfo(np.int32).max
+_LAST_NS = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Records that share a cell with others: columns of shape (n,), in no order.
+
+    Attributes:
+        cell: int64.
+        t_ns: int64.
+        number: int32; of the record, in order of arrival.
+    """
+
+    cell: Times
+    t_ns: Times
+    number: Numbers
+
+    @classmethod
+    def none(cls) -> "Aside":
+        """No record."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))
+
+    @classmethod
+    def concat(cls, parts: "list[Aside]") -> "Aside":
+        """All of several."""
+        if not parts:
+            return cls.none()
+        return cls(
+            np.concatenate([p.cell for p in parts]),
+            np.concatenate([p.t_ns for p in parts]),
+            np.concatenate([p.number for p in parts]),
+        )
+
+    def where(self, mask: Flags) -> "Aside":
+        """Those for which `mask` (shape (n,), bool) holds."""
+        return Aside(self.cell[mask], self.t_ns[mask], self.number[mask])
+
+
+class Cells:
+    """The table.
+
+    Args:
+        size: how many cells.
+
+    Attributes:
+        first_ns: shape (size,), int64; time of each cell's holder, NO_TIME in an empty one.
+        number: shape (size,), int32; number of each cell's holder, NOBODY in an empty one.
+        aside: records of cells that have another holder.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.first_ns = np.full(size, NO_TIME, np.int64)
+        self.number = np.full(size, NOBODY, np.int32)
+        self.aside: list[Aside] = []
+
+    def put(self, cell: Times, t_ns: Times, number: Numbers) -> None:
+        """Scatter records that carry a time.
+
+        Args:
+            cell: shape (n,), int64, each in [0, size).
+            t_ns: shape (n,), int64; not NO_TIME.
+            number: shape (n,), int32; ascending, and larger than all that were put before.
+        """
+        before = self.number.take(cell)
+        self.number[cell] = number  # of several in one cell the last one stays, here and below
+        holds = self.number.take(cell) == number
+        if not holds.all():
+            few = np.flatnonzero(~holds)
+            self.aside.append(Aside(cell[few], t_ns[few], number[few]))
+        if len(before) and before.max() >= 0:
+            few = np.flatnonzero((before >= 0) & holds)
+            self.aside.append(Aside(cell[few], self.first_ns[cell[few]], before[few]))
+        self.first_ns[cell] = t_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a table says; all of shape (stops, count).
+
+    Attributes:
+        first_ns: int64; first arrival in time, else NO_TIME.
+        last_ns: int64; last arrival in time, else NO_TIME.
+        number: int32; number of the first arrival, else NOBODY.
+        copies: int32; arrivals in time.
+        late: bool; an arrival came after the deadline.
+    """
+
+    first_ns: Times
+    last_ns: Times
+    number: Numbers
+    copies: Numbers
+    late: Flags
+
+
+def resolve(first_ns: Times, number: Numbers, aside: Aside, deadline_ns: Times | None) -> Resolved:
+    """First arrival wins, the earlier put of two at the same time; what is late is no arrival.
+
+    Args:
+        first_ns: shape (stops, count), as in Cells; changed in place.
+        number: shape (stops, count), as in Cells; changed in place.
+        aside: further records; cell is `stop * count + seq`.
+        deadline_ns: shape (count,); what comes after it is late. None: nothing is.
+    """
+    late = np.zeros(first_ns.shape, np.bool_)
+    if deadline_ns is not None:
+        np.greater(first_ns, deadline_ns, out=late)
+        if late.any():
+            late &= number != NOBODY
+            first_ns[late] = NO_TIME
+            number[late] = NOBODY
+    copies = (number != NOBODY).astype(np.int32)
+    found = Resolved(first_ns, first_ns.copy(), number, copies, late)
+    if len(aside.cell):
+        _merge(found, aside, deadline_ns)
+    return found
+
+
+def _merge(found: Resolved, aside: Aside, deadline_ns: Times | None) -> None:
+    """Add records that were set aside."""
+    if deadline_ns is not None:
+        is_late = aside.t_ns > deadline_ns[aside.cell % len(deadline_ns)]
+        found.late.reshape(-1)[aside.cell[is_late]] = True
+        aside = aside.where(~is_late)
+    first_ns, last_ns, number, copies = (
+        table.reshape(-1) for table in (found.first_ns, found.last_ns, found.number, found.copies)
+    )
+    cell = aside.cell
+    empty = cell[copies[cell] == 0]  # its holder was late
+    first_ns[empty], number[empty] = _LAST_NS, _LAST_NUMBER
+    before_ns = first_ns[cell]
+    np.minimum.at(first_ns, cell, aside.t_ns)
+    np.maximum.at(last_ns, cell, aside.t_ns)
+    np.add.at(copies, cell, np.int32(1))
+    number[cell[first_ns[cell] < before_ns]] = _LAST_NUMBER
+    is_first = aside.t_ns == first_ns[cell]
+    np.minimum.at(number, cell[is_first], aside.number[is_first])

@@ -1,0 +1,73 @@
+"""Reordering between two stops (RFC 4737 §3.3), of a whole session or window by window. Pure.
+
+The order at the first stop takes the place of the sequence number: in order of arrival at the second, a probe is
+reordered when one that passed the first stop after it has arrived before. First arrivals only. Used by
+collect.segments and collect.windows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Times = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Passings:
+    """Probes that were seen with a time at both stops: columns of shape (n,).
+
+    Attributes:
+        first_ns, second_ns: int64; when they passed the two stops, each by the stop's own clock.
+        first, second: int32; which of two at the same time, at the same stop, came first has the smaller number.
+    """
+
+    first_ns: Times
+    first: Numbers
+    second_ns: Times
+    second: Numbers
+
+    def __len__(self) -> int:
+        return len(self.first_ns)
+
+    @classmethod
+    def concat(cls, parts: "list[Passings]") -> "Passings":
+        """All of several, one behind the other."""
+        return cls(
+            np.concatenate([p.first_ns for p in parts]),
+            np.concatenate([p.first for p in parts]),
+            np.concatenate([p.second_ns for p in parts]),
+            np.concatenate([p.second for p in parts]),
+        )
+
+    def where(self, chosen: "Flags | slice") -> "Passings":
+        """Some of them."""
+        return Passings(self.first_ns[chosen], self.first[chosen], self.second_ns[chosen], self.second[chosen])
+
+
+def _ascending(values: Times | Numbers) -> bool:
+    return bool((values[1:] > values[:-1]).all())
+
+
+def _in_order(t_ns: Times, number: Numbers) -> npt.NDArray[np.int64]:
+    """Indices in order of arrival. Two stable sorts, each of what is nearly in order and therefore quick."""
+    if _ascending(number):
+        return np.argsort(t_ns, kind="stable")
+    by_number = np.argsort(number, kind="stable")
+    return by_number[np.argsort(t_ns[by_number], kind="stable")]
+
+
+def reordered(probes: Passings) -> Flags:
+    """Which probes were reordered: shape (n,). What is in order at both stops, as nearly always, is not sorted."""
+    flags = np.zeros(len(probes), np.bool_)
+    if len(probes) < 2 or (_ascending(probes.first_ns) and _ascending(probes.second_ns)):
+        return flags
+    rank = np.empty(len(probes), np.int64)
+    rank[_in_order(probes.first_ns, probes.first)] = np.arange(len(probes))
+    arrived = _in_order(probes.second_ns, probes.second)
+    position = rank[arrived]
+    newest = np.maximum.accumulate(position)
+    flags[arrived[1:][position[1:] < newest[:-1]]] = True
+    return flags
