@@ -2,8 +2,9 @@
 
 A flow's cookie is the beginning of its logical flow's UUID, or of the port binding's for port security. A logical flow
 of the ACL stages without a flow on a chassis that has one of its ports was deleted behind OVN's back, or never made.
-One that lacks some of its flows shows by symmetry: each of its ports has the same flows, IPv4 has those of IPv6, and
-each clause of a conjunction is there. A rule that lacks the same flow everywhere stays unnoticed here; probes find it.
+One that lacks some of its flows shows by symmetry: each of its ports has the same flows, IPv4 has those of IPv6, each
+clause of a conjunction is there, and an ACL has the same flows for packets of connections as for new ones. A rule that
+lacks the same flow everywhere stays unnoticed here; probes find it.
 """
 
 import re
@@ -185,6 +186,8 @@ def compare_flows(wanted: Southbound, ports: Sequence[LocalPort], flows: Iterabl
             if datapath in here:
                 has_twin = bool(present.get((datapath, *_normal(one, wanted)), set()) - {one.flow.uuid})
                 found += _compare_one(one, datapath, here[datapath], wanted, known, has_twin=has_twin)
+    told = {one.flow.uuid for one in found if one.flow is not None}
+    found += _one_hint(wanted, here, known, told)
     found += _port_security(ports, known, wanted.switches)
     found += _extra(wanted, here, known)
     return found
@@ -317,6 +320,58 @@ def _lacking_clauses(
         first, *others = sorted(shapes, key=len)
         lost = {rest for other in others for _, _, rest in other ^ first}
         yield _Lacking(f"one address family lacks a clause: {_some(lost)}", is_certain=True)
+
+
+_HINT = re.compile(r"reg0\[(\d+)\] == 1 && ")
+_OTHER_HINT = {7: 8, 8: 7, 9: 10, 10: 9}
+"""Bits of reg0 that stage acl_hint sets (ovn-northd(8), 23.03): 7 and 8, new packets and those of connections that an
+ACL may allow; 9 and 10, those that one may drop. Of each pair an ACL has a logical flow with the same match."""
+
+_Shape = tuple[int | None, str, tuple[tuple[int, int], ...]]
+_Place = tuple[str, int, int]  # pipeline, table, priority
+
+
+def _one_hint(
+    wanted: Southbound, here: Collection[int], known: _Known, told: Collection[str]
+) -> Iterator[Inconsistency]:
+    """Flows that an ACL has for one of two hints, and nobody has for the other one, whose lack is not told already.
+
+    All logical flows of a stage and priority are taken together, since of equal flows OVN installs one alone.
+    """
+    hinted: list[tuple[WantedFlow, _Place, int]] = []
+    for one in wanted.flows:
+        hint = _HINT.match(one.flow.match)
+        if hint is not None and int(hint[1]) in _OTHER_HINT:
+            hinted.append((one, (one.flow.pipeline, one.flow.table, one.flow.priority), int(hint[1])))
+    uuids = {(place, one.flow.match): one.flow.uuid for one, place, _ in hinted}
+    made: dict[tuple[int, _Place, int], set[_Shape]] = {}
+    for one, place, hint_bit in hinted:
+        for datapath in set(one.datapaths) & set(here):
+            made.setdefault((datapath, place, hint_bit), set()).update(_shapes(known.of(one.flow, datapath), known))
+    for one, place, hint_bit in hinted:
+        other = _OTHER_HINT[hint_bit]
+        twin = uuids.get((place, _HINT.sub(f"reg0[{other}] == 1 && ", one.flow.match, count=1)))
+        if twin is None or twin in told:
+            continue
+        for datapath in set(one.datapaths) & set(here):
+            lost = set(_shapes(known.of(one.flow, datapath), known)) - made.get((datapath, place, other), set())
+            if lost:
+                text = f"there for reg0[{hint_bit}], not for reg0[{other}]: {_some({rest for _, rest, _ in lost})}"
+                switch = wanted.switches.get(datapath, str(datapath))
+                detail = f"stage {one.flow.stage} of {switch}, priority {one.flow.priority}: {text} ({one.flow.match})"
+                yield Inconsistency(Lack.INCOMPLETE, detail, switch, (), one.flow)
+
+
+def _shapes(flows: Iterable[SwitchFlow], known: _Known) -> Iterator[_Shape]:
+    """Flows of a logical flow, and clauses of its conjunctions, but for the hint and the conjunctions' numbers."""
+    for flow in flows:
+        yield flow.port, _without_hint(flow.rest), ()
+        for number, count, clause in known.clauses.get(flow.conj_id, []) if flow.conj_id is not None else []:
+            yield clause.port, _without_hint(clause.rest), ((number, count),)
+
+
+def _without_hint(rest: str) -> str:
+    return ",".join(word for word in rest.split(",") if not word.startswith("reg0="))
 
 
 def _is_v6(rest: str) -> bool:

@@ -123,6 +123,35 @@ def test_a_flow_that_its_like_have_is_missed(words, said, ports):
     assert any(said in one.detail and one.ports == ports for one in found)
 
 
+ONE_PORT = [
+    (uuid, bit, f"reg0[{bit}] == 1 && (outport == @db && tcp && 3306 <= tcp.dst <= 3307 && ip4.src == $peers_ip4)")
+    for uuid, bit in (("51111111", 7), ("52222222", 8))
+]
+
+
+def compare_hints(lost=lambda _line: False):
+    """An ACL about one port: single flows for each source and port, for new packets and for those of connections."""
+    flows = tuple(WantedFlow(lflow(uuid, match), (1,)) for uuid, _, match in ONE_PORT)
+    wanted = replace(WANTED, flows=flows, groups={"1_db": ("a",)}, sets={"peers_ip4": ("10.1.0.3", "10.1.0.4")})
+    lines = [
+        f" cookie=0x{uuid}, table=46, priority=2002,tcp,reg0={1 << bit:#x}/{1 << bit:#x},reg15=0x2,metadata=0x1,"
+        f"nw_src=10.1.0.{source},tp_dst={port} actions=resubmit(,47)"
+        for uuid, bit, _ in ONE_PORT
+        for source in (3, 4)
+        for port in (3306, 3307)
+    ]
+    return compare([*security(A), *security(B), *(line for line in lines if not lost(line))], wanted=wanted)
+
+
+def test_a_flow_for_packets_of_connections_alone_is_missed_since_new_ones_have_it():
+    assert compare_hints() == []
+    (found,) = compare_hints(lambda line: "0x52222222" in line and "tp_dst=3307" in line and ".0.3" in line)
+    assert (found.lack, found.flow.uuid[:8]) == (Lack.INCOMPLETE, "51111111")
+    assert "there for reg0[7], not for reg0[8]: tcp,nw_src=10.1.0.3,tp_dst=3307 (" in found.detail
+    (found,) = compare_hints(lambda line: "0x52222222" in line)
+    assert (found.lack, found.flow.uuid[:8]) == (Lack.MISSING, "52222222")
+
+
 def test_what_all_have_lost_alike_is_not_seen_here():
     """The page says so: probes find it."""
     assert compare(without("tp_dst=5001")) == []
