@@ -257,7 +257,10 @@ def _dhcp(end: End, other: End, foreign: IPAddress | None) -> Iterator[Spoof]:
     """A guest that plays a DHCP server, and one that looks for a server: whatever address it has by then."""
     family = end.ip.version
     server, client = _DHCP[family]
-    yield "dhcp server", Header(family, UDP, client, 0, 0, server).packet(end, other)
+    answers = Header(family, UDP, client, 0, 0, server).packet(end, other)
+    yield "dhcp server", answers
+    yield "dhcp server source port-1", replace(answers, src_port=server - 1)
+    yield "dhcp server source port+1", replace(answers, src_port=server + 1)
     asks = Header(family, UDP, server, 0, 0, client).packet(end, other)
     yield "dhcp client", asks
     if not other.place.is_guarded:  # as they are in truth, but for the MAC address that they go to
