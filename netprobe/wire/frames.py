@@ -1,4 +1,4 @@
-"""Probes to bytes, a block at a time: a matrix of frames from one template.
+"""Probes to bytes, a block at a time: a matrix of frames from one template, or slots of a ring that hold it already.
 
 What differs from probe to probe is patched in by columns, and checksums are corrected by what the patched columns add
 (RFC 1071 §2: the sum does not care about order), never computed per packet. Templates come from `inject.templates`;
@@ -15,10 +15,12 @@ from netprobe.errors import UsageError
 from netprobe.model.probes import ProbeSession, Protocol
 from netprobe.wire import isn, mark
 from netprobe.wire.siphash import identity_words, tags
+from netprobe.wire.stamp import NTP_EPOCH_OFFSET_S
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
 
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58  # protocol numbers
 _IP_PROTOCOL = {Protocol.UDP: _UDP, Protocol.RAW_UDP: _UDP, Protocol.TCP: _TCP, Protocol.ICMP: _ICMP}
@@ -26,6 +28,7 @@ _CHECKSUM_OFFSET = {_UDP: 6, _TCP: 16, _ICMP: 2, _ICMPV6: 2}  # in the transport
 _IDENTITY_OFFSET = {Protocol.UDP: mark.STAMP_IDENTITY_OFFSET, Protocol.RAW_UDP: 0, Protocol.ICMP: 0}  # in the payload
 _FOUR_WORDS = struct.Struct("!4H")
 _WORD = struct.Struct("!H")
+_NS_PER_S = 1_000_000_000
 _T1_OFFSET = 4  # in a Session-Sender packet (RFC 8762 §4.2.1)
 
 
@@ -100,6 +103,33 @@ class FrameEncoder:
         Raises:
             UsageError: a number outside 0..count-1.
         """
+        columns = self.columns(first_seq, n)
+        frames = np.empty((n, len(self._template)), np.uint8)
+        frames[:] = self._template
+        columns.write(frames)
+        return FrameBlock(frames, first_seq, self.t1_offset, self._checksum if self.t1_offset is not None else None)
+
+    @property
+    def template(self) -> U8:
+        """What all frames share, shape (size_bytes,); zeros wherever `Columns.write` writes. A copy."""
+        return self._template.copy()
+
+    @property
+    def t1_offset(self) -> int | None:
+        """Where the 8-octet timestamp of a STAMP packet stands in each frame; None for other protocols."""
+        return self._l4 + 8 + _T1_OFFSET if self._session.type_p.protocol is Protocol.UDP else None
+
+    @property
+    def checksum_offset(self) -> int:
+        """Where the checksum of the transport header stands in each frame."""
+        return self._checksum
+
+    def check_range(self, first_seq: int, n: int) -> None:
+        """Refuse probes that the session does not have.
+
+        Raises:
+            UsageError: a number outside 0..count-1.
+        """
         count = self._session.count
         if first_seq < 0 or n < 0 or first_seq + n > count:
             raise UsageError(
@@ -107,50 +137,80 @@ class FrameEncoder:
                 f"probes {first_seq}..{first_seq + n - 1}",
                 allowed=f"0..{count - 1}",
             )
+
+    def columns(self, first_seq: int, n: int) -> "Columns":
+        """What differs in the frames of the probes first_seq .. first_seq + n - 1, checksums included.
+
+        A few thousand at a time are cheapest: with fewer the cost of a numpy call shows, more leave the CPU's cache.
+
+        Raises:
+            UsageError: a number outside 0..count-1.
+        """
+        self.check_range(first_seq, n)
         seqs = (first_seq + np.arange(n, dtype=np.int64)).astype(np.uint32)
-        frames = np.empty((n, len(self._template)), np.uint8)
-        frames[:] = self._template
         sums = np.full(n, self._base_sum, np.uint64)
+        parts: list[tuple[int, npt.NDArray[np.unsignedinteger]]] = []
         if self._has_own_ports:
             ports = self._ports[seqs]
-            frames[:, self._l4 : self._l4 + 2] = _octets(ports, ">u2")
+            parts.append((self._l4, ports.astype(">u2")))
             sums += ports
-        self._patch_protocol(frames, seqs, sums)
+        if (own := self._protocol_numbers(seqs)) is not None:
+            parts.append(own)
+            sums += _word_sum(own[1])
         if self._identity is not None:
             keyed = tags(self._session.key, identity_words(self._session.session, seqs))
-            frames[:, self._identity + 8 : self._identity + 12] = _octets(seqs, ">u4")
-            frames[:, self._identity + 12 : self._identity + 20] = _octets(keyed, ">u8")
+            parts += [(self._identity + 8, seqs.astype(">u4")), (self._identity + 12, keyed.astype(">u8"))]
             sums += _word_sum(seqs) + _word_sum(keyed)
-        self._write_checksums(frames, sums)
-        has_t1 = self._session.type_p.protocol is Protocol.UDP
-        t1_offset = self._l4 + 8 + _T1_OFFSET if has_t1 else None
-        return FrameBlock(frames, first_seq, t1_offset, self._checksum if has_t1 else None)
+        if self.t1_offset is not None:
+            parts.append((self.t1_offset, np.zeros(n, ">u8")))  # a slot may have an older one
+        parts.append((self._checksum, self._checksums(sums)))
+        return Columns(tuple(parts))
 
-    def _patch_protocol(self, frames: U8, seqs: U32, sums: U64) -> None:
-        """Write the protocol's own number of each probe, and add it to the sums."""
+    def _protocol_numbers(self, seqs: U32) -> tuple[int, npt.NDArray[np.unsignedinteger]] | None:
+        """Offset and values of the protocol's own number of each probe."""
         protocol = self._session.type_p.protocol
         if protocol is Protocol.UDP:
-            start, numbers = self._l4 + 8, seqs
-        elif protocol is Protocol.TCP:
-            start, numbers = self._l4 + 4, isn.encode(self._isn_keys, seqs)
-        elif protocol is Protocol.ICMP:
-            low = seqs & np.uint32(0xFFFF)
-            frames[:, self._l4 + 6 : self._l4 + 8] = _octets(low, ">u2")
-            sums += low
-            return
-        else:
-            return
-        frames[:, start : start + 4] = _octets(numbers, ">u4")
-        sums += _word_sum(numbers)
+            return self._l4 + 8, seqs.astype(">u4")
+        if protocol is Protocol.TCP:
+            return self._l4 + 4, isn.encode(self._isn_keys, seqs).astype(">u4")
+        if protocol is Protocol.ICMP:
+            return self._l4 + 6, (seqs & np.uint32(0xFFFF)).astype(">u2")
+        return None
 
-    def _write_checksums(self, frames: U8, sums: U64) -> None:
+    def _checksums(self, sums: U64) -> npt.NDArray[np.unsignedinteger]:
         for _ in range(3):
             sums = (sums & np.uint64(0xFFFF)) + (sums >> np.uint64(16))
         checksums = sums ^ np.uint64(0xFFFF)
         if self._ip_protocol == _UDP:
             # 0 would mean "no checksum"; 0xffff is the same sum (RFC 768, RFC 8200 §8.1).
             checksums[checksums == 0] = 0xFFFF
-        frames[:, self._checksum : self._checksum + 2] = _octets(checksums, ">u2")
+        return checksums.astype(">u2")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What differs from frame to frame in consecutive probes of a session.
+
+    Attributes:
+        parts: offset in the frame, and what stands there: shape (n,), big-endian. T1 is zero, in the checksums too.
+    """
+
+    parts: tuple[tuple[int, npt.NDArray[np.unsignedinteger]], ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0][1])
+
+    def write(self, frames: U8, first: int = 0) -> None:
+        """Write rows first .. first + n - 1 into n frames that hold the template.
+
+        Args:
+            frames: shape (n, at least size_bytes), rows of any stride.
+            first: which row of the columns goes into frames[0].
+        """
+        n = len(frames)
+        for offset, numbers in self.parts:
+            # As one number each, not octet by octet: a third of the time.
+            frames[:, offset : offset + numbers.itemsize].view(numbers.dtype)[:, 0] = numbers[first : first + n]
 
 
 def patch_t1(frame: bytearray | memoryview, t1_offset: int, checksum_offset: int, t1_ntp: int) -> None:
@@ -172,6 +232,29 @@ def patch_t1(frame: bytearray | memoryview, t1_offset: int, checksum_offset: int
     _WORD.pack_into(frame, checksum_offset, total ^ 0xFFFF or 0xFFFF)
 
 
+def patch_t1_rows(frames: U8, t1_offset: int, checksum_offset: int, t_ns: I64) -> None:
+    """Write T1 into the STAMP frames of a block, in place, just before they are sent, and correct their checksums.
+
+    Args:
+        frames: shape (n, at least size_bytes), whose T1 is zero, as `Columns.write` leaves it.
+        t1_offset: FrameEncoder.t1_offset.
+        checksum_offset: FrameEncoder.checksum_offset.
+        t_ns: shape (n,), ns since 1970; becomes 64-bit NTP timestamps (RFC 5905 §6), seconds modulo 2^32.
+    """
+    seconds = t_ns // _NS_PER_S
+    fraction = (((t_ns - seconds * _NS_PER_S) << 32) // _NS_PER_S).astype(np.uint64)
+    raw = (seconds + NTP_EPOCH_OFFSET_S).astype(np.uint64) << np.uint64(32) | fraction
+    frames[:, t1_offset : t1_offset + 8].view(">u8")[:, 0] = raw
+    checksums = frames[:, checksum_offset : checksum_offset + 2].view(">u2")[:, 0]
+    # RFC 1624 §3 with an old value of zero, whose complement changes nothing: four times 0xffff is zero.
+    sums = (checksums ^ np.uint16(0xFFFF)) + _word_sum(raw)
+    for _ in range(3):
+        sums = (sums & np.uint64(0xFFFF)) + (sums >> np.uint64(16))
+    sums ^= np.uint64(0xFFFF)
+    sums[sums == 0] = 0xFFFF
+    checksums[:] = sums
+
+
 def _transport_sum(row: U8, family: int, l4: int, ip_protocol: int) -> int:
     """One's complement sum (not folded) of pseudo header and transport segment; IPv4's ICMP has no pseudo header."""
     if family == 4:
@@ -187,13 +270,11 @@ def _transport_sum(row: U8, family: int, l4: int, ip_protocol: int) -> int:
     return int(words) + int(addresses.copy().view(">u2").sum(dtype=np.uint64)) + len(segment) + ip_protocol
 
 
-def _octets(numbers: npt.NDArray[np.unsignedinteger], dtype: str) -> U8:
-    """Numbers as big-endian octets, shape (n, width)."""
-    return numbers.astype(dtype)[:, None].view(np.uint8)
-
-
 def _word_sum(numbers: npt.NDArray[np.unsignedinteger]) -> U64:
-    """Sum of the 16-bit words of each number."""
-    words = numbers.astype(numbers.dtype.newbyteorder(">"))[:, None].view(">u2")
-    sums: U64 = words.sum(axis=1, dtype=np.uint64)
-    return sums
+    """A number congruent to the sum of the 16-bit words of each, modulo 0xffff, and below 2^34."""
+    wide = numbers.astype(np.uint64)
+    if numbers.itemsize < 8:
+        return wide
+    # 2^16 is 1 modulo 0xffff, so any way to cut the number into multiples of 16 bits has the same sum.
+    folded: U64 = (wide & np.uint64(0xFFFFFFFF)) + (wide >> np.uint64(32))
+    return folded

@@ -17,7 +17,8 @@ from netprobe.errors import UsageError
 from netprobe.inject.templates import build_template
 from netprobe.model.probes import Flow, Protocol
 from netprobe.wire import isn, mark
-from netprobe.wire.frames import FrameEncoder, patch_t1
+from netprobe.wire.frames import FrameEncoder, patch_t1, patch_t1_rows
+from netprobe.wire.stamp import ns_to_ntp
 
 CHECKSUM_FIELDS = {IP: "chksum", UDP: "chksum", TCP: "chksum", ICMP: "chksum", ICMPv6EchoRequest: "cksum"}
 
@@ -176,3 +177,49 @@ def test_template_leaves_what_differs_zero():
         session = make_session(protocol, family, session=rng.randrange(1, 2**32), extra=9)
         assert mark.MAGIC not in build_template(session)
         assert KEY not in build_template(session)
+
+
+# -- into the slots of a ring ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("protocol", "family"), ALL)
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(data=st.data())
+def test_what_is_written_into_used_slots_is_what_encode_makes(protocol, family, data):
+    """Any range, cut anywhere, into rows of a wider array that held other probes with another T1 before."""
+    made = encoder(make_session(protocol, family, extra=data.draw(st.integers(0, 40)), count=5_000))
+    first, n = data.draw(st.integers(0, 4_000)), data.draw(st.integers(1, 900))
+    cut, gap = data.draw(st.integers(0, n)), data.draw(st.integers(0, 50))
+    size = len(made.template)
+    slots = np.full((n, gap + size + 3), 0xA5, np.uint8)
+    frames = slots[:, gap : gap + size]
+    frames[:] = made.template
+    made.columns(data.draw(st.integers(0, 4_000)), n).write(frames)
+    if made.t1_offset is not None:
+        patch_t1_rows(frames, made.t1_offset, made.checksum_offset, np.arange(n) + 10**18)
+    columns = made.columns(first, n)
+    columns.write(frames[:cut])
+    columns.write(frames[cut:], cut)
+    assert np.array_equal(frames, made.encode(first, n).frames)
+    assert (slots[:, :gap] == 0xA5).all()
+    assert (slots[:, gap + size :] == 0xA5).all()
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(times=st.lists(st.integers(0, 2**62), min_size=1, max_size=40), family=st.sampled_from([4, 6]))
+def test_t1_of_a_block_is_what_it_is_one_by_one(times, family):
+    rows, single = (encoder(make_session(family=family, extra=1)).encode(5, len(times)) for _ in range(2))
+    patch_t1_rows(rows.frames, rows.t1_offset, rows.checksum_offset, np.array(times))
+    for row, t_ns in zip(single.frames, times, strict=True):
+        patch_t1(row.data, single.t1_offset, single.checksum_offset, ns_to_ntp(t_ns))
+    assert np.array_equal(rows.frames, single.frames)
+
+
+def test_every_checksum_of_very_many_blocks_of_t1_is_right():
+    """65,536 different sums, so that every carry and the checksum that would be zero come up."""
+    block = encoder(make_session(count=70_000)).encode(0, 70_000)
+    patch_t1_rows(block.frames, block.t1_offset, block.checksum_offset, 10**18 + np.arange(70_000) * 1_234_567)
+    words = block.frames[:, 26:].copy().view(">u2").astype(np.uint64)  # addresses, UDP, payload: an even length
+    sums = words.sum(axis=1) + 17 + block.frames.shape[1] - 34
+    assert (sums % 0xFFFF == 0).all()
+    assert (block.frames[:, 40:42].copy().view(">u2") != 0).all()
