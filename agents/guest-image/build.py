@@ -23,7 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KEPT_IMAGES = 3
+KEPT_IMAGES = 5
 META_KERNEL = "linux-image-cloud-amd64"
 # In this order: each needs those before it.
 DRIVERS = (

@@ -25,10 +25,7 @@ from netprobe.wire.control import (
     frame_columns_untrusted,
     mixed_frames_body,
 )
-from netprobe.wire.serial_sync import AGENT_MAGIC, CONTROLLER_MAGIC, NONCE_BYTES, PreambleFinder, preamble
-
-SERIAL = "serial:"
-"""How the path of a virtio-serial port's socket begins. What is behind it is a machine with a clock of its own."""
+from netprobe.wire.serial_sync import AGENT_MAGIC, CONTROLLER_MAGIC, NONCE_BYTES, SERIAL, PreambleFinder, preamble
 
 GARBAGE_BYTES = 4 << 20
 """How much of something else a port may say before its agent answers: what an earlier session left, and no more."""

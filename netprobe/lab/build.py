@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host import iproute, netns, ovn_central, ovs, process
-from netprobe.lab import guard, links, logical
+from netprobe.host import iproute, netns, ovn_central, ovs, process, qemu
+from netprobe.lab import guard, links, logical, machines
 from netprobe.lab.acls import compile_acls
 from netprobe.lab.config import LabConfig
 from netprobe.lab.daemons import SWITCH, start_central, start_controller, start_switch
@@ -42,6 +42,7 @@ HYBRID_TOOLS = ("iptables-restore", "iptables-save", "ip6tables-restore", "ip6ta
 PACKAGES = "iproute2 ethtool openvswitch-switch"
 OVN_PACKAGES = "ovn-central ovn-host"
 HYBRID_PACKAGES = "iptables ipset"
+VIRTUAL_TOOLS, VIRTUAL_PACKAGES = (qemu.PROGRAM,), qemu.PACKAGE
 
 AGENT_WAIT_S = 10.0
 AGENT_LOOK_S = 0.005
@@ -70,6 +71,8 @@ def check_host(shape: Shape | None = None) -> None:
         tools, packages = [*tools, *OVN_TOOLS], f"{packages} {OVN_PACKAGES}"
     if shape is not None and shape.is_hybrid:
         tools, packages = [*tools, *HYBRID_TOOLS], f"{packages} {HYBRID_PACKAGES}"
+    if shape is not None and shape.is_virtual:
+        tools, packages = [*tools, *VIRTUAL_TOOLS], f"{packages} {VIRTUAL_PACKAGES}"
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         raise HostNotReadyError("lab", f"needs {', '.join(missing)}", advice=f"apt-get install {packages}")
@@ -103,16 +106,18 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
         HostNotReadyError: something failed; what was made is in the state file.
     """
     shape, ends = config.shape, endpoints(config)
+    image = machines.guest_image() if shape.is_virtual else None
     journal = _claim(shape, ends, places)
     switches = {host.name: ovs.PrivateSwitch(host.netns, places.switch(host.name)) for host in shape.hypervisors}
-    with ThreadPoolExecutor(max_workers=len(switches) + 1) as pool:
+    with ThreadPoolExecutor(max_workers=len(switches) + 2) as pool:
         started = [pool.submit(start_switch, name, switch, journal) for name, switch in switches.items()]
         if shape.has_ovn:
             started.append(pool.submit(_make_central, config, ends, places, journal))
         _make_links(shape, ends)
+        if image is not None:
+            started.append(pool.submit(machines.start, image, ends, places, journal, with_agents=with_agents))
         if with_agents:
-            for end in ends:
-                _start_agent(end, places, journal)
+            _start_agents(ends, places, journal)
         for each in started:
             each.result()
         if shape.has_ovn:
@@ -135,7 +140,7 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
 
 def _claim(shape: Shape, ends: Sequence[Endpoint], places: Places) -> Journal:
     """The lab's directory with its state file and allowlists, and its namespaces."""
-    names = [*(host.netns for host in shape.hypervisors), *shape.others, *(end.netns for end in ends)]
+    names = [*(host.netns for host in shape.hypervisors), *shape.others, *(e.netns for e in ends if not e.is_machine)]
     _refuse_foreign(names)
     places.lab.mkdir(mode=0o700, parents=True, exist_ok=True)
     journal = Journal(State(shape.name, places.lab), places.state)
@@ -252,6 +257,13 @@ def agent_name(endpoint: str) -> str:
     return f"agent-{endpoint}"
 
 
+def _start_agents(ends: Sequence[Endpoint], places: Places, journal: Journal) -> None:
+    """Where there are namespaces; a virtual machine starts its own."""
+    for end in ends:
+        if not end.is_machine:
+            _start_agent(end, places, journal)
+
+
 def _start_agent(end: Endpoint, places: Places, journal: Journal) -> None:
     name = agent_name(end.name)
     argv = (
@@ -266,7 +278,7 @@ def _wait_agents(ends: Sequence[Endpoint], places: Places, journal: Journal) -> 
     """Wait until each agent's control socket is there."""
     records = {record.name: record for record in journal.state.processes}
     deadline = time.monotonic() + AGENT_WAIT_S
-    waiting = list(ends)
+    waiting = [end for end in ends if not end.is_machine]
     while waiting := [end for end in waiting if not places.agent(end.name).is_socket()]:
         for end in waiting:
             name = agent_name(end.name)

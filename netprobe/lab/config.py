@@ -22,10 +22,26 @@ from netprobe.plan.policy_file import read_policy
 LABS = tuple(SHAPES)
 
 GUESTS_MAX = 50
+MACHINES_MAX = 8
+"""Of virtual guests: each takes some 200 MB, and there is no KVM to run them."""
 
 GUEST_NAME = re.compile(r"[a-z][a-z0-9]{0,10}")
 """Eleven characters leave room for `tap` in front (IFNAMSIZ is 16 with the final zero)."""
-RESERVED_NAMES = ("hv1", "hv2", "byp", "byp1", "byp2", "bypass", "bypass1", "bypass2", FABRIC, CENTRAL, NIC, "relay")
+RESERVED_NAMES = (
+    "hv1",
+    "hv2",
+    "byp",
+    "byp1",
+    "byp2",
+    "bypass",
+    "bypass1",
+    "bypass2",
+    FABRIC,
+    CENTRAL,
+    NIC,
+    "relay",
+    "template",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,7 @@ class Guest:
     Attributes:
         network: name of the logical switch.
         floating: it has an address of its own on the provider network, through the router's NAT.
+        has_agent: a guest agent runs in it; a virtual machine may have none.
     """
 
     name: str
@@ -42,6 +59,7 @@ class Guest:
     host: str
     network: str
     floating: bool = False
+    has_agent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +145,7 @@ def parse(text: str, *, where: str, lab: str = "single") -> LabConfig:
 def _config(document: dict[str, object], where: str, lab: str) -> LabConfig:
     shape = SHAPES[lab]
     policy = read_policy(document, where, guest_keys=_placing_keys(shape), top_keys=("bypass",))
-    _check_names(policy.ports, where)
+    _check_names(policy.ports, shape, where)
     tables = Fields(document, where).tables("guest")
     hosts = cycle(host.name for host in shape.hypervisors)
     guests = tuple(
@@ -142,13 +160,15 @@ def _config(document: dict[str, object], where: str, lab: str) -> LabConfig:
 
 def _placing_keys(shape: Shape) -> tuple[str, ...]:
     """Where there is nothing to choose, there is no key to choose it with."""
-    return (*(("host",) if len(shape.hypervisors) > 1 else ()), *(("floating",) if shape.has_ovn else ()))
+    choices = {"host": len(shape.hypervisors) > 1, "floating": shape.has_ovn, "agent": shape.is_virtual}
+    return tuple(key for key, has_choice in choices.items() if has_choice)
 
 
-def _check_names(ports: tuple[PolicyPort, ...], where: str) -> None:
+def _check_names(ports: tuple[PolicyPort, ...], shape: Shape, where: str) -> None:
     """Names of guests are names of namespaces and devices here."""
-    if not 1 <= len(ports) <= GUESTS_MAX:
-        raise UsageError(where, f"has {len(ports)} guests", allowed=f"1-{GUESTS_MAX}")
+    most = MACHINES_MAX if shape.is_virtual else GUESTS_MAX
+    if not 1 <= len(ports) <= most:
+        raise UsageError(where, f"has {len(ports)} guests", allowed=f"1-{most}")
     for number, port in enumerate(ports):
         if not GUEST_NAME.fullmatch(port.name) or port.name in RESERVED_NAMES:
             raise UsageError(
@@ -184,7 +204,8 @@ def _guest(port: PolicyPort, fields: Fields, usual_host: str, shape: Shape) -> G
             f"{where}.floating", f"{port.name} is on {network} itself", allowed="guests on networks behind the router"
         )
     host = _choice(where, fields.text("host", usual_host), (each.name for each in shape.hypervisors))
-    return Guest(port.name, port.groups, host, network, floating)
+    has_agent = fields.boolean("agent", default=True) if shape.is_virtual else True
+    return Guest(port.name, port.groups, host, network, floating, has_agent)
 
 
 def _choice(where: str, host: str, names: Iterable[str]) -> str:

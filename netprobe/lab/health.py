@@ -6,6 +6,7 @@ from netprobe.lab import guard
 from netprobe.lab.build import agent_name
 from netprobe.lab.flow_table import COOKIE_MASK, COOKIE_PREFIX
 from netprobe.lab.layout import ports
+from netprobe.lab.machines import machine_name
 from netprobe.lab.shapes import BRIDGE
 from netprobe.lab.state import Places, State
 
@@ -51,7 +52,12 @@ def _devices(state: State) -> list[str]:
 
 def _sockets(state: State, places: Places) -> list[str]:
     started = {record.name for record in state.processes}
-    return [
+    found = [
+        f"the virtio-serial port of {end.name}'s agent is gone"
+        for end in state.endpoints
+        if machine_name(end.name) in started and not places.agent_port(end.name).is_socket()
+    ]
+    return found + [
         f"the control socket of {end.name}'s agent is gone"
         for end in state.endpoints
         if agent_name(end.name) in started and not places.agent(end.name).is_socket()

@@ -203,7 +203,8 @@ def _before_bridge(port: RelayPort, point: Point, relay_id: str, splice: Splice 
 
 
 def _chain(shape: Shape, end: Endpoint, known: dict[str, RelayPort], at: dict[str, Splice]) -> tuple[Point, ...]:
-    guest = Point(f"{end.name}.guest", PointKind.GUEST, end.name, end.netns, end.device)
+    nic = "" if end.is_machine else end.device  # nobody can look into a virtual machine but its agent
+    guest = Point(f"{end.name}.guest", PointKind.GUEST, end.name, end.netns, nic)
     backend = Point(f"{end.name}.backend", PointKind.BACKEND, end.host)
     port = known[end.name]
     own = _before_bridge(port, backend, f"{end.name}.relay", at.get(end.name))

@@ -47,13 +47,19 @@ _KERNEL_BRIDGE = "type bridge forward_delay 0 mcast_snooping 0"
 
 
 def make_endpoints(shape: Shape, ends: Sequence[Endpoint]) -> None:
-    """A veth pair for each endpoint, quiet, with its addresses and routes, without offloads."""
+    """A veth pair for each endpoint, quiet, with its addresses and routes, without offloads; a tap for a machine."""
     sysctls = GUEST_SYSCTLS | (OVN_SYSCTLS if shape.has_ovn else {})
     for host in shape.hypervisors:
         here = [end for end in ends if end.host == host.name]
-        pairs = [f"link add {e.tap} type veth peer name {e.device} netns {e.netns} address {e.mac}" for e in here]
+        pairs = [
+            f"tuntap add dev {e.tap} mode tap"
+            if e.is_machine
+            else f"link add {e.tap} type veth peer name {e.device} netns {e.netns} address {e.mac}"
+            for e in here
+        ]
         for end in here:
-            iproute.set_sysctls(end.netns, sysctls)
+            if not end.is_machine:
+                iproute.set_sysctls(end.netns, sysctls)
         iproute.batch([*pairs, *(f"link set {end.tap} up" for end in here)], netns=host.netns)
         iproute.offloads_off(host.netns, [end.tap for end in here])
         if shape.is_hybrid:
@@ -61,6 +67,8 @@ def make_endpoints(shape: Shape, ends: Sequence[Endpoint]) -> None:
             iproute.batch(hybrid.link_commands(here), netns=host.netns)
             iproute.offloads_off(host.netns, [device for end in here for device in (end.qvb, end.qvo)])
     for end in ends:
+        if end.is_machine:
+            continue  # its own kernel's business
         iproute.offloads_off(end.netns, [end.device])
         iproute.batch(_guest_commands(end, shape.network(end.network)), netns=end.netns)
 

@@ -96,6 +96,7 @@ class Shape:
     Attributes:
         gateway: hypervisor through which traffic to and from the provider network goes, empty without OVN.
         is_hybrid: a Linux bridge with iptables stands between each guest and the vswitch.
+        is_virtual: guests are virtual machines, with a tap behind each one's NIC, and no namespaces.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Shape:
     networks: tuple[Network, ...]
     gateway: str = ""
     is_hybrid: bool = False
+    is_virtual: bool = False
 
     @property
     def has_ovn(self) -> bool:
@@ -157,6 +159,7 @@ SHAPES = {
     "single": Shape(
         "single", (Hypervisor("hv1", 1, zone=1),), (_FLAT,)
     ),  # one conntrack zone a network, as Neutron does
+    "vm": Shape("vm", (Hypervisor("hv1", 1, zone=1),), (_FLAT,), is_virtual=True),
     "bridge": Shape("bridge", (Hypervisor("hv1", 1),), (_FLAT,), is_hybrid=True),
     "pair": Shape(
         "pair",

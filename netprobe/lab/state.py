@@ -15,6 +15,7 @@ from netprobe.host.process import ProcessRecord
 from netprobe.lab.layout import FaultSpec, Layout, Placement, Splice, layout, plug_name, ports
 from netprobe.lab.shapes import BRIDGE, CENTRAL, MANAGEMENT_IP, SHAPES, Hypervisor, Shape
 from netprobe.lab.topology import Endpoint
+from netprobe.wire.serial_sync import SERIAL
 
 SCHEMA = 1
 NORTHBOUND_SOCKET = "ovnnb_db.sock"
@@ -77,6 +78,14 @@ class Places:
     def agent(self, endpoint: str) -> Path:
         """The control socket of an endpoint's guest agent."""
         return self.lab / f"{endpoint}.sock"
+
+    def agent_port(self, machine: str) -> Path:
+        """The socket of the virtio-serial port that a virtual machine's agent serves."""
+        return self.lab / f"{machine}.serial"
+
+    def lab_port(self, machine: str) -> Path:
+        """The socket of the virtio-serial port over which a virtual machine gets the lab's orders."""
+        return self.lab / f"{machine}.lab"
 
     def log(self, name: str) -> Path:
         """The log of an agent or relay."""
@@ -242,10 +251,16 @@ def _endpoint_json(state: State, end: Endpoint, here: Layout, places: Places) ->
     entry |= {"network": end.network, "prefixes": [str(network.ipv4), str(network.ipv6)]}
     entry |= {"gateway_mac": network.router_mac, "floating": end.floating or None}
     entry |= {"behind_nat": state.shape.nat_address(end.network, end.floating)}
-    entry |= {"agent": str(places.agent(end.name))}
+    entry |= {"agent": _agent(end, places), "clock": "own" if end.is_machine else "host"}
     entry |= {"port": {"iface_id": end.iface_id, "ofport": end.ofport, "device": device}}
     entry |= {"chain": [point.id for point in here.chains[end.name]]}
     return entry | ({"copy_of": end.copy_of} if end.copy_of else {})
+
+
+def _agent(end: Endpoint, places: Places) -> str:
+    if not end.is_machine:
+        return str(places.agent(end.name))
+    return f"{SERIAL}{places.agent_port(end.name)}" if end.has_agent else ""
 
 
 def load(path: Path) -> State | None:
@@ -294,6 +309,7 @@ def _read_endpoint(entry: dict[str, object]) -> Endpoint:
         "ofport": port["ofport"],
         "groups": tuple(_sequence(entry["groups"])),
         "floating": entry["floating"] or "",
+        "has_agent": bool(entry["agent"]),
     }
     return Endpoint(**{name: values[name] for name in Endpoint.__slots__ if name in values})  # type: ignore[arg-type]
 

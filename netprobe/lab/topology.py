@@ -24,9 +24,10 @@ _IFACE_IDS = uuid.UUID("6c1b2f6e-7d0a-4f2b-9c55-6e7470726f62")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A guest, or a bypass NIC: a tiny host in a namespace, behind a port of a hypervisor's bridge.
+    """A guest, or a bypass NIC: a host in a namespace, or a virtual machine, behind a port of a hypervisor's bridge.
 
     Attributes:
+        netns: empty for a virtual machine.
         device: its NIC, in `netns`.
         host: the hypervisor that it is on.
         network: its logical switch.
@@ -35,6 +36,7 @@ class Endpoint:
         iface_id: the cloud's UUID of its port.
         copy_of: the guest whose groups a bypass NIC has; empty for guests.
         floating: its address on the provider network, empty where it has none.
+        has_agent: a guest agent is to run in it.
     """
 
     name: str
@@ -50,11 +52,17 @@ class Endpoint:
     iface_id: str
     copy_of: str = ""
     floating: str = ""
+    has_agent: bool = True
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether it is a virtual machine."""
+        return not self.netns
 
     @property
     def tap(self) -> str:
         """The other end of its NIC, on the hypervisor."""
-        return f"tap{self.netns}" if not self.copy_of else f"tap{self.name.replace('bypass', 'byp')}"
+        return f"tap{self.name}" if not self.copy_of else f"tap{self.name.replace('bypass', 'byp')}"
 
     @property
     def qbr(self) -> str:
@@ -84,7 +92,8 @@ def endpoints(config: LabConfig) -> tuple[Endpoint, ...]:
         ofport = number + (_OVN_PORTS if shape.has_ovn else 0)
         end = _endpoint(shape, guest.name, (guest.host, guest.network), (number, ofport))
         floating = shape.floating_address(number) if guest.floating else ""
-        made.append(replace(end, groups=guest.groups, floating=floating))
+        netns = "" if shape.is_virtual else guest.name
+        made.append(replace(end, netns=netns, groups=guest.groups, floating=floating, has_agent=guest.has_agent))
     return (*made, *(_bypass(config, bypass) for bypass in config.bypasses))
 
 

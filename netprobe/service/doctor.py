@@ -18,7 +18,6 @@ from pathlib import Path
 
 from netprobe.errors import NetprobeError
 from netprobe.host import iproute, ovn_databases
-from netprobe.host.guest_agent import SERIAL
 from netprobe.host.netns import in_netns
 from netprobe.host.ovsdb_idl import Database, read_once
 from netprobe.host.unixctl import UnixctlClient
@@ -31,6 +30,7 @@ from netprobe.service.inventory import inventory
 from netprobe.service.journal import stale_journals
 from netprobe.service.permits import read_host_allowlist
 from netprobe.store.duckdb_file import DEFAULT_PATH, open_store
+from netprobe.wire.serial_sync import SERIAL
 
 MIN_PYTHON = (3, 11)
 TOOLS = {

@@ -7,6 +7,9 @@ magic number of its own; the controller passes over everything before that. What
 netprobe.wire.control's. The two ends: netprobe_agents.port, netprobe/host/guest_agent.py.
 """
 
+SERIAL = "serial:"
+"""How the path of a virtio-serial port's socket begins, where an agent's control socket could stand as well."""
+
 NONCE_BYTES = 16
 _MAGIC_BYTES = 16
 PREAMBLE_BYTES = _MAGIC_BYTES + NONCE_BYTES

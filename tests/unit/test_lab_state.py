@@ -51,7 +51,7 @@ def test_the_document_has_the_keys_of_the_contract(places):
     assert (host["uplink"], host["encap_ips"], host["chassis"], host["management_ip"]) == ([], [], "", "")
     guest = [
         *("name", "host", "netns", "device", "mac", "ipv4", "ipv6", "groups"),
-        *("network", "prefixes", "gateway_mac", "floating", "behind_nat", "agent", "port", "chain"),
+        *("network", "prefixes", "gateway_mac", "floating", "behind_nat", "agent", "clock", "port", "chain"),
     ]
     assert [list(entry) for entry in document["guests"]] == [guest] * 3
     assert [list(entry) for entry in document["bypasses"]] == [[*guest, "copy_of"]]
