@@ -9,7 +9,8 @@ from netprobe.cli.running import head_of
 from netprobe.errors import NetprobeError
 from netprobe.model.records import HopBatch
 from netprobe.model.results import Json
-from netprobe.store.duckdb_file import DEFAULT_PATH, StoredRun, open_store
+from netprobe.store.duckdb_file import DEFAULT_PATH, open_store
+from netprobe.store.tables import StoredRun
 
 
 def keep(args: argparse.Namespace, found: Json, started_ns: int, stopped: str) -> Json:

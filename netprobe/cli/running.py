@@ -26,7 +26,8 @@ from netprobe.service.spreading import FlowVerdict, flow_verdicts
 from netprobe.service.viewing import view_topology
 from netprobe.show.many import print_result
 from netprobe.show.tables import console
-from netprobe.store.duckdb_file import DEFAULT_PATH, Store, StoredRun, StoredSession, open_store
+from netprobe.store.duckdb_file import DEFAULT_PATH, Store, open_store
+from netprobe.store.tables import StoredRun, StoredSession
 
 FINE, NO, NO_ANSWER, INTERRUPTED = 0, 1, 4, 130
 DocumentOf = Callable[[RunOutcome, str], Json]
@@ -93,13 +94,22 @@ def run_document(compiled: CompiledPlan, outcome: RunOutcome, verdicts: Sequence
     }
 
 
-def keep_outcome(args: argparse.Namespace, outcome: RunOutcome, document_of: DocumentOf) -> Json:
+def keep_outcome(
+    args: argparse.Namespace,
+    outcome: RunOutcome,
+    document_of: DocumentOf,
+    *,
+    states: Mapping[str, tuple[str, int]] | None = None,
+    changes: Sequence[Json] = (),
+) -> Json:
     """Compare and store as asked. A store that fails loses no result: it is printed, and says that it is not stored.
 
     Args:
         args: with `command`, `store`, `no_store`, and `compare` where that can be asked for.
         outcome: of the run.
         document_of: the document of an outcome and the run's UUID.
+        states: of a watch: each path's state and since when, by the session's name.
+        changes: of a watch: of states, as in docs/watch.md.
     """
     run_id = str(uuid.uuid4())
     is_compared = getattr(args, "compare", False)
@@ -118,9 +128,10 @@ def keep_outcome(args: argparse.Namespace, outcome: RunOutcome, document_of: Doc
                         started_ns=outcome.started_ns,
                         command=args.command,
                         document=document,
-                        sessions=[StoredSession(number, result) for number, result in pairs],
+                        sessions=[StoredSession(n, r, *(states or {}).get(r.name, ("", None))) for n, r in pairs],
                         hops=outcome.hops,
                         points=outcome.points,
+                        changes=changes,
                     )
                 )
             return {**document, "stored": not args.no_store}

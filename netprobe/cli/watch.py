@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -61,8 +61,8 @@ class Teller:
 
     def take(self, report: WindowReport) -> None:
         """One window."""
-        kept = _keep(self._args, report)
         changes = [change for row in report.rows if (change := row.change_json())]
+        kept = _keep(self._args, report, changes)
         window = report.to_json()
         self._tell_meshes(report)
         if self._args.json:
@@ -84,7 +84,7 @@ class Teller:
                 say(line)
 
 
-def _keep(args: argparse.Namespace, report: WindowReport) -> Json:
+def _keep(args: argparse.Namespace, report: WindowReport, changes: Sequence[Json]) -> Json:
     """Store a window as `run` stores its result; what remains to be said of it."""
     if report.outcome is None:
         return {"run": None, "stored": False}
@@ -95,7 +95,8 @@ def _keep(args: argparse.Namespace, report: WindowReport) -> Json:
         head = head_of(run_id, outcome.started_ns, outcome.stopped)
         return {**run_document(compiled, outcome, verdicts, head), "watch": report.to_json()}
 
-    kept = keep_outcome(args, report.outcome, document_of)
+    states = {row.name: (row.path.state.value, row.path.since_ns) for row in report.rows}
+    kept = keep_outcome(args, report.outcome, document_of, states=states, changes=changes)
     return {"run": kept["run"], "stored": kept["stored"], "flow_groups": kept["flow_groups"]}
 
 

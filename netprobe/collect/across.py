@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netprobe.collect.domains import Carried
+from netprobe.collect.histogram import Histogram
 from netprobe.collect.intervals import median_interval
 from netprobe.model.results import Bounds, Delay, DelayBounds, Pdv
 
@@ -82,7 +83,8 @@ def figures_across(delays: Carried, lost: int, clocks: tuple[str, str]) -> Figur
 def _delay(ordered: Times, lost: int) -> Delay:
     p50, p90, p99 = (quantile(ordered, q, lost) for q in QUANTILES)
     interval = median_interval(ordered, lost)
-    return Delay(int(ordered[0]), p50, p90, p99, int(ordered[-1]), len(ordered), interval)
+    shown = Histogram.of(ordered).shown() if ordered[0] >= 0 else ()
+    return Delay(int(ordered[0]), p50, p90, p99, int(ordered[-1]), len(ordered), interval, shown)
 
 
 def _pdv(delay: Delay) -> Pdv:

@@ -13,6 +13,7 @@ MANTISSA_BITS = 7
 MAX_RELATIVE_ERROR = 2.0 ** -(MANTISSA_BITS + 1)  # a bucket is 1/128 of its lower edge wide; its middle is reported
 _SHIFT = 52 - MANTISSA_BITS
 _BIAS = 1023 << MANTISSA_BITS
+SHOWN_BITS = 3  # of the mantissa, in what is shown and stored: eight buckets an octave
 _MAX_EXPONENT = 53  # integers above 2**53 ns (104 days) are no delays
 SIZE = (_MAX_EXPONENT << MANTISSA_BITS) + 1  # bucket 0 is for 0 ns
 
@@ -22,6 +23,15 @@ def _bucket(values_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     index = (bits >> _SHIFT) - _BIAS + 1
     bucket: npt.NDArray[np.int64] = np.clip(index, 0, SIZE - 1)
     return bucket
+
+
+def shown_low_ns(bucket: int) -> int:
+    """The smallest whole ns of the coarse bucket that holds a fine one."""
+    if bucket == 0:
+        return 0
+    exponent, mantissa = divmod(bucket - 1, 1 << MANTISSA_BITS)
+    coarse = mantissa >> (MANTISSA_BITS - SHOWN_BITS)
+    return math.ceil(2.0**exponent * (1 + coarse / (1 << SHOWN_BITS)))
 
 
 def _middle_ns(bucket: int) -> int:
@@ -67,6 +77,14 @@ class Histogram:
         if not other.samples:
             return self
         return Histogram(self.counts + other.counts, min(self.min_ns, other.min_ns), max(self.max_ns, other.max_ns))
+
+    def shown(self) -> tuple[tuple[int, int], ...]:
+        """(lower edge in ns, count) of each coarse bucket that is not empty, ascending; SHOWN_BITS says how coarse."""
+        found: dict[int, int] = {}
+        for bucket in np.flatnonzero(self.counts).tolist():
+            low_ns = shown_low_ns(bucket)
+            found[low_ns] = found.get(low_ns, 0) + int(self.counts[bucket])
+        return tuple(found.items())
 
     def quantile_ns(self, q: float, infinite: int = 0) -> int | None:
         """The smallest delay that a share `q` of the probes does not exceed; lost probes count as infinite (RFC 7679).

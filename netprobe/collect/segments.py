@@ -112,6 +112,7 @@ def delay_of(delays_ns: npt.NDArray[np.int64], lost: int) -> tuple[Delay, Pdv] |
         max=histogram.max_ns,
         samples=histogram.samples,
         p50_interval_95=median_interval(delays_ns, lost),
+        histogram=histogram.shown(),
     )
     above = [None if q is None else q - delay.min for q in (p50, p90, p99)]
     return delay, Pdv(p50=above[0], p90=above[1], p99=above[2], max=delay.max - delay.min)

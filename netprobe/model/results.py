@@ -18,6 +18,8 @@ class Delay:
         min: the smallest and max the largest delay among probes that did arrive.
         samples: how many delays stand behind the quantiles.
         p50_interval_95: order-statistic interval of the median, its upper bound None where infinite; None: too few.
+        histogram: (lower edge in ns, count) of each bucket that is not empty, ascending; eight buckets an octave
+            (collect.histogram). Lost probes are in none.
     """
 
     min: int
@@ -27,13 +29,18 @@ class Delay:
     max: int
     samples: int
     p50_interval_95: tuple[int, int | None] | None
+    histogram: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "Delay":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; results of before there were histograms have none."""
         interval = table["p50_interval_95"]
         figures = {k: table[k] for k in ("min", "p50", "p90", "p99", "max", "samples")}
-        return cls(**figures, p50_interval_95=None if interval is None else (interval[0], interval[1]))
+        return cls(
+            **figures,
+            p50_interval_95=None if interval is None else (interval[0], interval[1]),
+            histogram=tuple((low, count) for low, count in table.get("histogram", ())),
+        )
 
     def to_json(self) -> Json:
         """As in docs/json.md; null is infinite."""
@@ -45,6 +52,7 @@ class Delay:
             "max": self.max,
             "samples": self.samples,
             "p50_interval_95": list(self.p50_interval_95) if self.p50_interval_95 else None,
+            "histogram": [list(bucket) for bucket in self.histogram],
         }
 
 

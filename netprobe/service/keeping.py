@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from netprobe.service.spread_run import SpreadRun
-from netprobe.store.duckdb_file import StoredRun, StoredSession, open_store
+from netprobe.store.duckdb_file import open_store
+from netprobe.store.tables import StoredRun, StoredSession
 
 
 def keep_spread_run(run: SpreadRun, path: Path) -> None:

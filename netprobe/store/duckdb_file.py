@@ -1,15 +1,14 @@
-"""The embedded store: one DuckDB file with runs, sessions, segment statistics and hop records.
+"""The embedded store: one DuckDB file with runs, sessions, segment statistics, changes of state and hop records.
 
 Hop records are kept for the newest runs only (MAX_HOPS); everything else for MAX_RUNS. The file carries the version of
-its tables; a newer one is refused, never guessed at. DuckDB is imported when a store is opened, not before: `--help`
-must not wait for it.
+its tables; a newer one is refused, never guessed at. What the live page asks is store.history's, the tables' words are
+store.tables'. DuckDB is imported when a store is opened, not before: `--help` must not wait for it.
 """
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,42 +16,30 @@ import numpy as np
 import numpy.typing as npt
 
 from netprobe.errors import HostNotReadyError, NoAnswerError, UsageError
-from netprobe.model.records import HopBatch
 from netprobe.model.results import Json, SessionResult
+from netprobe.store.tables import (
+    CHANGE_COLUMNS,
+    SCHEMA_VERSION,
+    SEGMENT_COLUMNS,
+    SESSION_COLUMNS,
+    TABLES,
+    UPDATES,
+    StoredRun,
+    change_rows,
+    path_key,
+    segment_rows,
+    session_rows,
+)
 
 if TYPE_CHECKING:
     import duckdb
 
-SCHEMA_VERSION = 2
-FIRST_VERSION = 1  # without the clocks' error; brought up to date when it is written to
 MAX_RUNS = 10_000
 MAX_HOPS = 5_000_000
 LOCK_WAIT_S = 3.0
 LOCK_LOOK_S = 0.05
 NEWEST = 200  # runs that are searched for an earlier result of a path
 DEFAULT_PATH = Path("/var/lib/netprobe/netprobe.duckdb")
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (version INTEGER);
-CREATE TABLE IF NOT EXISTS runs (
-    run_id VARCHAR PRIMARY KEY, started_ns BIGINT, command VARCHAR, document JSON);
-CREATE TABLE IF NOT EXISTS sessions (
-    run_id VARCHAR, session UINTEGER, name VARCHAR, src VARCHAR, dst VARCHAR, vantage VARCHAR, type_p JSON,
-    seed BIGINT, tmax_ms DOUBLE, planned BIGINT, unsent BIGINT, delivered BIGINT, lost BIGINT, unobserved BIGINT,
-    pending BIGINT, late BIGINT, forged BIGINT, overflow BOOLEAN);
-CREATE TABLE IF NOT EXISTS segments (
-    run_id VARCHAR, session UINTEGER, leg VARCHAR, segment VARCHAR, kind VARCHAR, sent BIGINT, received BIGINT,
-    lost BIGINT, loss_low DOUBLE, loss_high DOUBLE, delay_min BIGINT, delay_p50 BIGINT, delay_p90 BIGINT,
-    delay_p99 BIGINT, delay_max BIGINT, samples BIGINT, reordered BIGINT, duplicated BIGINT, stamp VARCHAR,
-    clock_error BIGINT, clock_problem VARCHAR);
-CREATE TABLE IF NOT EXISTS hops (
-    run_id VARCHAR, session UINTEGER, seq UINTEGER, point VARCHAR, direction UTINYINT, leg UTINYINT, t_ns BIGINT);
-"""
-
-_FROM_FIRST_VERSION = """
-ALTER TABLE segments ADD COLUMN IF NOT EXISTS clock_error BIGINT;
-ALTER TABLE segments ADD COLUMN IF NOT EXISTS clock_problem VARCHAR;
-"""
 
 # Runs whose hop records, together with those of all newer runs, are more than the bound.
 _FORGET_HOPS = """
@@ -62,35 +49,6 @@ DELETE FROM hops WHERE run_id IN (
         FROM runs JOIN (SELECT run_id, count(*) AS n FROM hops GROUP BY run_id) USING (run_id))
     WHERE total > ?)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSession:
-    """One session to be stored: its number and what was said of it."""
-
-    session: int
-    result: SessionResult
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRun:
-    """One run to be stored.
-
-    Attributes:
-        run_id: unique.
-        started_ns: CLOCK_REALTIME.
-        command: what was asked: `trace`, `run`.
-        document: what was printed with --json.
-        hops: hop records of all sessions; their points are indices into `points`.
-    """
-
-    run_id: str
-    started_ns: int
-    command: str
-    document: Json
-    sessions: Sequence[StoredSession]
-    hops: HopBatch
-    points: Sequence[str]
 
 
 class Store:
@@ -106,10 +64,11 @@ class Store:
         try:
             db.execute(
                 "INSERT INTO runs VALUES (?, ?, ?, ?)",
-                [run.run_id, run.started_ns, run.command, json.dumps(run.document)],
+                [run.run_id, run.started_ns, run.command, json.dumps(_without_sessions(run))],
             )
-            for stored in run.sessions:
-                self._save_session(run.run_id, stored)
+            self._insert("sessions", SESSION_COLUMNS, list(session_rows(run)))
+            self._insert("segments", SEGMENT_COLUMNS, list(segment_rows(run)))
+            self._insert("changes", CHANGE_COLUMNS, list(change_rows(run)))
             self._save_hops(run)
             self._forget()
             db.commit()
@@ -118,24 +77,13 @@ class Store:
                 db.rollback()
             raise
 
-    def _save_session(self, run_id: str, stored: StoredSession) -> None:
-        result, leg = stored.result, stored.result.forward
-        row = [run_id, stored.session, result.name, result.src, result.dst, result.vantage, json.dumps(result.type_p)]
-        row += [result.seed, result.tmax_ms, leg.planned, leg.unsent, leg.delivered, leg.lost, leg.unobserved]
-        row += [leg.pending, leg.late, result.forged, result.overflow]
-        self._insert("sessions", row)
-        legs = [("forward", leg)] + ([("return", result.returned)] if result.returned else [])
-        for name, one in legs:
-            for s in one.segments:
-                d = s.delay
-                figures = [d.min, d.p50, d.p90, d.p99, d.max, d.samples] if d else [None] * 5 + [0]
-                values = [run_id, stored.session, name, s.id, s.kind, s.sent, s.received, s.lost, *s.loss_interval_95]
-                values += [*figures, s.reordered, s.duplicated, s.stamp, s.clock_error_ns, s.clock_problem or None]
-                self._insert("segments", values)
-
-    def _insert(self, table: str, row: Sequence[object]) -> None:
-        places = ", ".join("?" * len(row))
-        self._db.execute(f"INSERT INTO {table} VALUES ({places})", row)  # noqa: S608  names of our own
+    def _insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> None:
+        """Many rows at once, column by column: a mesh has a hundred thousand segments."""
+        if rows:
+            names = ", ".join(columns)
+            places = ", ".join(f"unnest(?::{kind}[])" for kind in columns.values())
+            values = [list(column) for column in zip(*rows, strict=True)]
+            self._db.execute(f"INSERT INTO {table} ({names}) SELECT {places}", values)
 
     def _save_hops(self, run: StoredRun) -> None:
         if not len(run.hops):
@@ -157,7 +105,7 @@ class Store:
 
     def _forget(self) -> None:
         newest = "SELECT run_id FROM runs ORDER BY started_ns DESC"
-        for table in ("runs", "sessions", "segments", "hops"):
+        for table in ("runs", "sessions", "segments", "changes", "hops"):
             self._db.execute(f"DELETE FROM {table} WHERE run_id NOT IN ({newest} LIMIT {MAX_RUNS})")  # noqa: S608  ditto
         self._db.execute(_FORGET_HOPS, [MAX_HOPS])
 
@@ -167,25 +115,42 @@ class Store:
 
     def last_session(self, like: SessionResult) -> Json | None:
         """The newest stored session of the same path, vantage, Type-P and rate, as it was printed."""
-        wanted = _path_of(like.to_json())
+        wanted = _comparable(like.to_json())
         for document in self._documents(NEWEST):
             sessions = document.get("sessions", [document])
             for session in sessions if isinstance(sessions, list) else []:
-                if isinstance(session, dict) and _path_of(session) == wanted:
+                if isinstance(session, dict) and _comparable(session) == wanted:
                     return session
         return None
 
     def _documents(self, limit: int) -> Iterator[Json]:
-        query = "SELECT document FROM runs ORDER BY started_ns DESC, rowid DESC LIMIT ?"
-        for (text,) in self._db.execute(query, [limit]).fetchall():
-            yield json.loads(text)
+        query = "SELECT run_id, document FROM runs ORDER BY started_ns DESC, rowid DESC LIMIT ?"
+        for run_id, text in self._db.execute(query, [limit]).fetchall():
+            yield self._whole(run_id, json.loads(text))
+
+    def _whole(self, run_id: str, document: Json) -> Json:
+        """A document with its sessions, which have rows of their own."""
+        if document.get("sessions", ()) is None:
+            query = "SELECT document FROM sessions WHERE run_id = ? ORDER BY rowid"
+            document["sessions"] = [json.loads(text) for (text,) in self._db.execute(query, [run_id]).fetchall()]
+        return document
+
+    def document(self, run_id: str) -> Json | None:
+        """The document of a run, None where there is none of that id."""
+        row = self._db.execute("SELECT document FROM runs WHERE run_id = ?", [run_id]).fetchone()
+        return None if row is None else self._whole(run_id, json.loads(row[0]))
 
 
-def _path_of(session: Json) -> list[object]:
-    """What must be the same for two sessions to be compared; source ports come and go."""
-    type_p = session.get("type_p")
-    kind = {k: v for k, v in type_p.items() if k not in {"src_port", "src_ports"}} if isinstance(type_p, dict) else {}
-    return [*(session.get(k) for k in ("src", "dst", "vantage", "rate_pps", "schedule")), kind]
+def _without_sessions(run: StoredRun) -> Json:
+    """A document whose sessions stand in rows of their own, where they are all there."""
+    sessions = run.document.get("sessions")
+    is_twice = isinstance(sessions, list) and len(sessions) == len(run.sessions) > 0
+    return {**run.document, "sessions": None} if is_twice else run.document
+
+
+def _comparable(session: Json) -> list[object]:
+    """What must be the same for two sessions to be compared."""
+    return [*path_key(session), session.get("rate_pps"), session.get("schedule")]
 
 
 def _prepare(db: "duckdb.DuckDBPyConnection", path: Path, *, read_only: bool) -> None:
@@ -193,23 +158,24 @@ def _prepare(db: "duckdb.DuckDBPyConnection", path: Path, *, read_only: bool) ->
     if known and known[0]:
         row = db.execute("SELECT max(version) FROM meta").fetchone()
         version = row[0] if row else None
-        if version not in {FIRST_VERSION, SCHEMA_VERSION}:
+        if version != SCHEMA_VERSION and version not in UPDATES:
             raise UsageError(
                 f"store {path}",
                 f"its tables are of version {version}",
                 allowed=f"version {SCHEMA_VERSION}",
                 advice="use the netprobe that wrote it, or name another file with --store",
             )
-        if version == FIRST_VERSION and not read_only:
+        if version in UPDATES and not read_only:
             db.begin()
-            db.execute(_FROM_FIRST_VERSION)
+            for update in range(version, SCHEMA_VERSION):
+                db.execute(UPDATES[update])
             db.execute("UPDATE meta SET version = ?", [SCHEMA_VERSION])
             db.commit()
         return
     if read_only:
         raise NoAnswerError(f"store {path}", "holds no result", advice="run `netprobe trace` first")
     db.begin()
-    db.execute(_TABLES)
+    db.execute(TABLES)
     db.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
     db.commit()
 
@@ -222,8 +188,10 @@ def _connect(path: Path, *, read_only: bool) -> "duckdb.DuckDBPyConnection":
     while True:
         try:
             return duckdb.connect(str(path), read_only=read_only)
-        except duckdb.IOException as error:
-            if "lock" not in str(error) or time.monotonic() > deadline:
+        except (duckdb.IOException, duckdb.ConnectionException) as error:
+            # A ConnectionException: this process itself has it open the other way, to write or only to read.
+            is_busy = isinstance(error, duckdb.ConnectionException) or "lock" in str(error)
+            if not is_busy or time.monotonic() > deadline:
                 raise
         time.sleep(LOCK_LOOK_S)
 

@@ -12,7 +12,8 @@ from netprobe.model.records import HopBatch, HopRecord
 from netprobe.model.results import DelayBounds, LegResult, SessionResult
 from netprobe.show.tables import change_line, console, duration, print_document
 from netprobe.store import duckdb_file
-from netprobe.store.duckdb_file import StoredRun, StoredSession, open_store
+from netprobe.store.duckdb_file import open_store
+from netprobe.store.tables import StoredRun, StoredSession
 
 
 def result(**changes):
@@ -115,8 +116,8 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "x.duckdb"
     with duckdb.connect(str(path)) as db:
         db.execute("CREATE TABLE meta (version INTEGER)")
-        db.execute("INSERT INTO meta VALUES (3)")
-    with pytest.raises(UsageError, match=r"version 3 \(allowed: version 2\)"), open_store(path):
+        db.execute("INSERT INTO meta VALUES (4)")
+    with pytest.raises(UsageError, match=r"version 4 \(allowed: version 3\)"), open_store(path):
         raise AssertionError("must not open")
 
 
