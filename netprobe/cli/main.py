@@ -59,13 +59,30 @@ def _result(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="allow what changes the cloud's own configuration (none does so far)",
     )
+    _influx(parser)
+
+
+def _influx(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--influx", metavar="URL", help="send readings to InfluxDB (docs/metrics.md)")
+    parser.add_argument("--influx-bucket", metavar="NAME", help="bucket, or database/policy (default: netprobe)")
+    parser.add_argument("--influx-org", metavar="NAME", help="organisation; InfluxDB 2 asks for one")
+    parser.add_argument(
+        "--influx-token-file", metavar="FILE", help="file with the token (default: $NETPROBE_INFLUX_TOKEN)"
+    )
+    parser.add_argument("--influx-ca", metavar="FILE", help="certificates that the server's must descend from")
+    parser.add_argument("--influx-spool", metavar="DIR", help="where readings wait (default: /var/lib/netprobe/influx)")
+
+
+def _metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metrics", metavar="ADDR:PORT", help="serve /metrics there for Prometheus (docs/metrics.md)")
+    parser.add_argument("--metrics-token-file", metavar="FILE", help="token that /metrics asks for")
 
 
 def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
     lab = commands.add_parser("lab", help="a small cloud on this machine, for trials, tests and demos")
     parts = lab.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
     up = parts.add_parser("up", help="bring the lab up (repairs a broken one)")
-    up.add_argument("name", nargs="?", default="single", help="which lab: single (the default), bridge or pair")
+    up.add_argument("name", nargs="?", default="single", help="which lab: single (the default), vm, bridge or pair")
     up.add_argument("--config", metavar="TOML", help="guests and security groups of your own")
     down = parts.add_parser("down", help="take it down; cleans up after a crash too")
     status = parts.add_parser("status", help="hosts, guests, points, segments, faults")
@@ -165,6 +182,7 @@ def _add_verify(commands: "argparse._SubParsersAction[Parser]") -> None:
     _add_watch_change(verify)
     verify.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
     verify.add_argument("--no-store", action="store_true", help="keep the result nowhere")
+    _influx(verify)
     _common(verify)
     verify.set_defaults(call=_run("verify"))
 
@@ -177,6 +195,8 @@ def _add_watch(commands: "argparse._SubParsersAction[Parser]") -> None:
     watch.add_argument("--json", action="store_true", help="JSON Lines on stdout: windows and changes (docs/watch.md)")
     watch.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
     watch.add_argument("--no-store", action="store_true", help="keep the windows' results nowhere")
+    _influx(watch)
+    _metrics(watch)
     watch.set_defaults(call=_run("watch"))
 
 
@@ -232,6 +252,8 @@ def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     serve.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
     serve.add_argument("--no-store", action="store_true", help="keep results in --dir only")
+    _influx(serve)
+    _metrics(serve)
     serve.set_defaults(call=_run("serve"))
 
 

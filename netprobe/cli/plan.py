@@ -29,5 +29,12 @@ def run(args: argparse.Namespace) -> int:
     if args.collector:
         from netprobe.cli.remote import execute_remotely  # noqa: PLC0415  TLS, which a local run needs not
 
+        if args.influx:
+            raise UsageError(
+                "--influx",
+                "with --collector",
+                advice="give it to `netprobe serve`, which writes readings itself",
+            )
+
         return execute_remotely(args)
     return execute(args, read_plan(args.plan))

@@ -13,7 +13,9 @@ from typing import Any
 import trio
 
 from netprobe.cli.output import print_json, say, to_stdout
+from netprobe.cli.readings import send, sink_config
 from netprobe.errors import NetprobeError
+from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import stop_on_signals
 from netprobe.judge.changes import changes_between
 from netprobe.model.results import Json, SegmentResult, SessionResult
@@ -23,6 +25,7 @@ from netprobe.plan.plans import RunPlan
 from netprobe.service.discovery import state_path
 from netprobe.service.run import RunOutcome, run_plan
 from netprobe.service.spreading import FlowVerdict, flow_verdicts
+from netprobe.service.telemetry import outcome_readings
 from netprobe.service.viewing import view_topology
 from netprobe.show.many import print_result
 from netprobe.show.tables import console
@@ -199,6 +202,7 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
         The exit code.
     """
     max_loss = parse_ratio(args.max_loss, "--max-loss") if args.max_loss else 1.0
+    sink = sink_config(args, plan.influx)
     topology = trio.run(view_topology, plan, state_path())
     compiled = compile_plan(plan, topology)
     for report in compiled.meshes:
@@ -214,6 +218,7 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
             return run_document(compiled, result, verdicts, head)
 
         print_outcome(args, keep_outcome(args, outcome, document_of))
+        send(sink, args.command, outcome_readings(outcome, plan.name, args.command, realtime_ns()))
     if outcome.stopped:
         say(f"netprobe: {outcome.stopped}: the result is what was known by then.")
     return exit_code(outcome, verdicts, max_loss)

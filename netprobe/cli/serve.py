@@ -2,21 +2,25 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from netprobe.cli.output import say
+from netprobe.cli.readings import readers_config
 from netprobe.errors import NetprobeError, UsageError
+from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import until_signalled
 from netprobe.host.tls import Credentials
-from netprobe.model.topology import Topology
 from netprobe.service.collector import Collector, CollectorConfig
-from netprobe.service.collector_config import read_config
+from netprobe.service.collector_config import CollectorFile, read_config
 from netprobe.service.discovery import read_topology, state_path
 from netprobe.service.keeping import keep_spread_run
+from netprobe.service.readers import ReadersConfig, open_readers
 from netprobe.service.spread_run import SpreadRun
+from netprobe.service.telemetry import collector_readings, spread_readings
 from netprobe.store.duckdb_file import DEFAULT_PATH
 
 FINE = 0
@@ -35,11 +39,11 @@ def place(text: str, where: str) -> tuple[str, int]:
     return address, int(port)
 
 
-def _where(args: argparse.Namespace) -> tuple[Topology, Path | None]:
+def _where(args: argparse.Namespace) -> tuple[CollectorFile, Path | None]:
     """What was written down: a collector's configuration, or the state file that a lab leaves."""
     if args.config:
         return read_config(Path(args.config)), None
-    return read_topology(), state_path()
+    return CollectorFile(read_topology()), state_path()
 
 
 def _keeper(args: argparse.Namespace) -> Callable[[SpreadRun], bool]:
@@ -58,21 +62,34 @@ def _keeper(args: argparse.Namespace) -> Callable[[SpreadRun], bool]:
     return keep
 
 
+def _say(text: str) -> None:
+    say(f"netprobe serve: {text}")
+
+
+async def _serve(config: CollectorConfig, told: ReadersConfig, ready: Callable[[int], None]) -> None:
+    """Serve, and send readings of runs and agents meanwhile."""
+    hosts: dict[str, str] = {}
+    async with open_readers(told, "serve", _say) as readers:
+        collector = Collector(replace(config, told=lambda run: readers.put(spread_readings(run))), _say)
+        readers.tell_regularly(lambda: collector_readings(collector.status(), hosts, realtime_ns()))
+        await collector.serve(ready)
+
+
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    topology, state_file = _where(args)
+    written, state_file = _where(args)
+    told = readers_config(args, written.influx)
     config = CollectorConfig(
         listen=place(args.listen, "--listen"),
         credentials=Credentials.in_folder(Path(args.pki), args.name),
         folder=Path(args.dir) / "runs",
-        topology=topology,
+        topology=written.topology,
         state_file=state_file,
         keep=_keeper(args),
     )
-    collector = Collector(config, lambda text: say(f"netprobe serve: {text}"))
 
     def ready(port: int) -> None:
         print(f"ready on port {port}", flush=True)
 
-    trio.run(until_signalled, partial(collector.serve, ready))
+    trio.run(until_signalled, partial(_serve, config, told, ready))
     return FINE

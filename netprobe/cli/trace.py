@@ -63,7 +63,7 @@ def _count(args: argparse.Namespace) -> int:
 
 def _check_mtu(args: argparse.Namespace) -> None:
     """A sweep chooses sizes and ports itself, and has no result that the last one could be compared with."""
-    for option in ("size", "sport", "flows", "max_loss"):
+    for option in ("size", "sport", "flows", "max_loss", "influx"):
         if getattr(args, option) is not None:
             name = option.replace("_", "-")
             raise UsageError("--mtu", f"with --{name}", advice=f"leave --{name} out: --mtu tries many sizes itself")

@@ -7,6 +7,7 @@ import trio
 
 from netprobe.cli.keeping import keep
 from netprobe.cli.output import print_json, to_stdout
+from netprobe.cli.readings import send, sink_config
 from netprobe.cli.running import telling
 from netprobe.cli.verify_change import run_change
 from netprobe.errors import UsageError, unknown_name
@@ -17,6 +18,7 @@ from netprobe.service.policy_sources import read_policies
 from netprobe.service.verify import VerifyOrder, VerifyPlan, plan_verify, verify
 from netprobe.service.verify_document import exit_code, plan_document, verify_document
 from netprobe.show.policy import print_explanation, print_plan, print_verification
+from netprobe.show.policy_metrics import verification_readings
 from netprobe.show.tables import console
 
 VANTAGES = ("tap", "vswitch", "guest")
@@ -95,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_verify(order, topology)
     if args.plan:
         return _show_plan(args, plan)
+    sink = sink_config(args)
     if args.watch_change:
-        return run_change(args, plan, topology)
+        return run_change(args, plan, topology, order.where)
     with stop_on_signals() as stop:
         outcome = trio.run(partial(verify, order, plan, topology, stop, telling()))
         document = keep(args, verify_document(outcome), outcome.started_ns, outcome.stopped)
@@ -107,4 +110,5 @@ def run(args: argparse.Namespace) -> int:
                 print_verification(console(), document)
                 if args.explain is not None:
                     print_explanation(console(), document, args.explain)
+        send(sink, "verify", verification_readings(document, outcome.ended_ns))
     return exit_code(outcome)

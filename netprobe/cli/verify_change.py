@@ -9,6 +9,7 @@ import trio
 
 from netprobe.cli.keeping import keep
 from netprobe.cli.output import print_json, say, to_stdout
+from netprobe.cli.readings import send, sink_config
 from netprobe.cli.running import telling
 from netprobe.errors import UsageError
 from netprobe.host.signals import stop_on_signals
@@ -18,6 +19,7 @@ from netprobe.service.stopwatch import watch_change
 from netprobe.service.stopwatch_document import exit_code, stopwatch_document
 from netprobe.service.stopwatch_run import StopwatchOrder
 from netprobe.service.verify import VerifyPlan
+from netprobe.show.policy_metrics import enforcement_readings
 from netprobe.show.stopwatch import print_stopwatch
 from netprobe.show.tables import console
 
@@ -65,18 +67,20 @@ def watch_order(args: argparse.Namespace) -> StopwatchOrder:
     )
 
 
-def run_change(args: argparse.Namespace, plan: VerifyPlan, topology: Topology) -> int:
+def run_change(args: argparse.Namespace, plan: VerifyPlan, topology: Topology, source: str) -> int:
     """Run the command and watch what it changes.
 
     Args:
         args: of `verify`, with `watch_change`.
         plan: of the policy.
         topology: where the ports are.
+        source: where the policy was read.
 
     Returns:
         The exit code.
     """
     order = watch_order(args)
+    sink = sink_config(args)
     with stop_on_signals() as stop:
         outcome = trio.run(partial(watch_change, order, plan, topology, stop, telling()))
         document = keep(args, stopwatch_document(outcome), outcome.started_ns, outcome.stopped)
@@ -85,6 +89,7 @@ def run_change(args: argparse.Namespace, plan: VerifyPlan, topology: Topology) -
                 print_json(document)
             else:
                 print_stopwatch(console(), document)
+        send(sink, "verify", enforcement_readings(document, source, outcome.ended_ns))
     if outcome.exit_code:
         say(f"netprobe: the command ended with exit code {outcome.exit_code}")
     return exit_code(outcome)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +10,7 @@ import trio
 
 from netprobe.cli.output import JSON_SCHEMA, say, to_stdout
 from netprobe.cli.plan import read_plan
+from netprobe.cli.readings import readers_config
 from netprobe.cli.running import FINE, INTERRUPTED, NO, NO_ANSWER, head_of, keep_outcome, run_document, telling, worst
 from netprobe.errors import UsageError
 from netprobe.host.signals import StopRequest, stop_on_signals
@@ -18,8 +19,10 @@ from netprobe.model.results import Json
 from netprobe.plan.fields import parse_duration_ns
 from netprobe.plan.plans import RunPlan, window_of
 from netprobe.service.discovery import state_path
+from netprobe.service.readers import Readers, ReadersConfig, open_readers
 from netprobe.service.run import RunOutcome, run_plan
 from netprobe.service.spreading import flow_verdicts
+from netprobe.service.telemetry import window_readings
 from netprobe.service.viewing import view_topology
 from netprobe.service.watch_plan import WindowReport, limits_of, watch_plan
 from netprobe.show.watching import change_text, window_text
@@ -30,6 +33,7 @@ EXIT = {
     State.UNREACHABLE: NO,
     State.UNOBSERVED: NO_ANSWER,
 }
+Watch = Callable[[], Awaitable[Mapping[str, State]]]
 NOBODY_READS = "nobody reads any more"
 
 
@@ -45,6 +49,7 @@ class Teller:
         self._args = args
         self._stop = stop
         self._meshes: list[str] = []
+        self.readers: Readers | None = None
 
     def say(self, text: str) -> None:
         """A line on stdout, at once."""
@@ -61,6 +66,8 @@ class Teller:
 
     def take(self, report: WindowReport) -> None:
         """One window."""
+        if self.readers is not None:
+            self.readers.put(window_readings(report))
         changes = [change for row in report.rows if (change := row.change_json())]
         kept = _keep(self._args, report, changes)
         window = report.to_json()
@@ -111,9 +118,16 @@ def plan_of(args: argparse.Namespace) -> RunPlan:
     return replace(plan, watch=replace(plan.watch, window_ns=window_ns))
 
 
+async def _watch_and_send(config: ReadersConfig, teller: Teller, watch: Watch) -> Mapping[str, State]:
+    """Watch, and send readings of each window meanwhile."""
+    async with open_readers(config, "watch", lambda text: say(f"netprobe: {text}")) as teller.readers:
+        return await watch()
+
+
 def run(args: argparse.Namespace) -> int:
     """Watch a plan until it is stopped."""
     plan = plan_of(args)
+    config = readers_config(args, plan.influx)
     tests = {name: test.to_json() for name, test in limits_of(plan.watch).tests().items()}
     with stop_on_signals() as stop:  # to the last line: a signal must not throw away what was measured
         teller = Teller(args, stop)
@@ -130,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
             progress=telling(),
             run=partial(run_plan, state_file=state_path()),
         )
-        states = trio.run(watch)
+        states = trio.run(_watch_and_send, config, teller, watch)
         if args.json:
             named = {name: state.value for name, state in states.items()}
             teller.line("end", {"stopped": stop.why or None, "states": named})

@@ -155,6 +155,11 @@ class Spool:
         """Every part of which something waits or may still come, with the number of its next block."""
         return {key: part.end for key, part in self._book.parts.items()}
 
+    def acked(self, key: PartKey) -> int:
+        """Number of the first block of a part that is not acknowledged."""
+        part = self._book.parts.get(key)
+        return 0 if part is None else part.acked
+
     def item(self, key: PartKey, number: int) -> SpooledBlock | ShedRange | None:
         """What stands at a number: the block, or a range of lost ones from there on; None where nothing is yet."""
         part = self._book.parts.get(key)

@@ -12,6 +12,7 @@ from netprobe.errors import UsageError
 from netprobe.model.points import Vantage
 from netprobe.model.probes import Flow, Protocol
 from netprobe.plan.fields import Fields
+from netprobe.plan.influx import InfluxPlan, influx_table
 
 PLAN_SCHEMA = 1
 MAX_COUNT = 10_000_000
@@ -137,7 +138,7 @@ class WatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Sessions that run at the same time; before plan.mesh also meshes, and how they are watched."""
+    """Sessions that run at the same time; before plan.mesh also meshes, how they are watched, where readings go."""
 
     name: str
     sessions: tuple[SessionPlan, ...]
@@ -145,6 +146,7 @@ class RunPlan:
     tmax_ns: int = 1_000_000_000
     meshes: tuple[MeshPlan, ...] = ()
     watch: WatchPlan = WatchPlan()
+    influx: InfluxPlan | None = None
 
 
 def _dscp(fields: Fields, where: str) -> int | None:
@@ -310,6 +312,7 @@ def parse_plan(text: str, where: str) -> RunPlan:
         tmax_ns=fields.duration_ns("tmax", "1s"),
         meshes=tuple(_mesh(t, w, i) for i, (w, t) in enumerate(fields.tables("mesh"))),
         watch=_watch(fields.table("watch"), where),
+        influx=influx_table(fields.table("influx"), where),
     )
     fields.finish()
     if not sessions and not plan.meshes:

@@ -84,6 +84,7 @@ class CollectorConfig:
         topology: what was written down: hosts, OVN's databases; agents and databases say the rest.
         state_file: where it was read from, to be read again when it changes; None for nowhere.
         keep: takes a run's outcome into the store; says whether it is there.
+        told: is told of a run that is over, in the collector's own thread.
     """
 
     listen: tuple[str, int]
@@ -92,6 +93,7 @@ class CollectorConfig:
     topology: Topology
     state_file: Path | None
     keep: Callable[[SpreadRun], bool] = lambda _run: False
+    told: Callable[[SpreadRun], None] = lambda _run: None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -426,6 +428,7 @@ class Collector:
             entry.document = await how()  # type: ignore[misc]
             assert entry.document is not None
             entry.document["stored"] = await trio.to_thread.run_sync(self._config.keep, run)
+            self._config.told(run)
             run.folder.finish(entry.document)
         except NetprobeError as error:
             entry.failure = error
@@ -455,7 +458,12 @@ class Collector:
             raise HostNotReadyError("collector", f"{under_way} runs are under way", allowed=f"up to {MAX_RUNS}")
         assert self._follower is not None
         topology = self._follower.topology
-        compiled = compile_plan(parse_plan(asked.plan, asked.where), topology)
+        plan = parse_plan(asked.plan, asked.where)
+        if plan.influx is not None:  # else an operator could let the collector talk to whomever he likes
+            raise UsageError(
+                f"{asked.where}.influx", "a collector writes where its own configuration says", advice="leave it out"
+            )
+        compiled = compile_plan(plan, topology)
         run_id = secrets.token_hex(8)
         run = SpreadRun(RunFolder(self._config.folder / run_id), compiled.plan, topology, agents=self._agents)
         run.latest = lambda: self._follower.topology if self._follower is not None else topology
@@ -489,7 +497,13 @@ class Collector:
         """Who is connected, what runs."""
         return {
             "agents": [
-                {"name": a.name, "host": a.host, "since_ns": a.since_ns, "guests": list(a.report.guests)}
+                {
+                    "name": a.name,
+                    "host": a.host,
+                    "since_ns": a.since_ns,
+                    "guests": list(a.report.guests),
+                    "trouble": a.trouble,
+                }
                 for a in self._agents.connected.values()
             ],
             "runs": [{"run": r, "over": e.over.is_set()} for r, e in self._runs.items()],

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import trio
 
+from netprobe.collect.domains import ClockMap
 from netprobe.collect.epochs import Epoch
 from netprobe.errors import HostNotReadyError, WireError
 from netprobe.host.clock import realtime_ns
@@ -74,6 +75,7 @@ class SpreadRun(KeptRun):
         others: runs that were under way when this one began.
         latest: gives the topology as it is now.
         explained_s: how long each agent has taken to help explaining losses.
+        clocks: what was found out of hosts' clocks, by session; empty before the end, and where there is one.
     """
 
     agents: Agents = field(default_factory=Agents)
@@ -85,6 +87,7 @@ class SpreadRun(KeptRun):
     others: list["SpreadRun"] = field(default_factory=list)
     latest: Callable[[], Topology] = field(default=lambda: Topology((), (), (), {}))
     explained_s: dict[str, float] = field(default_factory=dict)
+    clocks: dict[int, ClockMap] = field(default_factory=dict)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The run
@@ -399,6 +402,7 @@ class SpreadRun(KeptRun):
                 collection.unwatched_since.setdefault(point, why)
         hosts = {name: self.hosts.get(name, name) for name in self.parts}
         clocks = await trio.to_thread.run_sync(clock_maps, collection, hosts)
+        self.clocks = clocks or {}
         leads = {hosts[name]: collection.parts[name].lead_ns or 0 for name in self.parts}
         ended_ns = realtime_ns() + (0 if self.stop else REPORT_LAG_NS)
         facts = RunFacts(self.plan, collection, ended_ns, clocks, leads, self.topology.stale)

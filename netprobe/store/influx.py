@@ -1,0 +1,128 @@
+"""InfluxDB: lines of readings over its v2 write requests, which InfluxDB 1.8, 2, 3 and VictoriaMetrics take.
+
+The only module that imports influxdb_client, and not before a writer is made. One blocking request at a time: what
+waits meanwhile, and what is tried again, is service.sink's. Times are ns: InfluxDB 1.x takes "us" for ns, silently.
+"""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from netprobe.errors import HostNotReadyError
+
+TIMEOUT_S = 10.0
+_DROPPED = re.compile(r"dropped=(\d+)")
+_PARTIAL = "partial write"
+REFUSED = frozenset({400, 413, 422})
+"""Statuses after which the same lines would be refused again; all others pass, or somebody can mend them."""
+
+MAX_TOLD = 200
+
+
+class Taking(Enum):
+    """What became of lines."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"  # some of them are wrong, or they are too many
+    LATER = "later"  # the server is not there, or wants something else first
+
+
+@dataclass(frozen=True, slots=True)
+class InfluxTarget:
+    """Where to write.
+
+    Attributes:
+        url: without the API's path; bucket, org: names.
+        token: "" for none.
+        ca_file: "" for the certificates that the machine trusts.
+    """
+
+    url: str
+    bucket: str
+    org: str = ""
+    token: str = field(default="", repr=False)
+    ca_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of lines.
+
+    Attributes:
+        why: in words, "" where all were taken.
+        dropped: of lines that were taken otherwise, how many the database did not want.
+    """
+
+    taking: Taking
+    why: str = ""
+    dropped: int = 0
+
+
+class InfluxWriter:
+    """A connection to one server; `close` it."""
+
+    def __init__(self, target: InfluxTarget, timeout_s: float = TIMEOUT_S) -> None:
+        """Raises HostNotReadyError where the client cannot be set up: a file with certificates that is none."""
+        from influxdb_client.client.influxdb_client import InfluxDBClient  # noqa: PLC0415  0.7 s for those who write
+        from influxdb_client.client.write_api import SYNCHRONOUS  # noqa: PLC0415  likewise
+
+        self._target = target
+        try:
+            self._client = InfluxDBClient(
+                url=target.url,
+                token=target.token or "none",  # the client sends a header either way; who asks for none ignores it
+                org=target.org or "-",
+                timeout=round(timeout_s * 1e3),
+                enable_gzip=True,
+                retries=False,
+                ssl_ca_cert=target.ca_file or None,
+            )
+            self._api = self._client.write_api(write_options=SYNCHRONOUS)
+        except (OSError, ValueError) as error:
+            raise HostNotReadyError(
+                f"InfluxDB at {target.url}", f"cannot be spoken to: {error}", advice="check the file of certificates"
+            ) from error
+
+    def write(self, lines: bytes) -> Answer:
+        """Write lines; blocks for TIMEOUT_S at most, and never raises for what the network or the server does.
+
+        Args:
+            lines: of the line protocol, times in ns.
+        """
+        from influxdb_client.domain.write_precision import WritePrecision  # noqa: PLC0415  imported already
+        from influxdb_client.rest import ApiException  # noqa: PLC0415  likewise
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415  likewise
+
+        target = self._target
+        precision: Any = WritePrecision.NS  # a str, which its own signature does not take
+        try:
+            self._api.write(target.bucket, target.org or "-", lines, write_precision=precision)
+        except ApiException as error:
+            return _answer_of(int(error.status or 0), _text_of(error.body) or str(error.reason))
+        except (HTTPError, OSError) as error:
+            return Answer(Taking.LATER, f"cannot be reached: {_short(str(error))}")
+        return Answer(Taking.TAKEN)
+
+    def close(self) -> None:
+        """Close the connection."""
+        # The client has types for some functions only.
+        self._api.close()  # type: ignore[no-untyped-call]
+        self._client.close()  # type: ignore[no-untyped-call]
+
+
+def _answer_of(status: int, text: str) -> Answer:
+    why = f"answers {status}: {_short(text)}"
+    if status == 400 and _PARTIAL in text:
+        found = _DROPPED.search(text)
+        return Answer(Taking.TAKEN, why, int(found[1]) if found else 0)
+    return Answer(Taking.REFUSED if status in REFUSED else Taking.LATER, why)
+
+
+def _text_of(body: object) -> str:
+    return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
+
+
+def _short(text: str) -> str:
+    """A server's words as they may stand in a log."""
+    return "".join(c if c.isprintable() else " " for c in text[:MAX_TOLD]).strip()
