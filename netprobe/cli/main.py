@@ -263,6 +263,23 @@ def _remote(run: argparse.ArgumentParser) -> None:
     run.add_argument("--pki", default="/etc/netprobe/pki", metavar="DIR", help="ca.crt, NAME.crt, NAME.key")
 
 
+def _add_bench(commands: "argparse._SubParsersAction[Parser]") -> None:
+    bench = commands.add_parser("bench", help="measure what netprobe itself does to this machine")
+    parts = bench.add_subparsers(dest="bench_command", metavar="COMMAND", required=True)
+    harm = parts.add_parser("harm", help="tenants' TCP latency and throughput, with and without probing (docs/harm.md)")
+    harm.add_argument("src", nargs="?", metavar="SRC", help="guest whose tenant asks, and that probes (default: vm1)")
+    harm.add_argument("dst", nargs="?", metavar="DST", help="guest whose tenant answers (default: vm3)")
+    harm.add_argument("--rate", type=int, default=1000, metavar="PPS", help="probes per second (default: %(default)s)")
+    harm.add_argument("--slices", type=int, default=20, metavar="N", help="with probing, and twice as many without")
+    harm.add_argument("--slice", default="1s", metavar="TIME", help="length of one (default: %(default)s)")
+    harm.add_argument("--limit", default="5%", metavar="SHARE", help="exit 1 beyond it, 4 when nobody can say")
+    harm.add_argument("--vantage", default="guest", help="guest, bypass or vswitch")
+    harm.add_argument("--port", type=int, default=5201, help="TCP port of the tenant's server (default: %(default)s)")
+    harm.add_argument("--seed", type=int, default=1, help="of the probes' schedule")
+    _common(harm)
+    harm.set_defaults(call=_run("bench", "harm"))
+
+
 def build_parser() -> Parser:
     """The whole command line."""
     parser = Parser(prog="netprobe", description="Active probing of the virtual data path, segment by segment.")
@@ -285,29 +302,13 @@ def build_parser() -> Parser:
     doctor = commands.add_parser("doctor", help="is this host ready, and what is missing?")
     _common(doctor)
     doctor.set_defaults(call=_run("doctor"))
-def _add_bench(commands: "argparse._SubParsersAction[Parser]") -> None:
-    bench = commands.add_parser("bench", help="measure what netprobe itself does to this machine")
-    parts = bench.add_subparsers(dest="bench_command", metavar="COMMAND", required=True)
-    harm = parts.add_parser("harm", help="tenants' TCP latency and throughput, with and without probing (docs/harm.md)")
-    harm.add_argument("src", nargs="?", metavar="SRC", help="guest whose tenant asks, and that probes (default: vm1)")
-    harm.add_argument("dst", nargs="?", metavar="DST", help="guest whose tenant answers (default: vm3)")
-    harm.add_argument("--rate", type=int, default=1000, metavar="PPS", help="probes per second (default: %(default)s)")
-    harm.add_argument("--slices", type=int, default=20, metavar="N", help="with probing, and twice as many without")
-    harm.add_argument("--slice", default="1s", metavar="TIME", help="length of one (default: %(default)s)")
-    harm.add_argument("--limit", default="5%", metavar="SHARE", help="exit 1 beyond it, 4 when nobody can say")
-    harm.add_argument("--vantage", default="guest", help="guest, bypass or vswitch")
-    harm.add_argument("--port", type=int, default=5201, help="TCP port of the tenant's server (default: %(default)s)")
-    harm.add_argument("--seed", type=int, default=1, help="of the probes' schedule")
-    _common(harm)
-    harm.set_defaults(call=_run("bench", "harm"))
-
-
     clean = commands.add_parser("clean", help="remove what a killed netprobe may have left on this host")
     _common(clean)
     clean.set_defaults(call=_run("clean"))
     demo = commands.add_parser("demo", help="the whole story on a lab of its own")
     _common(demo)
     demo.set_defaults(call=_run("demo"))
+    _add_bench(commands)
     _add_pki(commands)
     _add_serve(commands)
     _add_agent(commands)
@@ -330,7 +331,6 @@ def _expected(error: BaseException) -> NetprobeError | None:
         for inner in error.exceptions:
             found = _expected(inner)
             if found:
-    _add_bench(commands)
                 return found
     return None
 
