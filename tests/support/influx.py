@@ -73,6 +73,12 @@ class Server:
                 self.process.wait(timeout=10)
             self.process = None
 
+    def kill(self):
+        """As a crash or a loss of power of the server's machine would."""
+        self.process.kill()
+        self.process.wait(timeout=10)
+        self.process = None
+
 
 class V2Proxy(ThreadingHTTPServer):
     """v2 write requests for a v1 server; keeps the token and the query of each."""
@@ -185,7 +191,8 @@ class Victoria(Server):
         super().__init__([*words, "-memory.allowedBytes=64MB"], f"{self.url}/health", folder)
 
     def export(self, match):
-        """Series with all their samples."""
+        """Series with all their samples, also those that it would show only later."""
+        answers(f"{self.url}/internal/force_flush")
         query = urllib.parse.urlencode({"match[]": match})
         with urllib.request.urlopen(f"{self.url}/api/v1/export?{query}", timeout=30) as response:
             return [json.loads(line) for line in response]
