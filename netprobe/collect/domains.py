@@ -65,21 +65,38 @@ class ClockMap:
         reference: the domain that all others were compared with.
         offsets: of the other domains; one that is missing has an unknown offset.
         names: domain by host or by point id (a guest with a clock of its own); a point goes before its host.
+        bases: domains that were compared with another one than the reference: a virtual machine's clock with its
+            host's.
     """
 
     reference: str
     offsets: Mapping[str, Offsets] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     def domain(self, point: Point) -> str:
         """The clock that stamps at a point."""
-        return self.names.get(point.id, self.names.get(point.host, point.host))
+        return self.names.get(point.id, self.keeper(point))
+
+    def keeper(self, point: Point) -> str:
+        """The clock of the host that a point is on, by which its sendings are timed, whatever stamps at the point."""
+        return self.names.get(point.host, point.host)
+
+    def _line(self, domain: str) -> list[str]:
+        """A domain, the one that it was compared with, and so on up to the reference."""
+        line = [domain]
+        while line[-1] != self.reference:
+            line.append(self.bases.get(line[-1], self.reference))
+        return line
+
+    def _common(self, first: str, second: str) -> str:
+        """The domain that both are compared with, with the fewest steps between."""
+        others = self._line(second)
+        return next(domain for domain in self._line(first) if domain in others)
 
     def _offset(self, domain: str, t_ns: Times) -> Carried:
         """The offset of a domain's clock at its own times; it changes smoothly, so that no order changes."""
         known = self.offsets.get(domain)
-        if domain == self.reference:
-            return Carried(np.zeros_like(t_ns), np.zeros_like(t_ns))
         if known is None or not len(t_ns):
             return Carried(np.zeros_like(t_ns), np.full_like(t_ns, UNBOUNDED_NS))
         slots = np.unique(t_ns // SLOT_NS)
@@ -109,14 +126,16 @@ class ClockMap:
         has_time = t_ns != NO_TIME
         if source == target:
             return Carried(t_ns, np.where(has_time, 0, UNBOUNDED_NS))
-        times = t_ns[has_time]
-        there = self._offset(source, times)
-        found, error = times - there.t_ns, there.error_ns
-        if target != self.reference:
+        found, error = t_ns[has_time], np.zeros(int(np.count_nonzero(has_time)), np.int64)
+        common = self._common(source, target)
+        for domain in _until(self._line(source), common):
+            there = self._offset(domain, found)
+            found, error = found - there.t_ns, np.minimum(error + there.error_ns, UNBOUNDED_NS)
+        for domain in reversed(_until(self._line(target), common)):
             ours = found
-            found = ours + self._near(target, ours)
+            found = ours + self._near(domain, ours)
             for _ in range(2):  # the offset is known by the target's own time
-                back = self._offset(target, found)
+                back = self._offset(domain, found)
                 found = ours + back.t_ns
             error = np.minimum(error + back.error_ns, UNBOUNDED_NS)
         t_out, error_out = t_ns.copy(), np.full_like(t_ns, UNBOUNDED_NS)
@@ -139,8 +158,14 @@ class ClockMap:
         """How long it took from `start_ns` by one clock to `end_ns` by another: shape (n,) each."""
         if first == second:
             return Carried(end_ns - start_ns, np.zeros_like(start_ns))
-        start, end = (self.convert(t, d, self.reference) for t, d in ((start_ns, first), (end_ns, second)))
+        common = self._common(first, second)
+        start, end = (self.convert(t, d, common) for t, d in ((start_ns, first), (end_ns, second)))
         return Carried(end.t_ns - start.t_ns, np.minimum(start.error_ns + end.error_ns, UNBOUNDED_NS))
+
+
+def _until(line: list[str], last: str) -> list[str]:
+    """The domains of a line before the last one."""
+    return line[: line.index(last)]
 
 
 def clock_map(
@@ -148,26 +173,29 @@ def clock_map(
     reports: Iterable[tuple[str, Exchanges]],
     *,
     names: Mapping[str, str] | None = None,
+    bases: Mapping[str, str] | None = None,
     assumptions: ClockAssumptions | None = None,
 ) -> ClockMap:
     """The clocks of a run, from everything that hosts reported of their exchanges.
 
     Args:
-        reference: domain that the others are compared with; exchanges between two others are of no use here.
+        reference: domain that the others are compared with; exchanges between two others are of no use here, unless one
+            is the other's base.
         reports: (host that reports, what it reports), those of one host in the order in which they came.
         names: as in ClockMap.
+        bases: as in ClockMap; who is a base asks.
         assumptions: of every pair of clocks; its history is made long enough for all exchanges.
     """
-    names = names or {}
+    names, bases = names or {}, bases or {}
     rows: dict[str, list[tuple[bool, Times]]] = defaultdict(list)
     for host, report in reports:
         asks, answers = names.get(host, host), names.get(report.peer, report.peer)
         stamps = np.stack([report.t1_ns, report.t2_ns, report.t3_ns, report.t4_ns])
-        if asks == reference != answers:
+        if bases.get(answers, reference) == asks != answers:
             rows[answers].append((True, stamps))
-        elif answers == reference != asks:
+        elif answers == reference != asks and asks not in bases:
             rows[asks].append((False, stamps))
-    return ClockMap(reference, {d: _estimated(pieces, assumptions) for d, pieces in rows.items()}, names)
+    return ClockMap(reference, {d: _estimated(pieces, assumptions) for d, pieces in rows.items()}, names, bases)
 
 
 def _estimated(pieces: list[tuple[bool, Times]], assumptions: ClockAssumptions | None) -> ClockEstimator:

@@ -66,7 +66,8 @@ class SessionInput:
         path: its stops; stop 0 of the forward leg is where it is sent.
         point_index: index of each point id, as in the hop records.
         sent_ns: shape (count,), int64; when each probe was sent by the sending host's clock, 0 for unsent.
-        sender_ns: shape (count,), int64; the sender's own stamp, 0 where there is none that can be used.
+        sender_ns: shape (count,), int64; the sender's own stamp, by the clock of its point (a virtual machine's is its
+            own), 0 where there is none that can be used.
         tmax_ns: waiting time of a probe and of its answer, from the sending of the probe.
         now_ns: the present, by the clock that is the reference of `clocks`.
         hops: verified records of this session, rings and guests alike, by their points' own clocks.
@@ -95,8 +96,20 @@ class SessionInput:
 
     @property
     def sender(self) -> Point:
-        """Where it is sent; its clock decides what is late."""
+        """Where it is sent."""
         return self.path.forward[0].point
+
+    def by_keeper(self, t_ns: Times, source: Point) -> Carried:
+        """Times of a point's clock as the sending host's clock shows them, which decides what is late."""
+        if self.clocks is None:
+            return Carried(t_ns, np.zeros_like(t_ns))
+        return self.clocks.convert(t_ns, self.clocks.domain(source), self.clocks.keeper(self.sender))
+
+    def from_keeper(self, t_ns: Times, target: Point) -> Carried:
+        """Times of the sending host's clock as a point's clock shows them."""
+        if self.clocks is None:
+            return Carried(t_ns, np.zeros_like(t_ns))
+        return self.clocks.convert(t_ns, self.clocks.keeper(self.sender), self.clocks.domain(target))
 
     def carried(self, t_ns: Times, source: Point, target: Point) -> Carried:
         """Times of one point's clock as another point's clock shows them."""
@@ -117,7 +130,7 @@ class SessionInput:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """When each probe left, for certain, and when its waiting time is over, by the sender's clock: shape (count,)."""
+    """When each probe left, for certain, and when its waiting time is over, by the sending host's clock: (count,)."""
 
     started: Flags
     deadline_ns: Times
@@ -152,18 +165,18 @@ def _looked_for(
         return np.maximum(arrivals.first_ns[:i].max(axis=0, initial=0), left_ns), deadline_ns
     here = stops[i].point
     earlier = np.zeros_like(deadline_ns)
-    for t_ns, point in [(left_ns, given.sender), *zip(arrivals.first_ns[:i], (s.point for s in stops), strict=False)]:
-        seen = given.carried(t_ns, point, here)
+    before = [given.carried(t_ns, s.point, here) for t_ns, s in zip(arrivals.first_ns[:i], stops, strict=False)]
+    for seen in (given.from_keeper(left_ns, here), *before):
         earlier = np.maximum(earlier, np.where(seen.is_known, seen.t_ns - seen.error_ns, 0))
-    until = given.carried(deadline_ns, given.sender, here)
+    until = given.from_keeper(deadline_ns, here)
     return earlier, np.where(until.is_known, until.t_ns + until.error_ns, UNBOUNDED_NS)
 
 
 def _late(given: SessionInput, hops: HopBatch, deadline_ns: Times, was_late: Flags | None) -> Flags | None:
     """Which records came after their probe's deadline; None: compare as they are, one clock stamped all.
 
-    A time that cannot be carried over to the sender's clock is no proof of lateness; at the guest it is one for probes
-    that were late before (`was_late`).
+    A time that cannot be carried over to the sending host's clock is no proof of lateness; at the guest it is one for
+    probes that were late before (`was_late`).
     """
     if given.clocks is None:
         return None
@@ -171,7 +184,7 @@ def _late(given: SessionInput, hops: HopBatch, deadline_ns: Times, was_late: Fla
     seq = np.minimum(hops.seq, len(deadline_ns) - 1)
     for index, point in given.points.items():
         here = np.flatnonzero(hops.point == index)
-        came = given.carried(hops.t_ns[here], point, given.sender)
+        came = given.by_keeper(hops.t_ns[here], point)
         late[here] = (came.t_ns > deadline_ns[seq[here]]) & came.is_known
         if was_late is not None and point == given.path.forward[-1].point:
             late[here] |= (came.t_ns != NO_TIME) & ~came.is_known & was_late[seq[here]]
@@ -193,10 +206,10 @@ def _outcome(given: SessionInput, leg_name: Leg, arrivals: Arrivals, ledger: Led
 
 
 def _now_ns(given: SessionInput) -> int:
-    """The present by the sender's clock."""
+    """The present by the sending host's clock."""
     if given.clocks is None:
         return given.now_ns
-    now = given.clocks.convert(np.array([given.now_ns]), given.clocks.reference, given.clocks.domain(given.sender))
+    now = given.clocks.convert(np.array([given.now_ns]), given.clocks.reference, given.clocks.keeper(given.sender))
     return int(now.t_ns[0])
 
 
@@ -262,7 +275,7 @@ def _clock(given: SessionInput) -> Clock:
     t_ns = ours.t_ns
     for index, point in given.points.items() if given.clocks is not None else ():
         here = np.flatnonzero(ours.point == index)
-        t_ns[here] = given.carried(t_ns[here], point, given.sender).t_ns
+        t_ns[here] = given.by_keeper(t_ns[here], point).t_ns
     np.minimum.at(earliest, ours.seq, t_ns)
     reported = given.sent_ns > 0
     was_seen = earliest < np.iinfo(np.int64).max

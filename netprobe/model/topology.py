@@ -52,6 +52,7 @@ class Attachment:
         behind_nat: address that the router's SNAT gives it toward other networks, by their name.
         unobserved: why no packet ring can see its port (hardware offload, SR-IOV), "" where one can.
         is_bound: its port is on `host`'s vswitch, as far as one knows; False while it moves, or is switched off.
+        has_own_clock: it is a virtual machine, whose clock is not its host's.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Attachment:
     unobserved: str = ""
     floating_mac: str = ""
     is_bound: bool = True
+    has_own_clock: bool = False
 
     def address(self, family: int) -> IPv4Address | IPv6Address:
         """Its address of a family, 4 or 6.

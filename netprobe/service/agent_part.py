@@ -35,6 +35,7 @@ from netprobe.service.shown import shown_report
 from netprobe.wire.blocks import MAX_BLOCK_BYTES, encode_reports, size_of
 from netprobe.wire.frames import FrameEncoder
 from netprobe.wire.orders import PartSpec, PlaceSpec, SendSpec, place_of_untrusted, probe_of_untrusted
+from netprobe.wire.serial_sync import SERIAL
 
 FLUSH_S = 0.1
 """How often reports become a block: a collector that waits for the last probe waits no longer than that."""
@@ -54,7 +55,8 @@ class LocalHost:
 
     Attributes:
         host: its name, as in the places that it reports.
-        guests: folder of the control sockets of guests' agents, `<name>.sock`.
+        guests: folder of the control sockets of guests' agents, `<name>.sock`, and `<name>.serial` for a virtual
+            machine's virtio-serial port.
         clock: the test-only distortion of this agent's clock.
     """
 
@@ -86,7 +88,8 @@ class LocalHost:
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"guest {name[:80]!r}", "is no name of a guest", allowed=NAME.pattern)
-        return str(self.guests / f"{name}.sock")
+        port = self.guests / f"{name}.serial"
+        return f"{SERIAL}{port}" if port.exists() else str(self.guests / f"{name}.sock")
 
 
 def _mac_text(mac: bytes) -> str:
@@ -102,6 +105,7 @@ def _sender(local: LocalHost, send: SendSpec, probe: ProbeSession) -> Attachment
         )
     v4 = probe.src_ip if isinstance(probe.src_ip, IPv4Address) else IPv4Address(0)
     v6 = probe.src_ip if isinstance(probe.src_ip, IPv6Address) else IPv6Address(0)
+    agent = local.socket(send.sender)
     guest = Point(f"{send.sender}.guest", PointKind.GUEST, send.sender)
     backend = Point(f"{send.sender}.backend", PointKind.BACKEND, local.host.name, "", port.device)
     return Attachment(
@@ -113,11 +117,12 @@ def _sender(local: LocalHost, send: SendSpec, probe: ProbeSession) -> Attachment
         ipv4=v4,
         ipv6=v6,
         groups=(),
-        agent=local.socket(send.sender),
+        agent=agent,
         iface_id=send.iface_id,
         ofport=port.ofport,
         port_device=port.device,
         chain=(guest, backend),
+        has_own_clock=agent.startswith(SERIAL),
     )
 
 

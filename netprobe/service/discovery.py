@@ -94,6 +94,7 @@ def _attachment(table: Table, points: dict[str, Point]) -> Attachment:
         behind_nat={k: IPv4Address(str(v)) for k, v in _table(table, "behind_nat").items()},
         unobserved=unobserved,
         floating_mac=_text(table, "floating_mac").lower(),
+        has_own_clock=_text(table, "clock") == "own",
     )
 
 

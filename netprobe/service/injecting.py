@@ -88,6 +88,22 @@ class Sent:
         times = np.where(sent, np.minimum(planned_ns, window[1]), 0)
         return cls(times, np.zeros_like(stamps_ns), None, int(np.count_nonzero(sent)))
 
+    @classmethod
+    def told_by_machine(cls, stamps_ns: Times, planned_ns: Times, window: tuple[int, int]) -> "Sent":
+        """What a virtual machine reports: stamps of a clock of its own, which collect.domains carries over to ours.
+
+        Args:
+            stamps_ns: shape (count,), by the machine's clock; 0 for unsent.
+            planned_ns: shape (count,); when each was due, by our clock.
+            window: our clock before the order and after the report.
+        """
+        sent = stamps_ns > 0
+        times = np.where(sent, np.clip(planned_ns, *window), 0)
+        took_ns = int(np.ptp(stamps_ns[sent])) if sent.any() else 0
+        if took_ns <= 2 * (window[1] - window[0]):  # no clock runs at twice the rate of another
+            return cls(times, stamps_ns, None)
+        return cls(times, np.zeros_like(stamps_ns), None, int(np.count_nonzero(sent)))
+
 
 MAX_APART_NS = 100_000_000
 """Median distance of a sender's stamps from the plan beyond which its clock is another one than ours."""
@@ -110,6 +126,11 @@ class Injector:
         self._threads = trio.CapacityLimiter(MAX_PACKET_OUTS)
         self._held: dict[str, list[GuestFrames]] = {}
         self._sending: list[trio.CancelScope] = []
+
+    @property
+    def agents(self) -> Mapping[str, GuestAgent]:
+        """The agents that are connected, by the name of the attachment that they serve."""
+        return self._agents
 
     def halt(self) -> None:
         """No packet-out goes any more, whatever becomes of the tasks around."""
@@ -216,7 +237,8 @@ class Injector:
         return [Sent.nothing(one.probe.count, why) for one in order.members]
 
     async def _through_agent(self, order: SendOrder) -> list[Sent]:
-        agent = self._agents[order.members[0].sender.name]
+        sender = order.members[0].sender
+        agent, told = self._agents[sender.name], Sent.told_by_machine if sender.has_own_clock else Sent.told
         before_ns = realtime_ns()
         report = await agent.send(
             order.frames,
@@ -230,7 +252,7 @@ class Injector:
         planned = order.shares(before_ns + LEAD_NS + order.due_ns)
         pacing = Pacing(report.pacing.p50_ns, report.pacing.p99_ns, report.pacing.max_ns)
         return [
-            replace(Sent.told(times, due, window), pacing=pacing, failure=report.error)
+            replace(told(times, due, window), pacing=pacing, failure=report.error)
             for times, due in zip(order.shares(report.times_ns), planned, strict=True)
         ]
 

@@ -25,6 +25,7 @@ from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.budget import is_too_full
 from netprobe.service.injecting import Injector, OwnPoint, open_injector
 from netprobe.service.looking import Emit, Looker
+from netprobe.service.machine_clocks import MachineClock, MachineClocks
 from netprobe.service.merging import SendOrder, orders_of
 from netprobe.service.permits import SwitchDrops
 from netprobe.service.prepare import Prepared
@@ -52,12 +53,14 @@ class PartOrder:
         probes: the sessions that pass here, those among them.
         places: points to look at with a ring, by their index in the run.
         own: senders' own points that their agents look at, by the sender's name.
+        machines: virtual machines within reach whose clocks are compared with the host's.
     """
 
     prepared: tuple[Prepared, ...]
     probes: tuple[ProbeSession, ...]
     places: Mapping[int, Point]
     own: Mapping[str, OwnPoint]
+    machines: tuple[MachineClock, ...] = ()
 
     def hosts(self, topology: Topology) -> list[Host]:
         """The hosts within reach whose switches the sessions pass; all of them where sessions only pass through."""
@@ -213,10 +216,19 @@ async def open_part(
                 for one in order.prepared:
                     await injector.absorb(one)
                 readers.start_soon(part.mind, stop)
+                clocks = MachineClocks(order.machines, injector.agents, emit)
+                clocks.start(readers)
+                await clocks.wait_known()
                 yield part
             finally:
                 readers.cancel_scope.cancel()
                 part.close()
+
+
+def machines_of(prepared: Sequence[Prepared]) -> tuple[MachineClock, ...]:
+    """The virtual machines at the ends of some sessions."""
+    ends = {end.name: end for one in prepared for end in (one.sender, one.target) if end.has_own_clock}
+    return tuple(MachineClock(end.chain[0].id, end.name, end.agent) for end in ends.values())
 
 
 def own_points(prepared: Sequence[Prepared], index: Mapping[str, int]) -> dict[str, OwnPoint]:

@@ -31,13 +31,17 @@ from netprobe.service.collection import Collection
 from netprobe.service.following import Follower, open_follower
 from netprobe.service.journal import Journal, open_journal
 from netprobe.service.moves import are_ports_known, moved_sessions
-from netprobe.service.part import Part, PartOrder, open_part, own_points
+from netprobe.service.part import Part, PartOrder, machines_of, open_part, own_points
 from netprobe.service.permits import permit_run, port_source
 from netprobe.service.prepare import PortSource, Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
+from netprobe.service.run_clocks import clock_maps
 from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
 
 CHECK_S = 0.1
+LASTS_S = 86_400.0
+"""How long what machines tell of their clocks is kept."""
+
 PORT_S = 1.0
 """That a guest has moved is known before its new host's port is; so long is waited for that."""
 
@@ -139,7 +143,10 @@ async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: P
     with open_journal(prepared, topology) as journal:
         state.journal = journal
         await _look_and_send(state, follower, allowlists, progress)
-        facts = RunFacts(plan, collection, realtime_ns(), stale=state.topology.stale)
+        hosts = {one.sender.host for one in prepared}
+        here = hosts.pop() if len(hosts) == 1 else "the hosts"  # one clock, in any case
+        clocks = clock_maps(collection, {HERE: here}, own=frozenset(m.domain for m in machines_of(prepared)))
+        facts = RunFacts(plan, collection, realtime_ns(), clocks, stale=state.topology.stale)
         settled = settle_run(prepared, state.epochs, facts)
         reasons = await _explain(state, settled, allowlists, ports, journal)
     undone = {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept}
@@ -208,7 +215,10 @@ async def _look_and_send(
         probes=tuple(one.probe for one in state.prepared),
         places=ring_places(state, state.prepared),
         own=own_points(state.prepared, collection.index),
+        machines=machines_of(state.prepared),
     )
+    collection.peers = frozenset(machine.domain for machine in order.machines)
+    collection.lasts_s = LASTS_S
     collection.add_part(HERE, range(len(collection.points)), collection.probes)
 
     def emit(report: Report) -> None:

@@ -1,7 +1,7 @@
 """From what a run saw to what it says: settles each session and puts the result together. No I/O of its own."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,10 +16,10 @@ from netprobe.judge.reason import Reason
 from netprobe.model.observations import FOR_EVER_NS, Tally
 from netprobe.model.points import Direction, Leg, Vantage
 from netprobe.model.probes import Flow, Protocol
-from netprobe.model.records import HopBatch
+from netprobe.model.records import NO_TIME, HopBatch
 from netprobe.model.results import Json, SessionResult
 from netprobe.plan.plans import RunPlan
-from netprobe.service.collected import PartRecord
+from netprobe.service.collected import PartRecord, Sending
 from netprobe.service.collection import Collection
 from netprobe.service.prepare import Prepared, type_p_json
 
@@ -121,13 +121,13 @@ def _settle(
         session=number,
         path=one.path,
         point_index={},
-        sent_ns=sending.times_ns,
+        sent_ns=_sent_ns(one, sending, clocks),
         sender_ns=sending.stamps_ns,
         tmax_ns=facts.plan.tmax_ns,
         now_ns=facts.ended_ns + facts.leads_ns.get(one.sender.host if clocks is None else clocks.reference, 0),
         hops=hops,
         answers=collection.answers(number, with_points=clocks is not None),
-        windows=[window for place in places for window in windows.get(collection.index[place], ())],
+        windows=_windows(places, facts, windows, clocks),
         is_numbered=one.probe.type_p.flow is Flow.SAME,
         untold=None if sending.told.all() else ~sending.told,
         clocks=clocks,
@@ -146,6 +146,34 @@ def _settle(
         )
         mine = replace(mine, hops=_without_other_paths(mine.hops, epochs, i, collection))
         found.append(Settled(one, epoch, i, len(epochs), *bounds, mine.hops, settle_session(mine)))
+    return found
+
+
+def _sent_ns(one: Prepared, sending: Sending, clocks: ClockMap | None) -> npt.NDArray[np.int64]:
+    """When each probe was sent by the sending host's clock; a machine's stamps carried over, where they can be."""
+    if clocks is None:
+        return sending.times_ns
+    point = one.path.forward[0].point
+    stamps = np.where(sending.stamps_ns > 0, sending.stamps_ns, NO_TIME)
+    ours = clocks.convert(stamps, clocks.domain(point), clocks.keeper(point))
+    return np.where((stamps != NO_TIME) & ours.is_known, ours.t_ns, sending.times_ns)
+
+
+def _windows(
+    places: Iterable[str],
+    facts: RunFacts,
+    windows: Mapping[int, Sequence[BlindWindow]],
+    clocks: ClockMap | None,
+) -> list[BlindWindow]:
+    """When points may have lost sight, by their own clocks; a host tells by its own of its virtual machines too."""
+    collection = facts.collection
+    found: list[BlindWindow] = []
+    for index in (collection.index[place] for place in places):
+        point = collection.points[index]
+        here = windows.get(index, ())
+        if clocks is not None and clocks.domain(point) != clocks.keeper(point):
+            here = [BlindWindow(index, 0, FOR_EVER_NS)] if here else ()
+        found += here
     return found
 
 
