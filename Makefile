@@ -1,10 +1,14 @@
 # `make demo` and `make test` do all set-up themselves, on a fresh Debian 12, as root.
-.PHONY: setup demo test mutation lint bench zipapp lock clean
+.PHONY: setup bpf demo test mutation lint bench zipapp lock clean
 
 BIN := .venv/bin
 
 setup:
 	@scripts/setup
+
+# The BPF programs, where their objects are missing or older than their source; `make setup` does it too.
+bpf:
+	@scripts/bpf
 
 demo: setup
 	@$(BIN)/netprobe demo

@@ -19,11 +19,11 @@ from netprobe.collect.histogram import Histogram
 from netprobe.collect.intervals import loss_bounds, median_interval
 from netprobe.collect.ledger import Ledger
 from netprobe.collect.reordering import Passings, reordered
-from netprobe.model.points import Stamp, Stop, segment_id, segment_kind
+from netprobe.model.points import LOOKING, Stamp, Stop, segment_id, segment_kind
 from netprobe.model.records import NO_TIME
 from netprobe.model.results import Delay, Pdv, SegmentResult
 
-COUNTING = frozenset({Stamp.KERNEL_RX, Stamp.PACKET})
+COUNTING = LOOKING | {Stamp.PACKET}
 """Stamps of stops that see every copy: a ring, and a reflector that answers each."""
 
 MAX_UNDECIDED = 0.05

@@ -45,8 +45,8 @@ def monotonic_offset_ns() -> tuple[int, int]:
 def realtime_of_monotonic(monotonic_ns: Times) -> Times:
     """Times of CLOCK_MONOTONIC, as BPF programs stamp, by CLOCK_REALTIME, as packet rings stamp: shape (n,), ns.
 
-    The one place where the two meet. By the distance that they have now: for stamps of the last moments. Both are slewed
-    alike, so only a step of the wall clock changes it, and that is detected (StepDetector).
+    The one place where the two meet. By the distance that they have now: for stamps of the last moments. Both are
+    slewed alike, so only a step of the wall clock changes it, and that is detected (StepDetector).
     """
     return monotonic_ns + monotonic_offset_ns()[0]
 

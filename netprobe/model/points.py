@@ -26,6 +26,11 @@ class Stamp(Enum):
     PACKET = "packet"  # carried by the packet itself: T2, T3 of a STAMP reply (RFC 8762)
     INFERRED = "inferred"  # passed for certain, since an answer came back; no time known
     MIRROR = "mirror"  # a mirror copy, stamped where it arrived
+    UPROBE = "uprobe"  # a BPF program at the vhost library of a DPDK vswitch, when a packet crosses a guest's vring
+
+
+LOOKING = frozenset({Stamp.KERNEL_RX, Stamp.MIRROR, Stamp.UPROBE})
+"""Stamps of what stands at a point and sees every frame and every copy; a point of these can say "it did not come"."""
 
 
 class Leg(IntEnum):
@@ -54,7 +59,9 @@ class Vantage(Enum):
 class Point:
     """A place where a probe can be seen.
 
-    `device` in network namespace `netns` is where a packet ring can look; both are empty where nobody can.
+    `device` in network namespace `netns` is where a packet ring can look; both are empty where nobody can. `socket` is
+    the path of the vhost-user socket of a guest's port that no device of the kernel stands for, "" elsewhere; `stamp`
+    is how it is looked at there.
     """
 
     id: str
@@ -62,6 +69,8 @@ class Point:
     host: str
     netns: str = ""
     device: str = ""
+    socket: str = ""
+    stamp: Stamp = Stamp.KERNEL_RX
 
     @property
     def place(self) -> str:
@@ -79,8 +88,8 @@ class Stop:
 
     @property
     def is_observed_by_ring(self) -> bool:
-        """Whether a packet ring is what looks here."""
-        return self.stamp is Stamp.KERNEL_RX
+        """Whether what looks here sees all that passes: a packet ring, also at a mirror, or BPF at a vring."""
+        return self.stamp in LOOKING
 
 
 def segment_id(first: str, second: str) -> str:

@@ -57,12 +57,12 @@ def build_path(
 
 def _up(attachment: Attachment) -> list[Stop]:
     """From the guest's port to the vswitch, the guest itself left out."""
-    return [Stop(p, _across(p, Direction.IN), Stamp.KERNEL_RX) for p in attachment.chain[1:]]
+    return [Stop(p, _across(p, Direction.IN), p.stamp) for p in attachment.chain[1:]]
 
 
 def _down(attachment: Attachment) -> list[Stop]:
     """From the vswitch to the guest's port, the guest itself left out."""
-    return [Stop(p, _across(p, Direction.OUT), Stamp.KERNEL_RX) for p in reversed(attachment.chain[1:])]
+    return [Stop(p, _across(p, Direction.OUT), p.stamp) for p in reversed(attachment.chain[1:])]
 
 
 def _across(point: Point, direction: Direction) -> Direction:

@@ -1,0 +1,243 @@
+"""Probes at the vrings of a DPDK vswitch: BPF programs at its vhost library, decoded a block at a time into reports.
+
+One watch for one vswitch, whatever the number of its ports. The programs (`bpf/vring.bpf.c`) filter in the kernel and
+stamp with CLOCK_MONOTONIC: what comes from a guest when it is out of the guest's ring, what goes to one when the
+vswitch hands it over. netprobe.host.libbpf loads them, netprobe.host.vhost_devices says whose ring is whose, the
+decoding is that of packet rings (netprobe.observe.observer). service.looking drains it.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from netprobe.errors import HostNotReadyError
+from netprobe.host.clock import realtime_ns, realtime_of_monotonic
+from netprobe.host.libbpf import BpfObject, RingBuffer
+from netprobe.host.process import start_ticks
+from netprobe.host.vhost_devices import VhostLibrary, device_sockets, find_library
+from netprobe.model.observations import Blind, Report
+from netprobe.model.probes import ProbeSession
+from netprobe.observe.observer import Decoding
+from netprobe.wire.mark import MAGIC_WORD
+from netprobe.wire.vring_filter import class_marks, filter_entries
+
+OBJECT = "bpf/vring.bpf.o"
+RING_BYTES = 1 << 22
+"""Holds 16,000 probes of 200 octets: 3 s of 5,000 a second."""
+
+EVENT_HEADER_BYTES = 24  # struct event: t_ns 0, vid 8, length 12, queue 16, captured 18, direction 20, data 24
+CONFIG = struct.Struct("=4IQ2I")
+MBUF_FIELDS = (0, 16, 36, 40)
+"""Where struct rte_mbuf has buf_addr, data_off, pkt_len, data_len: DPDK 20.11 to 24.11 (vhost_devices.KNOWN_ABIS)."""
+
+PROGRAMS = (
+    ("np_dequeue", "rte_vhost_dequeue_burst", False),
+    ("np_dequeued", "rte_vhost_dequeue_burst", True),
+    ("np_enqueue", "rte_vhost_enqueue_burst", False),
+    ("np_enqueued", "rte_vhost_enqueue_burst", True),
+)
+COUNTERS = ("calls_dequeue", "calls_enqueue", "packets", "passed", "lost", "unread")
+LOOK_NS = 1_000_000_000
+"""How often it is asked anew whose ring is whose."""
+
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class VringPlace:
+    """A vswitch whose vrings are to be watched, and for how long.
+
+    Attributes:
+        pid_file: where it leaves its process id; another one there means that it was started again.
+        limit_ns: after so long the programs are taken off, for each empty look into a ring costs the vswitch a trap.
+    """
+
+    pid_file: Path
+    limit_ns: int
+
+
+@dataclass(slots=True)
+class _Attached:
+    """The programs at one process."""
+
+    pid: int
+    ticks: int
+    library: VhostLibrary
+    program: BpfObject
+    ring: RingBuffer
+    counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_alive(self) -> bool:
+        return start_ticks(self.pid) == self.ticks
+
+    def close(self) -> None:
+        self.ring.close()
+        self.program.close()
+
+
+class VringWatch:
+    """The watch of one vswitch, open until `close`. It comes back by itself when the vswitch was started again.
+
+    Args:
+        place: the vswitch.
+        probes: the sessions to look for.
+        decodings: where the frames of each port go, by the path of its socket.
+
+    Attributes:
+        failure: why nothing is seen any more, for good; "" while it is or may be again.
+        counters: what the programs counted, by COUNTERS, since they were first attached.
+
+    Raises:
+        HostNotReadyError: no libbpf, no permission, no such process, no DPDK in it, or one that is not known.
+    """
+
+    def __init__(self, place: VringPlace, probes: Sequence[ProbeSession], decodings: Mapping[str, Decoding]) -> None:
+        self.failure = ""
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._place = place
+        self._entries = filter_entries(probes)
+        self._config = CONFIG.pack(*MBUF_FIELDS, class_marks(probes), MAGIC_WORD, 0)
+        self._decodings = dict(decodings)
+        self._sockets: dict[int, str] = {}
+        self._attached: _Attached | None = self._attach()
+        self._checked_ns = self._asked_ns = realtime_ns()
+        self._until_ns = self._checked_ns + place.limit_ns
+
+    @property
+    def points(self) -> frozenset[int]:
+        """The points that it looks at."""
+        return frozenset(decoding.point for decoding in self._decodings.values())
+
+    def fileno(self) -> int:
+        """For select and trio; -1 while the vswitch is gone."""
+        return NOBODY if self._attached is None else self._attached.ring.fileno()
+
+    def _attach(self) -> _Attached:
+        pid = _pid(self._place.pid_file)
+        ticks = start_ticks(pid)
+        library = find_library(pid)
+        program = BpfObject(Path(str(files("netprobe.observe").joinpath(OBJECT))), {"np_events": RING_BYTES})
+        try:
+            program.put("np_config", bytes(4), self._config)
+            for key, value in self._entries:
+                program.put("np_pairs", key, value)
+            ring = RingBuffer(program.map_fd("np_events"), RING_BYTES)
+            for name, function, at_return in PROGRAMS:
+                program.attach_uprobe(name, pid=pid, binary=library.binary, function=function, at_return=at_return)
+            self._sockets = device_sockets(library, self._decodings)
+        except BaseException:
+            program.close()
+            raise
+        return _Attached(pid, ticks, library, program, ring)
+
+    def drain(self) -> list[Report]:
+        """Decode what has been seen since the last call.
+
+        While the vswitch is gone, or when the ring had no room, its points were blind since then.
+        """
+        now_ns = realtime_ns()
+        found = [] if self.failure else self._drain(now_ns)
+        self._checked_ns = now_ns
+        return found
+
+    def _drain(self, now_ns: int) -> list[Report]:
+        if self._attached is not None and not self._attached.is_alive:
+            found = self._read(now_ns) + self._blind(now_ns, "the vswitch was started again")
+            self._detach()
+            return found
+        if now_ns > self._until_ns:
+            found = self._read(now_ns) if self._attached else []
+            self._detach()
+            limit_s = self._place.limit_ns / 1e9
+            self.failure = f"uprobes may stay for {limit_s:g} s on this host (vring_uprobes_s in its allowlist)"
+            return found
+        if self._attached is None:
+            why = ""
+            try:
+                self._attached = self._attach()
+            except HostNotReadyError as error:
+                why = str(error)
+            # Blind until now in any case: what passed before the programs were there was not seen.
+            return self._blind(realtime_ns(), f"the vswitch is gone: {why}" if why else "the vswitch was started again")
+        return self._read(now_ns)
+
+    def _blind(self, until_ns: int, why: str) -> list[Report]:
+        return [Blind(point, self._checked_ns, until_ns, why) for point in sorted(self.points)]
+
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.close()
+            self._attached = None
+
+    def _read(self, now_ns: int) -> list[Report]:
+        assert self._attached is not None
+        found: list[Report] = []
+        with self._attached.ring.records() as (buffer, starts):
+            if len(starts) or now_ns - self._asked_ns >= LOOK_NS:
+                found += self._decode(buffer, starts, now_ns)
+        found += self._count(now_ns)
+        return found
+
+    def _decode(self, buffer: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], now_ns: int) -> list[Report]:
+        word = buffer.view(np.uint32)
+        at = starts >> 2
+        devices = word[at + 2]
+        unclear = self._look_up(set(np.unique(devices).tolist()), now_ns)
+        t_ns = realtime_of_monotonic(buffer.view(np.int64)[starts >> 3])
+        captured = buffer.view(np.uint16)[(starts >> 1) + 9].astype(np.int64)
+        direction = buffer[starts + 20]
+        found: list[Report] = []
+        for device, path in self._sockets.items():
+            own = np.flatnonzero(devices == device)
+            if len(own) and path not in unclear:
+                data = starts[own] + EVENT_HEADER_BYTES
+                found += self._decodings[path].feed(buffer, data, captured[own], t_ns[own], direction[own])
+        for path in unclear:
+            point = self._decodings[path].point
+            found.append(Blind(point, self._asked_ns, now_ns, "its guest connected anew to the vswitch"))
+        self._asked_ns = now_ns
+        return found
+
+    def _look_up(self, seen: set[int], now_ns: int) -> set[str]:
+        """Ask whose ring is whose where that is needed; the sockets of which nobody can say it for the time between."""
+        if seen <= self._sockets.keys() and now_ns - self._asked_ns < LOOK_NS:
+            return set()
+        assert self._attached is not None
+        try:
+            now = device_sockets(self._attached.library, self._decodings)
+        except HostNotReadyError:
+            return set()  # the vswitch ended just now, which the next look finds out
+        before, self._sockets = self._sockets, self._sockets | now
+        return {p for d, path in now.items() if before.get(d, path) != path for p in (path, before[d])}
+
+    def _count(self, now_ns: int) -> list[Report]:
+        assert self._attached is not None
+        now = dict(zip(COUNTERS, self._attached.program.per_cpu_sums("np_counters"), strict=True))
+        before = self._attached.counters
+        new = {name: value - before.get(name, 0) for name, value in now.items()}
+        self._attached.counters = now
+        for name, value in new.items():
+            self.counters[name] += value
+        missed = new["lost"] + new["unread"]
+        if not missed:
+            return []
+        for decoding in self._decodings.values():
+            decoding.tally.dropped += new["lost"]
+        return self._blind(now_ns, f"{missed} packets at vrings could not be handed over or read")
+
+    def close(self) -> None:
+        """Take the programs off. Twice is fine."""
+        self._detach()
+
+
+def _pid(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HostNotReadyError("vswitch", f"leaves no process id in {path}", advice="is it running?") from error
