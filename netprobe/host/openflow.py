@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from netprobe.errors import HostNotReadyError, NetprobeError, RefusedError, WireError
 from netprobe.wire.openflow import ALL_VERSIONS, OpenFlowConnection, error_name, xid_of
 from netprobe.wire.openflow_messages import (
@@ -136,7 +139,33 @@ class OpenFlowClient:
         """
         request = self._connection.barrier()
         self._send(request)
-        xid = xid_of(request)
+        self.wait_barrier(xid_of(request))
+
+    def packet_outs_nowait(self, in_port: int, frames: npt.NDArray[np.uint8]) -> int:
+        """Write many packet-outs and a barrier behind them, in one go.
+
+        Args:
+            in_port: OpenFlow port that the frames seem to come from.
+            frames: shape (n, size), n at least 1: Ethernet frames without FCS.
+
+        Returns:
+            The barrier, for `wait_barrier`. Barriers must be waited for in the order in which they were written.
+
+        Raises:
+            HostNotReadyError: the switch is gone.
+        """
+        messages = self._connection.packet_outs(in_port, frames)
+        barrier = self._connection.barrier()
+        self._send(messages.tobytes() + barrier)
+        return xid_of(barrier)
+
+    def wait_barrier(self, xid: int) -> None:
+        """Wait until the switch has worked off everything before a barrier.
+
+        Raises:
+            HostNotReadyError: the switch is gone, or one of the messages before could not be carried out.
+            RefusedError: the switch does not permit one of them.
+        """
         self._wait(lambda event: isinstance(event, BarrierReply) and event.xid == xid)
         errors, self._errors = self._errors, []
         if errors:

@@ -6,7 +6,11 @@ below. States are a table; a message that may not come now raises WireError, and
 
 from enum import Enum
 
+import numpy as np
+import numpy.typing as npt
+
 from netprobe.errors import WireError
+from netprobe.wire import openflow_blocks
 from netprobe.wire import openflow_requests as requests
 from netprobe.wire.openflow_messages import (
     HEADER,
@@ -164,6 +168,13 @@ class OpenFlowConnection:
         """Send `frame` through the pipeline as if it had come in at OpenFlow port `in_port`."""
         version, xid = self._take()
         return requests.packet_out(version, xid, in_port, frame, actions=actions)
+
+    def packet_outs(self, in_port: int, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Send each row of `frames` like `packet_out`: the messages, row by row (wire.openflow_blocks)."""
+        version, first = self._take()
+        xids = (first - 1 + np.arange(len(frames), dtype=np.int64)) % 0xFFFFFFFF + 1
+        self._xid = int(xids[-1])
+        return openflow_blocks.packet_outs(version, xids.astype(np.uint32), in_port, frames)
 
     def aggregate_request(self, table: int, cookie: int, cookie_mask: int) -> bytes:
         """Ask for the sum of the counters of the flows in `table` whose cookie equals `cookie` under the mask."""
