@@ -67,6 +67,7 @@ class Cells:
 
     Args:
         size: how many cells.
+        is_clear: whether all are wanted at once. Otherwise memory is taken only when some are cleared.
 
     Attributes:
         first_ns: shape (size,), int64; time of each cell's holder, NO_TIME in an empty one.
@@ -74,10 +75,17 @@ class Cells:
         aside: records of cells that have another holder.
     """
 
-    def __init__(self, size: int) -> None:
-        self.first_ns = np.full(size, NO_TIME, np.int64)
-        self.number = np.full(size, NOBODY, np.int32)
+    def __init__(self, size: int, *, is_clear: bool = True) -> None:
+        self.first_ns = np.empty(size, np.int64)
+        self.number = np.empty(size, np.int32)
         self.aside: list[Aside] = []
+        if is_clear:
+            self.clear(slice(None))
+
+    def clear(self, there: slice) -> None:
+        """Empty some cells, or make them usable for the first time."""
+        self.first_ns[there] = NO_TIME
+        self.number[there] = NOBODY
 
     def put(self, cell: Times, t_ns: Times, number: Numbers) -> None:
         """Scatter records that carry a time.
@@ -97,6 +105,23 @@ class Cells:
             few = np.flatnonzero((before >= 0) & holds)
             self.aside.append(Aside(cell[few], self.first_ns[cell[few]], before[few]))
         self.first_ns[cell] = t_ns
+
+    def fold(self) -> int:
+        """Forget the records that were set aside, but let the first of each cell hold it; how many they were."""
+        aside = Aside.concat(self.aside)
+        self.aside = []
+        _hold_first(self.first_ns, self.number, aside)
+        return len(aside.cell)
+
+
+def _hold_first(first_ns: Times, number: Numbers, aside: Aside) -> None:
+    """Let the first record of each cell hold it; the tables are flat."""
+    cell = aside.cell
+    before_ns = first_ns[cell]
+    np.minimum.at(first_ns, cell, aside.t_ns)
+    number[cell[first_ns[cell] < before_ns]] = _LAST_NUMBER
+    is_first = aside.t_ns == first_ns[cell]
+    np.minimum.at(number, cell[is_first], aside.number[is_first])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +172,11 @@ def _merge(found: Resolved, aside: Aside, deadline_ns: Times | None) -> None:
         is_late = aside.t_ns > deadline_ns[aside.cell % len(deadline_ns)]
         found.late.reshape(-1)[aside.cell[is_late]] = True
         aside = aside.where(~is_late)
-    first_ns, last_ns, number, copies = (
-        table.reshape(-1) for table in (found.first_ns, found.last_ns, found.number, found.copies)
-    )
+    first_ns, last_ns = found.first_ns.reshape(-1), found.last_ns.reshape(-1)
+    number, copies = found.number.reshape(-1), found.copies.reshape(-1)
     cell = aside.cell
     empty = cell[copies[cell] == 0]  # its holder was late
     first_ns[empty], number[empty] = _LAST_NS, _LAST_NUMBER
-    before_ns = first_ns[cell]
-    np.minimum.at(first_ns, cell, aside.t_ns)
     np.maximum.at(last_ns, cell, aside.t_ns)
     np.add.at(copies, cell, np.int32(1))
-    number[cell[first_ns[cell] < before_ns]] = _LAST_NUMBER
-    is_first = aside.t_ns == first_ns[cell]
-    np.minimum.at(number, cell[is_first], aside.number[is_first])
+    _hold_first(first_ns, number, aside)

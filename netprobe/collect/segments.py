@@ -5,7 +5,7 @@ Sources: RFC 7679 (one-way delay), RFC 7680 (loss), RFC 5481 §4.2 (PDV), RFC 47
 (duplication).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -100,7 +100,11 @@ def passings_between(arrivals: Arrivals, first: int, second: int, seq: npt.NDArr
 
 def delay_of(delays_ns: npt.NDArray[np.int64], lost: int) -> tuple[Delay, Pdv] | None:
     """Delay and PDV of a segment; lost probes count as infinite, so a quantile may be None."""
-    histogram = Histogram.of(delays_ns)
+    return delay_from(Histogram.of(delays_ns), lost, median_interval(delays_ns, lost))
+
+
+def delay_from(histogram: Histogram, lost: int, interval: tuple[int, int | None] | None) -> tuple[Delay, Pdv] | None:
+    """The same from a histogram of the delays, and the interval of their median."""
     if not histogram.samples:
         return None
     p50, p90, p99 = (histogram.quantile_ns(q, lost) for q in (0.5, 0.9, 0.99))
@@ -111,7 +115,7 @@ def delay_of(delays_ns: npt.NDArray[np.int64], lost: int) -> tuple[Delay, Pdv] |
         p99=p99,
         max=histogram.max_ns,
         samples=histogram.samples,
-        p50_interval_95=median_interval(delays_ns, lost),
+        p50_interval_95=interval,
         histogram=histogram.shown(),
     )
     above = [None if q is None else q - delay.min for q in (p50, p90, p99)]
@@ -139,6 +143,7 @@ class LegTables:
         copies: shape (stops, count); `known_copies`.
         clocks: whose clock stamps where; None: one stamps all.
         unwatched: ids of points where nobody looked.
+        reordered: probes that were reordered between two stops, where more is known than these tables hold.
     """
 
     stops: Sequence[Stop]
@@ -147,6 +152,13 @@ class LegTables:
     copies: npt.NDArray[np.int64]
     clocks: ClockMap | None = None
     unwatched: frozenset[str] = frozenset()
+    reordered: Mapping[tuple[int, int], int] | None = None
+
+    def reordered_between(self, first: int, second: int) -> int:
+        """How many probes were reordered between two stops."""
+        if self.reordered is not None:
+            return self.reordered.get((first, second), 0)
+        return int(np.count_nonzero(reordered_between(self.arrivals, first, second)))
 
     def spans(self) -> set[tuple[int, int]]:
         """Pairs of stops that are neighbours among those where somebody looked, with others in between."""
@@ -168,34 +180,54 @@ def _figures(leg: LegTables, first: int, second: int, lost: int) -> Figures:
     return Figures(delay, pdv, negative=len(samples.delay_ns) - len(usable))
 
 
-def _segment(leg: LegTables, first: int, second: int, lost: int) -> SegmentResult:
-    arrivals, ledger = leg.arrivals, leg.ledger
-    sent = int(np.count_nonzero(ledger.last_stop >= first))
-    received = int(np.count_nonzero(ledger.last_stop >= second))
-    undecided = sent - received - lost
-    figures = _figures(leg, first, second, lost)
-    a, b = leg.stops[first].point, leg.stops[second].point
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is counted between two stops; see model.results.SegmentResult."""
+
+    sent: int
+    received: int
+    lost: int
+    reordered: int
+    duplicated: int
+
+
+def segment_row(stops: Sequence[Stop], pair: tuple[int, int], counts: Counts, figures: Figures) -> SegmentResult:
+    """The result of one segment."""
+    first, second = stops[pair[0]], stops[pair[1]]
+    a, b = first.point, second.point
+    undecided = counts.sent - counts.received - counts.lost
     return SegmentResult(
         id=segment_id(a.id, b.id),
         first=a.id,
         second=b.id,
         kind=segment_kind(a.kind, b.kind),
-        sent=sent,
-        received=received,
-        lost=lost,
+        sent=counts.sent,
+        received=counts.received,
+        lost=counts.lost,
         undecided=undecided,
-        loss_ratio=_ratio(lost, received, undecided),
-        loss_interval_95=loss_bounds(lost, undecided, sent),
+        loss_ratio=_ratio(counts.lost, counts.received, undecided),
+        loss_interval_95=loss_bounds(counts.lost, undecided, counts.sent),
         delay=figures.delay,
         pdv=figures.pdv,
         negative=figures.negative,
-        reordered=int(np.count_nonzero(reordered_between(arrivals, first, second))),
-        duplicated=int(duplicated_between(arrivals, leg.copies, first, second).sum()),
-        stamp=_stamp(leg.stops[first], leg.stops[second]),
+        reordered=counts.reordered,
+        duplicated=counts.duplicated,
+        stamp=_stamp(first, second),
         clock_error_ns=figures.clock_error_ns,
         clock_problem=figures.clock_problem,
         delay_bounds=figures.delay_bounds,
     )
+
+
+def _segment(leg: LegTables, first: int, second: int, lost: int) -> SegmentResult:
+    counts = Counts(
+        sent=int(np.count_nonzero(leg.ledger.last_stop >= first)),
+        received=int(np.count_nonzero(leg.ledger.last_stop >= second)),
+        lost=lost,
+        reordered=leg.reordered_between(first, second),
+        duplicated=int(duplicated_between(leg.arrivals, leg.copies, first, second).sum()),
+    )
+    return segment_row(leg.stops, (first, second), counts, _figures(leg, first, second, lost))
 
 
 def segment_results(leg: LegTables) -> tuple[SegmentResult, ...]:
