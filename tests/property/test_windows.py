@@ -13,6 +13,7 @@ from netprobe.collect.ledger import Fate, settle
 from netprobe.collect.results import leg_result
 from netprobe.collect.segments import LegTables, end_to_end, known_copies, segment_results
 from netprobe.collect.session import BlindWindow, LegOutcome
+from netprobe.collect.window_book import WindowBook
 from netprobe.collect.windows import Windows
 from netprobe.model.points import Direction, Point, PointKind, Stamp, Stop
 from netprobe.model.records import NO_TIME, HopBatch, HopRecord
@@ -260,3 +261,27 @@ def test_the_sender_tells_in_order():
     for first, times in ((0, [1]), (3, [1]), (2, [1, 2, 3])):
         with pytest.raises(Exception, match="were told"):
             windows.sent(first, np.array(times))
+
+
+@settings(derandomize=True, max_examples=10)
+@given(st.integers(0, 2**32))
+def test_a_batch_of_many_sessions_is_many_batches_of_one(seed):
+    """Each session's windows get its records in order; of a session that nobody knows they are counted."""
+    worlds = {number: World(seed + number) for number in (1, 2, 9)}
+    alone, book = {}, WindowBook({(number, 0): world.windows() for number, world in worlds.items()})
+    rows = []
+    for number, world in worlds.items():
+        alone[number] = World(seed + number).windows()
+        for windows in (alone[number], book.windows[number, 0]):
+            windows.sent(0, world.sent, world.stamped)
+        mine = [replace(r, session=number) for r in world.rows]
+        alone[number].feed(HopBatch.of(mine))
+        rows += mine
+    rows = [*sorted(rows, key=lambda r: r.point), HopRecord(1, 7, 0, 1, 0, 0), HopRecord(1, 1, 0, 1, 0, 1)]
+    book.feed(HopBatch.of(rows))
+    book.advance(1_500)
+    book.finish(10_000)
+    assert book.strange == 2
+    for number, windows in alone.items():
+        windows.finish(10_000)
+        assert windows.totals.result() == book.windows[number, 0].totals.result()
