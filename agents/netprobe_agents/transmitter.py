@@ -18,6 +18,7 @@ from netprobe.errors import HostNotReadyError, WireError
 from netprobe.inject.pacer import PacingStats, pace
 from netprobe.wire.control import Message, mixed_frames_untrusted, unpack_i64_untrusted
 from netprobe.wire.stamp import ns_to_ntp
+from netprobe_agents.tx_stamps import TransmitStamps
 
 MAX_FRAMES = 1_000_000
 MIN_FRAME_BYTES = 14
@@ -116,7 +117,8 @@ class Sent:
 
     Attributes:
         start_ns: CLOCK_REALTIME of the start that the due offsets count from.
-        times_ns: CLOCK_REALTIME right before each frame's send, 0 where it was not sent.
+        times_ns: CLOCK_REALTIME of each frame's sending, by the kernel's stamp where it gives one, else right before
+            the send; 0 where it was not sent.
         refused: frames that the kernel did not take; `error` is the first reason.
     """
 
@@ -185,7 +187,9 @@ def transmit(order: SendOrder, device: str, stop: threading.Event) -> Sent:
     refused = 0
     frames = memoryview(order.frames)
     bounds, t1_offset, checksum_offset = order.bounds, order.t1_offset, order.checksum_offset
+    stamped_ns = array("q", bytes(8 * len(order.due_ns)))
     with contextlib.closing(open_transmit_socket(device)) as sock:
+        stamps = TransmitStamps(sock)
 
         def send(i: int) -> int:
             nonlocal refused
@@ -197,13 +201,18 @@ def transmit(order: SendOrder, device: str, stop: threading.Event) -> Sent:
                 sock.send(frame)
             except OSError as error:  # queue full, device down: this frame is unsent, the next one may go
                 refused += 1
+                stamps.refused()
                 if not errors:
                     errors.append(error.strerror or str(error))
                 return 0
+            stamped_ns[i] = t_ns
+            stamps.sent(i)
+            stamps.collect(stamped_ns)
             return t_ns
 
         start_mono_ns = time.monotonic_ns() + order.lead_ns
         start_ns = time.time_ns() + order.lead_ns
         due_ns = array("q", [start_mono_ns + offset for offset in order.due_ns])
         paced = pace(due_ns, send, stopped=stop.is_set)
-    return Sent(start_ns, paced.times_ns, paced.stats, refused, errors[0] if errors else "")
+        stamps.collect(stamped_ns, len(stamped_ns))
+    return Sent(start_ns, stamped_ns, paced.stats, refused, errors[0] if errors else "")

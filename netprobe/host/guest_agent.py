@@ -94,7 +94,8 @@ class SentReport:
 
     Attributes:
         start_ns: guest's CLOCK_REALTIME that the due offsets counted from.
-        times_ns: int64, shape (count,): guest's CLOCK_REALTIME right before each send; 0 where it was not sent.
+        times_ns: int64, shape (count,): guest's CLOCK_REALTIME of each send, by its kernel's stamp where there is one;
+            0 where it was not sent.
         refused: frames that the guest's kernel did not take, for the reason in `error`.
     """
 
