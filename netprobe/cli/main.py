@@ -242,8 +242,10 @@ def _add_agent(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:
-    serve = commands.add_parser("serve", help="the collector: agents and operators dial in (docs/deployment.md)")
-    serve.add_argument("--listen", default="127.0.0.1:8620", metavar="ADDR:PORT", help="default: %(default)s")
+    serve = commands.add_parser(
+        "serve", help="the collector (docs/deployment.md), the live page (--web, docs/live-page.md), or both"
+    )
+    serve.add_argument("--listen", metavar="ADDR:PORT", help="default: 127.0.0.1:8620; with --web alone: nowhere")
     serve.add_argument("--name", default="collector", help="as in its certificate (default: %(default)s)")
     serve.add_argument("--pki", default="/etc/netprobe/pki", metavar="DIR", help="ca.crt, crl.pem, NAME.crt, NAME.key")
     serve.add_argument("--config", metavar="TOML", help="hosts and OVN's databases (default: what a lab has left)")
@@ -252,9 +254,23 @@ def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     serve.add_argument("--store", metavar="FILE", help="DuckDB file (default /var/lib/netprobe/netprobe.duckdb)")
     serve.add_argument("--no-store", action="store_true", help="keep results in --dir only")
+    _web(serve)
     _influx(serve)
     _metrics(serve)
     serve.set_defaults(call=_run("serve"))
+
+
+def _web(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--web",
+        nargs="?",
+        const="127.0.0.1:8621",
+        metavar="ADDR:PORT",
+        help="a page that shows what is in the store; without --listen nothing else is served (default: %(const)s)",
+    )
+    serve.add_argument("--web-token", metavar="FILE", help="what whoever looks must know (or $NETPROBE_WEB_TOKEN)")
+    serve.add_argument("--web-cert", metavar="FILE", help="certificate of the page, for HTTPS")
+    serve.add_argument("--web-key", metavar="FILE", help="its key")
 
 
 def _remote(run: argparse.ArgumentParser) -> None:

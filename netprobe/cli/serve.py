@@ -1,4 +1,4 @@
-"""`netprobe serve`: the collector."""
+"""`netprobe serve`: the collector, and with `--web` the live page beside it, or alone (netprobe.cli.web)."""
 
 import argparse
 from collections.abc import Callable
@@ -10,6 +10,8 @@ import trio
 
 from netprobe.cli.output import say
 from netprobe.cli.readings import readers_config
+from netprobe.cli.web import ready as page_ready
+from netprobe.cli.web import run_viewer, web_config
 from netprobe.errors import NetprobeError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import until_signalled
@@ -21,9 +23,11 @@ from netprobe.service.keeping import keep_spread_run
 from netprobe.service.readers import ReadersConfig, open_readers
 from netprobe.service.spread_run import SpreadRun
 from netprobe.service.telemetry import collector_readings, spread_readings
+from netprobe.service.web_page import WebConfig, serve_with_page
 from netprobe.store.duckdb_file import DEFAULT_PATH
 
 FINE = 0
+DEFAULT_LISTEN = "127.0.0.1:8620"
 
 
 def place(text: str, where: str) -> tuple[str, int]:
@@ -66,21 +70,26 @@ def _say(text: str) -> None:
     say(f"netprobe serve: {text}")
 
 
-async def _serve(config: CollectorConfig, told: ReadersConfig, ready: Callable[[int], None]) -> None:
+async def _serve(
+    config: CollectorConfig, told: ReadersConfig, ready: Callable[[int], None], web: WebConfig | None
+) -> None:
     """Serve, and send readings of runs and agents meanwhile."""
     hosts: dict[str, str] = {}
     async with open_readers(told, "serve", _say) as readers:
         collector = Collector(replace(config, told=lambda run: readers.put(spread_readings(run))), _say)
         readers.tell_regularly(lambda: collector_readings(collector.status(), hosts, realtime_ns()))
-        await collector.serve(ready)
+        await serve_with_page(web, collector.status, partial(collector.serve, ready), page_ready)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
+    if args.web and not args.listen:
+        return run_viewer(args)
+    web = web_config(args)
     written, state_file = _where(args)
     told = readers_config(args, written.influx)
     config = CollectorConfig(
-        listen=place(args.listen, "--listen"),
+        listen=place(args.listen or DEFAULT_LISTEN, "--listen"),
         credentials=Credentials.in_folder(Path(args.pki), args.name),
         folder=Path(args.dir) / "runs",
         topology=written.topology,
@@ -91,5 +100,5 @@ def run(args: argparse.Namespace) -> int:
     def ready(port: int) -> None:
         print(f"ready on port {port}", flush=True)
 
-    trio.run(until_signalled, partial(_serve, config, told, ready))
+    trio.run(until_signalled, partial(_serve, config, told, ready, web))
     return FINE

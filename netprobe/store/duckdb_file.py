@@ -54,8 +54,14 @@ DELETE FROM hops WHERE run_id IN (
 class Store:
     """An open store; made by `open_store`."""
 
-    def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
+    def __init__(self, connection: "duckdb.DuckDBPyConnection", version: int = SCHEMA_VERSION) -> None:
         self._db = connection
+        self.version = version
+
+    @property
+    def connection(self) -> "duckdb.DuckDBPyConnection":
+        """For store.history, which asks of the same tables."""
+        return self._db
 
     def save(self, run: StoredRun) -> None:
         """Write a run, all of it or nothing, and forget what is older than the bounds."""
@@ -153,7 +159,8 @@ def _comparable(session: Json) -> list[object]:
     return [*path_key(session), session.get("rate_pps"), session.get("schedule")]
 
 
-def _prepare(db: "duckdb.DuckDBPyConnection", path: Path, *, read_only: bool) -> None:
+def _prepare(db: "duckdb.DuckDBPyConnection", path: Path, *, read_only: bool) -> int:
+    """The version that the tables have; they are made, or brought up to date, unless they may only be read."""
     known = db.execute("SELECT count(*) FROM information_schema.tables WHERE table_name = 'meta'").fetchone()
     if known and known[0]:
         row = db.execute("SELECT max(version) FROM meta").fetchone()
@@ -171,13 +178,15 @@ def _prepare(db: "duckdb.DuckDBPyConnection", path: Path, *, read_only: bool) ->
                 db.execute(UPDATES[update])
             db.execute("UPDATE meta SET version = ?", [SCHEMA_VERSION])
             db.commit()
-        return
+            return SCHEMA_VERSION
+        return int(version)
     if read_only:
         raise NoAnswerError(f"store {path}", "holds no result", advice="run `netprobe trace` first")
     db.begin()
     db.execute(TABLES)
     db.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
     db.commit()
+    return SCHEMA_VERSION
 
 
 def _connect(path: Path, *, read_only: bool) -> "duckdb.DuckDBPyConnection":
@@ -219,8 +228,7 @@ def open_store(path: Path = DEFAULT_PATH, *, read_only: bool = False) -> Iterato
             f"store {path}", f"cannot be opened: {_first_line(error)}", advice="name another file with --store"
         ) from error
     try:
-        _prepare(db, path, read_only=read_only)
-        yield Store(db)
+        yield Store(db, _prepare(db, path, read_only=read_only))
     except duckdb.Error as error:
         raise HostNotReadyError(
             f"store {path}", f"cannot be written or read: {_first_line(error)}", advice="is the disk full?"

@@ -1,0 +1,259 @@
+"""The live page's program: looks whether the store has news, keeps the newest of each path, and serves the page.
+
+The store is a file that other programs (watch, run, verify) or the collector in this one write to. It is asked for its
+size and time only, and opened when these have changed; each look is short and leaves a gap, so that a writer finds its
+turn. What has been read once is kept: a hundred pages cost the store no more than one.
+"""
+
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from netprobe.errors import HostNotReadyError, NetprobeError, NoAnswerError
+from netprobe.host.clock import realtime_ns
+from netprobe.model.results import Json
+from netprobe.show.web.app import make_app
+from netprobe.show.web.guard import guard_of
+from netprobe.store.history import History, open_history
+
+LOOK_S = 0.5
+"""How often the file is asked whether it has changed."""
+
+GAP_S = 0.06
+"""Between two looks into the store: longer than a writer waits before it tries again."""
+
+MAX_KEPT = 2_000
+"""Runs that are remembered as read."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class WebConfig:
+    """How the page is served.
+
+    Attributes:
+        listen: address and port; port 0 for any.
+        token: what whoever looks must know, "" on loopback only.
+        store: the file that it shows.
+        certificate, key: files, for HTTPS; None for HTTP.
+        agents: what the collector in this process says of its agents; None where there is none.
+    """
+
+    listen: tuple[str, int]
+    token: str
+    store: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    agents: Callable[[], Json] | None = None
+
+
+@dataclass(slots=True)
+class Page:
+    """What the page knows (show.web.app.Source); `follow` keeps it up to date."""
+
+    config: WebConfig
+    version: int = 0
+    paths: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    newest: Json = field(default_factory=dict)
+    problem: str = ""
+    _news: trio.Event = field(default_factory=trio.Event)
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+    _mark: object = None
+    _overview: tuple[int, bytes] = (-1, b"")
+
+    async def follow(self) -> None:
+        """Look for news, for good."""
+        while True:
+            try:
+                await self._look()
+            except NoAnswerError:
+                self._tell("the store holds no result yet")
+            except NetprobeError as error:
+                self._tell(str(error))
+            await trio.sleep(LOOK_S)
+
+    def _tell(self, problem: str) -> None:
+        """Something is new: a result, or why there is none."""
+        if problem == self.problem and problem:
+            return
+        self.problem = problem
+        self.version += 1
+        self._news.set()
+        self._news = trio.Event()
+
+    async def _look(self) -> None:
+        mark = await trio.to_thread.run_sync(_mark_of, self.config.store)
+        if mark is None:
+            self._tell(f"there is no store {self.config.store} yet: `netprobe watch`, `run` or `verify` make it")
+            return
+        if mark == self._mark and not self.problem:
+            return
+        paths, runs, rest = await self._ask(partial(_read_news, frozenset(self.seen)))
+        for path, row in paths.items():
+            if path not in self.paths or self.paths[path]["started_ns"] <= row["started_ns"]:
+                self.paths[path] = row
+        self.seen = set(runs)
+        self.newest = rest
+        self._mark = mark
+        self._tell("")
+
+    async def _ask(self, question: Callable[[History], T]) -> T:
+        """Ask the store in a thread, one after the other."""
+        async with self._turn:
+            found = await trio.to_thread.run_sync(partial(_asked, self.config.store, question))
+            await trio.sleep(GAP_S)
+            return found
+
+    async def overview(self) -> bytes:
+        """As in docs/live-page.md."""
+        if self._overview[0] != self.version:
+            document = {
+                "version": self.version,
+                "now_ns": realtime_ns(),
+                "problem": self.problem or None,
+                "has_collector": self.config.agents is not None,
+                "paths": list(self.paths.values()),
+                **self.newest,
+            }
+            self._overview = (self.version, json.dumps(document).encode())
+        return self._overview[1]
+
+    async def path(self, path: str, run_id: str | None) -> Json | None:
+        """As in docs/live-page.md."""
+        return await self._ask(partial(_read_path, path=path, run_id=run_id))
+
+    async def segment(self, path: str, leg: str, segment: str) -> Json:
+        """As in docs/live-page.md."""
+        points = await self._ask(lambda history: history.history(path, leg, segment))
+        return {"history": columns(points)}
+
+    async def verification(self, run_id: str) -> Json | None:
+        """As in docs/json.md, without `truth`."""
+        return await self._ask(lambda history: history.verification(run_id))
+
+    def agents(self) -> Json:
+        """As in docs/live-page.md."""
+        return {"collector": self.config.agents() if self.config.agents else None, "now_ns": realtime_ns()}
+
+    async def wait_news(self, version: int, within_s: float) -> int:
+        """The newest version, when it is another one or the time is over."""
+        with trio.move_on_after(within_s):
+            while self.version == version:
+                await self._news.wait()
+        return self.version
+
+
+def _mark_of(store: Path) -> object:
+    """What changes when somebody writes to a store; None where there is none."""
+    try:
+        now = store.stat()
+    except OSError:
+        return None
+    return now.st_ino, now.st_size, now.st_mtime_ns
+
+
+def _asked(store: Path, question: Callable[[History], T]) -> T:
+    with open_history(store) as history:
+        return question(history)
+
+
+def _read_news(seen: frozenset[str], history: History) -> tuple[dict[str, dict[str, Any]], list[str], Json]:
+    """Newest rows of paths in runs that were not seen yet, all runs, and what is read anew each time."""
+    runs = history.runs(MAX_KEPT)
+    new = [run["run_id"] for run in runs if run["run_id"] not in seen]
+    rows = history.newest(new[:500]) if new else []
+    rest: Json = {"runs": runs[:50], "changes": history.changes(), "verifications": history.verifications()}
+    return {row["path"]: row for row in rows}, [run["run_id"] for run in runs], rest
+
+
+def _read_path(history: History, *, path: str, run_id: str | None) -> Json | None:
+    found = history.session(path, run_id)
+    if found is None:
+        return None
+    return {**found, "history": columns(history.history(path)), "faults": history.faults(path)}
+
+
+def columns(rows: list[dict[str, Any]]) -> Json:
+    """Rows as columns: a thousand points have their names written once."""
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(100)
+    except OSError as error:
+        sock.close()
+        raise HostNotReadyError(
+            f"--web {address}:{port}",
+            f"cannot be listened at: {error.strerror or error}",
+            advice="is another one running?",
+        ) from error
+    return sock
+
+
+async def serve_page(config: WebConfig, ready: Callable[[str], None] = lambda _url: None) -> None:
+    """Serve the page until cancelled.
+
+    Args:
+        config: how.
+        ready: is told the page's address when it can be opened.
+
+    Raises:
+        UsageError: others can reach the address, and there is no token.
+        HostNotReadyError: the address cannot be listened at.
+    """
+    address, port = config.listen
+    guard = guard_of(address, config.token)
+    page = Page(config)
+    sock = _listen(address, port)
+    server = Config()
+    port = sock.getsockname()[1]
+    server.bind = [f"fd://{sock.detach()}"]  # from now on its own, to close too
+    server.errorlog = None
+    server.include_server_header = False
+    server.graceful_timeout = 0.5
+    server.keep_alive_timeout = 30
+    if config.certificate and config.key:
+        server.certfile, server.keyfile = str(config.certificate), str(config.key)
+    name = f"[{address}]" if ":" in address else address
+    scheme = "https" if config.certificate else "http"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(page.follow)
+        await nursery.start(partial(serve, make_app(page, guard), server))
+        ready(f"{scheme}://{name}:{port}/")
+
+
+async def serve_with_page(
+    config: WebConfig | None,
+    agents: Callable[[], Json],
+    collect: Callable[[], Awaitable[None]],
+    ready: Callable[[str], None],
+) -> None:
+    """Serve a collector, and the page beside it where it is asked for; until cancelled.
+
+    Args:
+        config: of the page, None for none.
+        agents: what the collector says of its agents.
+        collect: serves the collector.
+        ready: is told the page's address.
+    """
+    if config is None:
+        await collect()
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collect)
+        await serve_page(replace(config, agents=agents), ready)
