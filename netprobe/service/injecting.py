@@ -126,6 +126,7 @@ class Injector:
         self._threads = trio.CapacityLimiter(MAX_PACKET_OUTS)
         self._held: dict[str, list[GuestFrames]] = {}
         self._sending: list[trio.CancelScope] = []
+        self._absorbed: set[tuple[str, int, int]] = set()
 
     @property
     def agents(self) -> Mapping[str, GuestAgent]:
@@ -211,9 +212,14 @@ class Injector:
     async def absorb(self, one: Prepared) -> None:
         """Keep the sender's kernel from answering STAMP replies with "port unreachable"."""
         if one.plan.vantage is not Vantage.VSWITCH and one.plan.protocol is Protocol.UDP:
+            sender, family = one.sender.name, one.plan.family
             ports = sorted({one.probe.type_p.src_port, *one.probe.src_ports})
             if len(ports) <= MAX_ABSORBED:
-                await self._agents[one.sender.name].absorb(ports, family=one.plan.family)
+                # Sessions to different guests may have one source port: a mesh has.
+                new = [port for port in ports if (sender, family, port) not in self._absorbed]
+                self._absorbed.update((sender, family, port) for port in new)
+                if new:
+                    await self._agents[sender].absorb(new, family=family)
 
     async def send(self, order: SendOrder) -> list[Sent]:
         """Send sessions of one order; never raises for a sender that fails on the way.
