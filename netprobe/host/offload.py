@@ -95,7 +95,7 @@ def find_offloaded(
         uplinks: the host's own NICs toward the fabric.
         facts: what was found out, None where `hw-offload` is off.
     """
-    rows = {row.name: row.kind for row in interfaces} | dict.fromkeys(uplinks, "")
+    rows = {row.name: row.kind for row in interfaces if not row.packet_device} | dict.fromkeys(uplinks, "")
     ports = offloaded_ports(facts.flows) if facts else {}
     reasons = {}
     for name, kind in rows.items():

@@ -7,7 +7,7 @@ ovs-appctl looks for RUNDIR/ovs-vswitchd.PID.ctl. Used by netprobe.lab; reading 
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
@@ -32,15 +32,19 @@ class PortSpec:
 
     Attributes:
         device: the network device.
-        ofport: its fixed OpenFlow number.
+        ofport: its fixed OpenFlow number; 0 for one that the switch chooses.
         iface_id: the cloud's UUID of the port; empty where no guest is behind it.
         mac: the address of the guest behind it.
+        kind: column `type`; empty for a device of the kernel.
+        options: column `options`.
     """
 
     device: str
     ofport: int
     iface_id: str = ""
     mac: str = ""
+    kind: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,17 @@ class PrivateSwitch:
     def env(self) -> dict[str, str]:
         """The environment that makes OVS's programs look into the run directory."""
         place = str(self.run_dir)
-        return {**os.environ, **dict.fromkeys(PLACES, place)}
+        return {**os.environ, **dict.fromkeys((*PLACES, *self.more_places), place)}
+
+    @property
+    def more_places(self) -> tuple[str, ...]:
+        """Environment variables that tell what ovs-vswitchd is built with where to look."""
+        return ()
+
+    @property
+    def program(self) -> str:
+        """The program; the last part of its path names its control socket and its guard."""
+        return "ovs-vswitchd"
 
     @property
     def db_socket(self) -> Path:
@@ -97,7 +111,7 @@ class PrivateSwitch:
         """The command line of ovs-vswitchd."""
         place = self.run_dir
         return (
-            *("ovs-vswitchd", "-vconsole:off", f"unix:{self.db_socket}", f"--pidfile={place}/ovs-vswitchd.pid"),
+            *(self.program, "-vconsole:off", f"unix:{self.db_socket}", f"--pidfile={place}/ovs-vswitchd.pid"),
             *("--detach", "--monitor", "--no-chdir", f"--log-file={place}/ovs-vswitchd.log"),
         )
 
@@ -105,6 +119,9 @@ class PrivateSwitch:
         """Make the run directory and an empty database in it."""
         self.run_dir.mkdir(mode=0o755, exist_ok=True)
         self._run(["ovsdb-tool", "create", f"{self.run_dir}/conf.db", str(SCHEMA)])
+
+    def configure(self) -> None:
+        """What must be set before ovs-vswitchd runs: nothing."""
 
     def start_server(self) -> process.ProcessRecord:
         """Start ovsdb-server and make its one row. Raises HostNotReadyError."""
@@ -208,7 +225,10 @@ def _add_bridge(bridge: BridgeSpec) -> list[str]:
 
 
 def _add_port(bridge: str, port: PortSpec) -> list[str]:
-    interface = ["set", "interface", port.device, f"ofport_request={port.ofport}"]
+    interface = ["set", "interface", port.device]
+    interface += [f"ofport_request={port.ofport}"] if port.ofport else []
+    interface += [f"type={port.kind}"] if port.kind else []
+    interface += [f'options:{key}="{value}"' for key, value in port.options.items()]
     if port.iface_id:
         interface += [f"external_ids:iface-id={port.iface_id}", f'external_ids:attached-mac="{port.mac}"']
         interface += ["external_ids:iface-status=active"]

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from netprobe.host.ovsdb_idl import Database, Row, Tables
 from netprobe.model.inventory import HostInventory, InterfaceRow
 
 TIMEOUT_S = 5
+AF_PACKET = re.compile(r"(?:eth|net)_af_packet\d*,(?:.*,)?iface=([^,]+)")
+"""dpdk-devargs of DPDK's driver over a device of the kernel, and that device."""
 
 TABLES = {
     "Open_vSwitch": ("external_ids", "other_config"),
@@ -59,8 +62,9 @@ def inventory_of(host: str, tables: Tables) -> HostInventory:
 
 
 def _interface(row: Row, bridge: str) -> InterfaceRow:
-    ids = mapping(row, "external_ids")
+    ids, options = mapping(row, "external_ids"), mapping(row, "options")
     ofport = number(row, "ofport")
+    packet = AF_PACKET.match(options.get("dpdk-devargs", ""))
     return InterfaceRow(
         name=text(row, "name"),
         bridge=bridge,
@@ -69,7 +73,9 @@ def _interface(row: Row, bridge: str) -> InterfaceRow:
         iface_id=ids.get("iface-id", ""),
         mac=ids.get("attached-mac", "").lower(),
         driver=mapping(row, "status").get("driver_name", ""),
-        remote_ip=mapping(row, "options").get("remote_ip", ""),
+        remote_ip=options.get("remote_ip", ""),
+        socket=options.get("vhost-server-path", ""),
+        packet_device=packet[1] if packet and "qdisc_bypass=0" in options["dpdk-devargs"].split(",") else "",
         is_up=text(row, "link_state") == "up",
         error=text(row, "error"),
     )

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host import iproute, netns, ovn_central, ovs, process, qemu
+from netprobe.host import iproute, netns, ovn_central, ovs, ovs_dpdk, process, qemu
 from netprobe.lab import guard, links, logical, machines
 from netprobe.lab.acls import compile_acls
 from netprobe.lab.config import LabConfig
@@ -48,6 +48,9 @@ AGENT_WAIT_S = 10.0
 AGENT_LOOK_S = 0.005
 STAMP_PORT = 862  # RFC 8762 §4.1
 NIC_OFPORT = 1
+RELAYED = 500
+"""Added to a port's number where DPDK counts its devices and a relay stands in the port."""
+
 NEIGHBOUR_AGE_S = 3600
 """How long a tunnel's next hop is remembered without use (OVS's own: 900 s); when it is forgotten, a frame is lost."""
 
@@ -59,6 +62,7 @@ protocols = ["udp", "raw-udp", "icmp", "tcp"]
 max_pps = 20000
 packet_out_pps = {packet_out_pps}
 verify = true
+vring_uprobes_s = 3600
 """
 
 
@@ -73,6 +77,8 @@ def check_host(shape: Shape | None = None) -> None:
         tools, packages = [*tools, *HYBRID_TOOLS], f"{packages} {HYBRID_PACKAGES}"
     if shape is not None and shape.is_virtual:
         tools, packages = [*tools, *VIRTUAL_TOOLS], f"{packages} {VIRTUAL_PACKAGES}"
+    if shape is not None and shape.is_dpdk:
+        tools, packages = [*tools, str(ovs_dpdk.PROGRAM)], f"{packages} {ovs_dpdk.PACKAGES}"
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         raise HostNotReadyError("lab", f"needs {', '.join(missing)}", advice=f"apt-get install {packages}")
@@ -106,15 +112,15 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
         HostNotReadyError: something failed; what was made is in the state file.
     """
     shape, ends = config.shape, endpoints(config)
-    image = machines.guest_image() if shape.is_virtual else None
+    image = machines.guest_image() if any(end.is_machine for end in ends) else None
     journal = _claim(shape, ends, places)
-    switches = {host.name: ovs.PrivateSwitch(host.netns, places.switch(host.name)) for host in shape.hypervisors}
+    switches = {host.name: _switch(shape, host, places, ends) for host in shape.hypervisors}
     with ThreadPoolExecutor(max_workers=len(switches) + 2) as pool:
         started = [pool.submit(start_switch, name, switch, journal) for name, switch in switches.items()]
         if shape.has_ovn:
             started.append(pool.submit(_make_central, config, ends, places, journal))
         _make_links(shape, ends)
-        if image is not None:
+        if image is not None and not shape.is_dpdk:
             started.append(pool.submit(machines.start, image, ends, places, journal, with_agents=with_agents))
         if with_agents:
             _start_agents(ends, places, journal)
@@ -127,7 +133,9 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
         _settle(config, ends, switches, places)
     else:
         (switch,) = switches.values()
-        _make_bridge(switch, config, ends)
+        _make_bridge(switch, config, ends, places)
+    if image is not None and shape.is_dpdk:  # QEMU waits in its start until the switch has connected
+        machines.start(image, ends, places, journal, with_agents=with_agents)
     if shape.is_hybrid:
         guard.install(shape, compile_iptables(config, ends), places)
     if with_agents:
@@ -136,6 +144,13 @@ def build(config: LabConfig, places: Places, *, with_agents: bool) -> State:
     journal.state.endpoints = ends
     journal.write()
     return journal.state
+
+
+def _switch(shape: Shape, host: Hypervisor, places: Places, ends: Sequence[Endpoint]) -> ovs.PrivateSwitch:
+    run_dir = places.switch(host.name)
+    if not shape.is_dpdk:
+        return ovs.PrivateSwitch(host.netns, run_dir)
+    return ovs_dpdk.DpdkSwitch(host.netns, run_dir, ports=len(ends) + 2)  # the bridge's own, and a relay's or mirror's
 
 
 def _claim(shape: Shape, ends: Sequence[Endpoint], places: Places) -> Journal:
@@ -177,15 +192,22 @@ def _write_allowlist(path: Path, shape: Shape) -> None:
         file.write(text)
 
 
-def port_spec(end: Endpoint, device: str) -> ovs.PortSpec:
+def port_spec(end: Endpoint, device: str, shape: Shape, places: Places) -> ovs.PortSpec:
     """An endpoint's port, on one device or another."""
-    return ovs.PortSpec(device, end.ofport, end.iface_id, end.mac)
+    spec = ovs.PortSpec(device, end.ofport, end.iface_id, end.mac)
+    if end.is_vhost(shape):
+        return ovs_dpdk.vhost_port(device, places.vhost(end.name), spec)
+    if shape.is_dpdk:
+        # A relay's device is not there for long, and another driver's instance than that of the port's own device.
+        number = end.ofport + (RELAYED if device != end.tap else 0)
+        return ovs_dpdk.packet_port(device, device, number, spec)
+    return spec
 
 
-def _make_bridge(switch: ovs.PrivateSwitch, config: LabConfig, ends: Sequence[Endpoint]) -> None:
+def _make_bridge(switch: ovs.PrivateSwitch, config: LabConfig, ends: Sequence[Endpoint], places: Places) -> None:
     """The one hypervisor's bridge, with the policy, or what is left of it there, as flows."""
     shape = config.shape
-    switch.add_bridge(BRIDGE, (port_spec(end, end.plug(shape)) for end in ends))
+    switch.add_bridge(BRIDGE, (port_spec(end, end.plug(shape), shape, places) for end in ends))
     flows = compile_forwarding(config, ends) if shape.is_hybrid else compile_flows(config, ends, _zone(shape))
     switch.replace_flows(BRIDGE, flows.flows)
     check_ofports(switch, {end.plug(shape): end.ofport for end in ends})
@@ -221,7 +243,7 @@ def _plug_host(host: Hypervisor, switch: ovs.PrivateSwitch, ends: Sequence[Endpo
         ovs.BridgeSpec(
             UNDERLAY_BRIDGE, (nic_spec(NIC),), fail_mode="standalone", mac=host.underlay_mac, mtu=UNDERLAY_MTU
         ),
-        ovs.BridgeSpec(BRIDGE, tuple(port_spec(end, end.tap) for end in here)),
+        ovs.BridgeSpec(BRIDGE, tuple(ovs.PortSpec(end.tap, end.ofport, end.iface_id, end.mac) for end in here)),
     )
     links.give_tunnel_address(host)
     remote = f"tcp:{MANAGEMENT_IP}:{ovn_central.SOUTHBOUND_PORT}"

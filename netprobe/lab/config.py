@@ -52,6 +52,7 @@ class Guest:
         network: name of the logical switch.
         floating: it has an address of its own on the provider network, through the router's NAT.
         has_agent: a guest agent runs in it; a virtual machine may have none.
+        is_machine: it is a virtual machine.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Guest:
     network: str
     floating: bool = False
     has_agent: bool = True
+    is_machine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def _config(document: dict[str, object], where: str, lab: str) -> LabConfig:
 def _placing_keys(shape: Shape) -> tuple[str, ...]:
     """Where there is nothing to choose, there is no key to choose it with."""
     choices = {"host": len(shape.hypervisors) > 1, "floating": shape.has_ovn, "agent": shape.is_virtual}
+    choices["machine"] = shape.is_dpdk
     return tuple(key for key, has_choice in choices.items() if has_choice)
 
 
@@ -205,7 +208,8 @@ def _guest(port: PolicyPort, fields: Fields, usual_host: str, shape: Shape) -> G
         )
     host = _choice(where, fields.text("host", usual_host), (each.name for each in shape.hypervisors))
     has_agent = fields.boolean("agent", default=True) if shape.is_virtual else True
-    return Guest(port.name, port.groups, host, network, floating, has_agent)
+    is_machine = fields.boolean("machine", default=True) if shape.is_dpdk else shape.is_virtual
+    return Guest(port.name, port.groups, host, network, floating, has_agent, is_machine)
 
 
 def _choice(where: str, host: str, names: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ def start_switch(host: str, switch: ovs.PrivateSwitch, journal: Journal) -> None
     switch.create_database()
     journal.intend(server, switch.server_argv)
     journal.started(server, switch.start_server())
+    switch.configure()
     journal.intend(guard, switch.switch_argv)
     journal.intend(daemon, switch.switch_argv)
     guard_record, daemon_record = switch.start_switch()

@@ -211,7 +211,7 @@ def _move_port(state: State, places: Places, port: RelayPort, old: str, new: str
         iproute.batch([f"link set {new} master {port.bridge}"], netns=port.netns)
         return
     end = next((end for end in state.endpoints if plug_name(state.shape, end) == port.name), None)
-    spec = nic_spec(new) if end is None else port_spec(end, new)
+    spec = nic_spec(new) if end is None else port_spec(end, new, state.shape, places)
     switch = _switch(places, port)
     switch.swap_port(port.bridge, old, spec)
     got = switch.ofport(new)

@@ -7,14 +7,14 @@ on it.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 
 from netprobe.errors import UsageError, unknown_name
 from netprobe.lab.shapes import BRIDGE, FABRIC, FABRIC_BRIDGE, NIC, UNDERLAY_BRIDGE, UNDERLAY_MTU, Hypervisor, Shape
 from netprobe.lab.topology import Endpoint
-from netprobe.model.points import Point, PointKind, segment_id, segment_kind
+from netprobe.model.points import Point, PointKind, Stamp, segment_id, segment_kind
 
 GUEST_MTU = 1500
 
@@ -153,7 +153,7 @@ class Layout:
 def ports(shape: Shape, ends: Sequence[Endpoint]) -> dict[str, RelayPort]:
     """Every port that a relay can be spliced into, by name."""
     found = []
-    for end in ends:
+    for end in (end for end in ends if not end.is_vhost(shape)):
         found.append(RelayPort(end.name, end.host, end.qbr if shape.is_hybrid else BRIDGE, end.tap, GUEST_MTU))
         if shape.is_hybrid:
             found.append(RelayPort(plug_name(shape, end), end.host, BRIDGE, end.qvo, GUEST_MTU))
@@ -182,6 +182,11 @@ def _switch_port(host: Hypervisor) -> str:
     return f"{FABRIC}.{host.name}"
 
 
+def vhost_socket(name: str) -> str:
+    """The file name of a guest's vhost-user socket, in the lab's directory."""
+    return f"{name}.vhost"
+
+
 def vswitch_id(host: str) -> str:
     """The point where a packet-out enters a hypervisor's vswitch."""
     return f"{host}.vswitch"
@@ -206,6 +211,8 @@ def _chain(shape: Shape, end: Endpoint, known: dict[str, RelayPort], at: dict[st
     nic = "" if end.is_machine else end.device  # nobody can look into a virtual machine but its agent
     guest = Point(f"{end.name}.guest", PointKind.GUEST, end.name, end.netns, nic)
     backend = Point(f"{end.name}.backend", PointKind.BACKEND, end.host)
+    if end.is_vhost(shape):
+        return (guest, replace(backend, socket=vhost_socket(end.name), stamp=Stamp.UPROBE))
     port = known[end.name]
     own = _before_bridge(port, backend, f"{end.name}.relay", at.get(end.name))
     if not shape.is_hybrid:
@@ -342,6 +349,13 @@ def locate(segment: str, shape: Shape, ends: Sequence[Endpoint], *, expose: bool
             advice=f"use {_next(known, segments)} to hit what comes out of the vswitch there",
         )
     first, second = (_port_of(point) for point in (known.first, known.second))
+    stands_at = known.second if placement is Placement.FROM else known.first
+    if stands_at.socket:
+        raise UsageError(
+            f"segment {segment}",
+            f"has no place for a relay: {stands_at.id} is a vhost-user port, which no device stands for",
+            advice="use a segment that begins at a probe NIC, or a meter or policer of the vswitch",
+        )
     # Before the second point: at a guest that is the first one's port too, at a hypervisor the fabric's.
     port = second if placement is Placement.FROM else first
     if placement is Placement.TO_PEER and known.first.kind is PointKind.BRIDGE:

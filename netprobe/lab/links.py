@@ -50,7 +50,7 @@ def make_endpoints(shape: Shape, ends: Sequence[Endpoint]) -> None:
     """A veth pair for each endpoint, quiet, with its addresses and routes, without offloads; a tap for a machine."""
     sysctls = GUEST_SYSCTLS | (OVN_SYSCTLS if shape.has_ovn else {})
     for host in shape.hypervisors:
-        here = [end for end in ends if end.host == host.name]
+        here = [end for end in ends if end.host == host.name and not end.is_vhost(shape)]
         pairs = [
             f"tuntap add dev {e.tap} mode tap"
             if e.is_machine

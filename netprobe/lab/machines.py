@@ -1,4 +1,4 @@
-"""The guests of the lab `vm`: virtual machines, resumed from one snapshot of a booted guest, and told their places.
+"""Virtual machines of the labs `vm` and `dpdk`: resumed from one snapshot of a booted guest, and told their places.
 
 There is no KVM to count on: QEMU emulates them (netprobe.host.qemu). The image is made by agents/guest-image/build.py,
 and what its first process takes for orders is in agents/guest-image/init.py. netprobe.lab.build calls `start`, tests
@@ -22,9 +22,11 @@ import trio
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute, process, qemu
 from netprobe.host.guest_agent import open_guest_agent
-from netprobe.host.qemu import Machine, TapNic
+from netprobe.host.ovs import PortSpec, PrivateSwitch
+from netprobe.host.ovs_dpdk import vhost_port
+from netprobe.host.qemu import Machine, Nic, TapNic, VhostUserNic
 from netprobe.lab.journal import Journal
-from netprobe.lab.shapes import SHAPES, Network, Shape
+from netprobe.lab.shapes import BRIDGE, SHAPES, Network, Shape
 from netprobe.lab.state import Places
 from netprobe.lab.topology import Endpoint
 from netprobe.wire.serial_sync import SERIAL
@@ -139,10 +141,15 @@ class _Starter:
             kernel=self.image.kernel,
             initrd=self.image.initrd,
             memory_mib=MEMORY_MIB,
-            nics=(TapNic(end.tap, end.mac),),
+            nics=(self._nic(end),),
             channels=ports,
             netns=end.host,
         )
+
+    def _nic(self, end: Endpoint) -> Nic:
+        if self.shape.is_dpdk:
+            return VhostUserNic(self.places.vhost(end.name), end.mac)
+        return TapNic(end.tap, end.mac)
 
     def snapshot(self, end: Endpoint) -> Path:
         """A snapshot of a guest that has booted and waits for its place; made where there is none for this host."""
@@ -151,7 +158,7 @@ class _Starter:
         path = self.image.folder / f"{_snapshot_key(machine)}.snapshot"
         if path.is_file():
             return path
-        iproute.batch([f"tuntap add dev {template.tap} mode tap", f"link set {template.tap} up"], netns=end.host)
+        self._plug_template(template)
         record = self._start(template, machine)
         try:
             _wait_booted(machine, record)
@@ -159,9 +166,22 @@ class _Starter:
                 monitor.save(path)
         finally:
             process.end([record])
-            iproute.batch([f"link del {template.tap}"], netns=end.host)
+            self._unplug_template(template)
             self.journal.forget(machine_name(TEMPLATE))
         return path
+
+    def _plug_template(self, end: Endpoint) -> None:
+        if self.shape.is_dpdk:
+            port = vhost_port(end.vhost, self.places.vhost(end.name), PortSpec(end.vhost, 0))
+            PrivateSwitch(end.host, self.places.switch(end.host)).add_port(BRIDGE, port)
+        else:
+            iproute.batch([f"tuntap add dev {end.tap} mode tap", f"link set {end.tap} up"], netns=end.host)
+
+    def _unplug_template(self, end: Endpoint) -> None:
+        if self.shape.is_dpdk:
+            PrivateSwitch(end.host, self.places.switch(end.host)).remove_port(BRIDGE, end.vhost)
+        else:
+            iproute.batch([f"link del {end.tap}"], netns=end.host)
 
     def _start(self, end: Endpoint, machine: Machine) -> process.ProcessRecord:
         name = machine_name(end.name)

@@ -45,7 +45,7 @@ def move(state: State, places: Places, guest: str, host: str) -> str:
     iproute.batch([f"link set {end.tap} up"], netns=new.netns)
     iproute.offloads_off(new.netns, [end.tap])
     moved = replace(end, host=host)
-    new.add_port(BRIDGE, port_spec(moved, moved.tap))
+    new.add_port(BRIDGE, port_spec(moved, moved.tap, state.shape, places))
     check_ofports(new, {moved.tap: moved.ofport})
     ovn_central.wait_until_installed(new, moved.tap)
     central = central_of(places)

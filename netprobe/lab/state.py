@@ -12,7 +12,7 @@ from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host.process import ProcessRecord
-from netprobe.lab.layout import FaultSpec, Layout, Placement, Splice, layout, plug_name, ports
+from netprobe.lab.layout import FaultSpec, Layout, Placement, Splice, layout, plug_name, ports, vhost_socket
 from netprobe.lab.shapes import BRIDGE, CENTRAL, MANAGEMENT_IP, SHAPES, Hypervisor, Shape
 from netprobe.lab.topology import Endpoint
 from netprobe.wire.serial_sync import SERIAL
@@ -86,6 +86,10 @@ class Places:
     def lab_port(self, machine: str) -> Path:
         """The socket of the virtio-serial port over which a virtual machine gets the lab's orders."""
         return self.lab / f"{machine}.lab"
+
+    def vhost(self, machine: str) -> Path:
+        """The socket behind a virtual machine's NIC, in the lab `dpdk`."""
+        return self.lab / vhost_socket(machine)
 
     def log(self, name: str) -> Path:
         """The log of an agent or relay."""
@@ -202,6 +206,7 @@ class State:
             "bypasses": [end for end in ends if "copy_of" in end],
             "points": [
                 {"id": p.id, "kind": p.kind.value, "host": p.host, "netns": p.netns, "device": p.device}
+                | ({"socket": str(places.lab / p.socket)} if p.socket else {})
                 for p in here.points
             ],
             "segments": [
@@ -242,9 +247,10 @@ def _ovn_json(places: Places) -> dict[str, str]:
 
 def _endpoint_json(state: State, end: Endpoint, here: Layout, places: Places) -> dict[str, object]:
     name = plug_name(state.shape, end)
-    fault = state.fault_at(name)
-    port = ports(state.shape, state.endpoints)[name]
-    device = port.outer if fault and fault.active else port.device
+    fault, device = state.fault_at(name), end.plug(state.shape)
+    if not end.is_vhost(state.shape):
+        port = ports(state.shape, state.endpoints)[name]
+        device = port.outer if fault and fault.active else port.device
     network = state.shape.network(end.network)
     entry: dict[str, object] = {"name": end.name, "host": end.host, "netns": end.netns, "device": end.device}
     entry |= {"mac": end.mac, "ipv4": end.ipv4, "ipv6": end.ipv6, "groups": list(end.groups)}

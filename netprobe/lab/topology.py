@@ -79,8 +79,19 @@ class Endpoint:
         """In the lab `bridge`: the end of the veth pair that is in Open vSwitch."""
         return f"qvo{self.tap.removeprefix('tap')}"
 
+    @property
+    def vhost(self) -> str:
+        """In the lab `dpdk`: the port of a virtual machine on the vswitch. There is no such device."""
+        return f"vhu{self.name}"
+
+    def is_vhost(self, shape: Shape) -> bool:
+        """Whether its port is a vhost-user socket, and no device."""
+        return shape.is_dpdk and self.is_machine
+
     def plug(self, shape: Shape) -> str:
-        """The device of its port on the vswitch, unless a relay stands there."""
+        """The device, or name, of its port on the vswitch, unless a relay stands there."""
+        if self.is_vhost(shape):
+            return self.vhost
         return self.qvo if shape.is_hybrid else self.tap
 
 
@@ -92,7 +103,7 @@ def endpoints(config: LabConfig) -> tuple[Endpoint, ...]:
         ofport = number + (_OVN_PORTS if shape.has_ovn else 0)
         end = _endpoint(shape, guest.name, (guest.host, guest.network), (number, ofport))
         floating = shape.floating_address(number) if guest.floating else ""
-        netns = "" if shape.is_virtual else guest.name
+        netns = "" if guest.is_machine else guest.name
         made.append(replace(end, netns=netns, groups=guest.groups, floating=floating, has_agent=guest.has_agent))
     return (*made, *(_bypass(config, bypass) for bypass in config.bypasses))
 

@@ -19,6 +19,9 @@ class InterfaceRow:
         mac: external_ids:attached-mac, the guest's own; "" where the cloud does not write it down.
         driver: status:driver_name, "" where not told.
         remote_ip: options:remote_ip of a tunnel, "" of others.
+        socket: options:vhost-server-path, the socket behind a vhost-user port; "" of others.
+        packet_device: the kernel's device that all frames of a DPDK port pass, where packet rings see them: af_packet
+            that does not go past its qdisc; "" of others.
         is_up: column `link_state`.
         error: why the switch could not open it, "".
     """
@@ -31,6 +34,8 @@ class InterfaceRow:
     mac: str = ""
     driver: str = ""
     remote_ip: str = ""
+    socket: str = ""
+    packet_device: str = ""
     is_up: bool = False
     error: str = ""
 

@@ -151,6 +151,11 @@ class Observer:
         self.failure = ""  # why the ring sees nothing any more
         self._checked_ns = realtime_ns()
 
+    @property
+    def points(self) -> frozenset[int]:
+        """The point that it looks at."""
+        return frozenset({self.decoding.point})
+
     def fileno(self) -> int:
         """For select and trio."""
         return self._ring.fileno()

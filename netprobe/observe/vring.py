@@ -20,7 +20,7 @@ from netprobe.host.clock import realtime_ns, realtime_of_monotonic
 from netprobe.host.libbpf import BpfObject, RingBuffer
 from netprobe.host.process import start_ticks
 from netprobe.host.vhost_devices import VhostLibrary, device_sockets, find_library
-from netprobe.model.observations import Blind, Report
+from netprobe.model.observations import FOR_EVER_NS, Blind, Report, Unwatched
 from netprobe.model.probes import ProbeSession
 from netprobe.observe.observer import Decoding
 from netprobe.wire.mark import MAGIC_WORD
@@ -44,8 +44,6 @@ PROGRAMS = (
 COUNTERS = ("calls_dequeue", "calls_enqueue", "packets", "passed", "lost", "unread")
 LOOK_NS = 1_000_000_000
 """How often it is asked anew whose ring is whose."""
-
-NOBODY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,7 @@ class VringWatch:
         self._config = CONFIG.pack(*MBUF_FIELDS, class_marks(probes), MAGIC_WORD, 0)
         self._decodings = dict(decodings)
         self._sockets: dict[int, str] = {}
+        self._others: set[int] = set()  # devices that are none of ours
         self._attached: _Attached | None = self._attach()
         self._checked_ns = self._asked_ns = realtime_ns()
         self._until_ns = self._checked_ns + place.limit_ns
@@ -114,9 +113,15 @@ class VringWatch:
         """The points that it looks at."""
         return frozenset(decoding.point for decoding in self._decodings.values())
 
-    def fileno(self) -> int:
-        """For select and trio; -1 while the vswitch is gone."""
-        return NOBODY if self._attached is None else self._attached.ring.fileno()
+    def add(self, socket: str, decoding: Decoding) -> None:
+        """Look at one more port, from now on.
+
+        Raises:
+            HostNotReadyError: the vswitch's memory cannot be read.
+        """
+        self._decodings[socket] = decoding
+        if self._attached is not None:
+            self._sockets |= device_sockets(self._attached.library, self._decodings)
 
     def _attach(self) -> _Attached:
         pid = _pid(self._place.pid_file)
@@ -156,6 +161,8 @@ class VringWatch:
             self._detach()
             limit_s = self._place.limit_ns / 1e9
             self.failure = f"uprobes may stay for {limit_s:g} s on this host (vring_uprobes_s in its allowlist)"
+            for point in sorted(self.points):
+                found += [Blind(point, now_ns, FOR_EVER_NS, self.failure), Unwatched(point, self.failure, now_ns)]
             return found
         if self._attached is None:
             why = ""
@@ -188,6 +195,7 @@ class VringWatch:
         word = buffer.view(np.uint32)
         at = starts >> 2
         devices = word[at + 2]
+        since_ns = self._asked_ns
         unclear = self._look_up(set(np.unique(devices).tolist()), now_ns)
         t_ns = realtime_of_monotonic(buffer.view(np.int64)[starts >> 3])
         captured = buffer.view(np.uint16)[(starts >> 1) + 9].astype(np.int64)
@@ -200,19 +208,22 @@ class VringWatch:
                 found += self._decodings[path].feed(buffer, data, captured[own], t_ns[own], direction[own])
         for path in unclear:
             point = self._decodings[path].point
-            found.append(Blind(point, self._asked_ns, now_ns, "its guest connected anew to the vswitch"))
-        self._asked_ns = now_ns
+            found.append(Blind(point, since_ns, now_ns, "its guest connected anew to the vswitch"))
         return found
 
     def _look_up(self, seen: set[int], now_ns: int) -> set[str]:
         """Ask whose ring is whose where that is needed; the sockets of which nobody can say it for the time between."""
-        if seen <= self._sockets.keys() and now_ns - self._asked_ns < LOOK_NS:
+        unknown = seen - self._sockets.keys() - self._others
+        if not unknown and now_ns - self._asked_ns < LOOK_NS:
             return set()
         assert self._attached is not None
         try:
             now = device_sockets(self._attached.library, self._decodings)
         except HostNotReadyError:
             return set()  # the vswitch ended just now, which the next look finds out
+        self._asked_ns = now_ns
+        self._others |= seen - now.keys()
+        self._others -= now.keys()
         before, self._sockets = self._sockets, self._sockets | now
         return {p for d, path in now.items() if before.get(d, path) != path for p in (path, before[d])}
 

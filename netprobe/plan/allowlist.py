@@ -17,8 +17,19 @@ from netprobe.model.probes import Protocol
 SCHEMA = 1
 DEFAULT_PACKET_OUT_PPS = 100  # design §6a: packet-out is worked off by the switch's slow path, next to tenants
 MAX_PPS = 1_000_000
+MAX_UPROBES_S = 86_400
 FAMILIES = (4, 6)
-_KEYS = ("schema", "ports", "protocols", "max_pps", "packet_out_pps", "families", "vantages", "verify")
+_KEYS = (
+    "schema",
+    "ports",
+    "protocols",
+    "max_pps",
+    "packet_out_pps",
+    "families",
+    "vantages",
+    "verify",
+    "vring_uprobes_s",
+)
 _REQUIRED = ("schema", "ports", "protocols", "max_pps")
 
 
@@ -49,6 +60,8 @@ class Allowlist:
         packet_out_pps: for each bridge, vantage vswitch; never more than max_pps.
         verify: policies may be proved here: packets of every protocol and shape, both ends of a connection played, and
             senders' addresses that are not the port's own, which the cloud should drop. Rates hold all the same.
+        vring_uprobes_s: BPF programs may be attached to the vhost library of this host's DPDK vswitch, for so long at a
+            time: each of its empty looks into a ring costs a trap then. 0: not at all.
         lines: line number of each key in the file, for errors.
     """
 
@@ -60,6 +73,7 @@ class Allowlist:
     families: frozenset[int] = frozenset(FAMILIES)
     vantages: frozenset[Vantage] = frozenset(Vantage)
     verify: bool = False
+    vring_uprobes_s: float = 0
     lines: dict[str, int] = field(default_factory=dict)
 
     def cap_pps(self, vantage: Vantage) -> float:
@@ -142,6 +156,7 @@ def parse_allowlist(text: str, where: str) -> Allowlist:
         families=_families(table, where),
         vantages=frozenset(vantages[name] for name in _names(table, "vantages", where, vantages)),
         verify=_flag(table, "verify", where),
+        vring_uprobes_s=_seconds(table, "vring_uprobes_s", where),
         lines=_lines(text),
     )
 
@@ -177,6 +192,13 @@ def _rate(table: dict[str, object], key: str, where: str, default: float) -> flo
     value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_PPS:
         raise UsageError(f"{where}: {key}", f"got {value!r}", allowed=f"a number of packets/s from 0 to {MAX_PPS}")
+    return value
+
+
+def _seconds(table: dict[str, object], key: str, where: str) -> float:
+    value = table.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_UPROBES_S:
+        raise UsageError(f"{where}: {key}", f"got {value!r}", allowed=f"a number of seconds from 0 to {MAX_UPROBES_S}")
     return value
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
 from netprobe.model.inventory import HostInventory, InterfaceRow, Northbound, PortBindingRow, Southbound
-from netprobe.model.points import Point, PointKind
+from netprobe.model.points import Point, PointKind, Stamp
 from netprobe.model.probes import IPAddress
 from netprobe.model.topology import Attachment, Host, Topology
 from netprobe.plan.ovn_networks import OvnNetworks, addresses_in
@@ -171,15 +171,19 @@ class _Merge:
         if port is None:  # on its way, or switched off
             one = old if host == old.host else self._moved(old, host, "", f"{host} has no port of its own yet")
             return replace(one, ofport=0, is_bound=False)
-        unobserved = found.offloaded.get(port.name, "") or (old.unobserved if host == old.host else "")
+        # What no packet ring sees at a vhost-user port may be seen at its vring.
+        reason = "" if port.socket else found.offloaded.get(port.name, "")
+        unobserved = reason or (old.unobserved if host == old.host else "")
         is_same = host == old.host and port.name == old.port_device and not unobserved
-        one = old if is_same else self._moved(old, host, port.name, unobserved)
+        one = old if is_same else self._moved(old, host, port.name, unobserved, socket=port.socket)
         return replace(one, ofport=max(port.ofport, 0), is_bound=is_claimed and _is_open(port))
 
-    def _moved(self, old: Attachment, host: str, device: str, unobserved: str) -> Attachment:
+    def _moved(self, old: Attachment, host: str, device: str, unobserved: str, *, socket: str = "") -> Attachment:
         """Behind another device: the ids of its points stay, and their places change."""
         netns = self._netns.get(host, "")
         backend = Point(f"{old.name}.backend", PointKind.BACKEND, host, netns, device)
+        if socket:
+            backend = replace(_blind(backend), socket=socket, stamp=Stamp.UPROBE)
         chain = (old.chain[0], _blind(backend) if unobserved else backend)
         return replace(old, host=host, port_device=device, unobserved=unobserved, chain=chain)
 

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError
-from netprobe.model.points import Point, PointKind
+from netprobe.model.points import Point, PointKind, Stamp
 from netprobe.model.topology import Attachment, Host, ManagementPlace, OvnPlaces, RouterLink, Topology
 
 STATE_SCHEMA = 1
@@ -31,12 +31,15 @@ def state_path() -> Path:
 
 
 def _point(table: Table) -> Point:
+    socket = _text(table, "socket")
     return Point(
         id=str(table["id"]),
         kind=PointKind(table["kind"]),
         host=str(table["host"]),
         netns=str(table["netns"]),
         device=str(table["device"]),
+        socket=socket,
+        stamp=Stamp.UPROBE if socket else Stamp.KERNEL_RX,
     )
 
 

@@ -14,10 +14,11 @@ from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
 from netprobe.host.guest_agent import GuestFrames
 from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Report, Tallies, Tally, Unwatched, Watermark
-from netprobe.model.points import Point, PointKind
+from netprobe.model.points import Point, PointKind, Stamp
 from netprobe.model.probes import ProbeSession
 from netprobe.observe.observer import Decoding, Observer
 from netprobe.observe.ring import RETIRE_MS
+from netprobe.observe.vring import VringPlace, VringWatch
 from netprobe.wire.bpf import probe_filter
 from netprobe.wire.decode import Decoder
 
@@ -25,6 +26,7 @@ Emit = Callable[[Report], None]
 GATHER_S = 0.04
 """Blocks are let gather for so long; a ring holds 640 ms of them."""
 
+Vrings = Mapping[str, VringPlace | str]
 NOBODY: Mapping[str, str] = {}
 UNDERLAY = frozenset({PointKind.NIC, PointKind.FABRIC})
 """Where frames are in the cloud's own tunnels. Elsewhere a tunnel is a guest's, which could wrap what it likes."""
@@ -39,17 +41,22 @@ class Looker:
     Args:
         probes: the sessions to look for.
         emit: takes each report, in order.
+        vrings: by host, its vswitch's vrings, or why they may not be looked at.
     """
 
-    def __init__(self, probes: Sequence[ProbeSession], emit: Emit) -> None:
+    def __init__(self, probes: Sequence[ProbeSession], emit: Emit, vrings: Vrings | None = None) -> None:
         self.program = probe_filter(probes, tunnels=False)
         self._underlay_program = probe_filter(probes, tunnels=True)
         self.steps = StepDetector()
         self._emit = emit
+        self._probes = probes
+        self._vrings = vrings or {}
+        self._watches: dict[str, VringWatch] = {}
         self._decoder = Decoder(probes)
         self._dscp = {p.session: p.type_p.dscp for p in probes if p.type_p.dscp is not None}
         self._observers: list[Observer] = []
         self._reading: set[int] = set()
+        self._watched: set[str] = set()
         self._decodings: dict[int, Decoding] = {}
         self._told: dict[int, int] = {}
         self._tallied: dict[int, str] = {}
@@ -72,12 +79,33 @@ class Looker:
         for index, point in places.items():
             if point.id in blind:
                 self._say_once(Unwatched(index, blind[point.id]))
-            elif not self._is_looking_at(index) and not self._open_ring(index, point, stack):
+            elif self._is_looking_at(index):
+                continue
+            elif point.stamp is Stamp.UPROBE:
+                self._open_vring(index, point, stack)
+            elif not self._open_ring(index, point, stack):
                 missing[index] = point
         return missing
 
     def _is_looking_at(self, index: int) -> bool:
-        return any(o.decoding.point == index and not o.failure for o in self._observers)
+        looking: tuple[Observer | VringWatch, ...] = (*self._observers, *self._watches.values())
+        return any(index in each.points and not each.failure for each in looking)
+
+    def _open_vring(self, index: int, point: Point, stack: ExitStack) -> None:
+        """Look at a vring, with the watch of its host's vswitch."""
+        decoding = self.decoding(index)
+        place = self._vrings.get(point.host, f"nobody looks at vrings of {point.host}")
+        try:
+            if point.host in self._watches:
+                self._watches[point.host].add(point.socket, decoding)
+            elif isinstance(place, str):
+                self._say_once(Unwatched(index, place))
+            else:
+                watch = VringWatch(place, self._probes, {point.socket: decoding})
+                stack.callback(watch.close)
+                self._watches[point.host] = watch
+        except HostNotReadyError as error:
+            self._say_once(Unwatched(index, str(error)))
 
     def _open_ring(self, index: int, point: Point, stack: ExitStack) -> bool:
         is_underlay = point.kind in UNDERLAY
@@ -119,6 +147,16 @@ class Looker:
             if number not in self._reading:
                 self._reading.add(number)
                 nursery.start_soon(self._read, observer)
+        for host, watch in self._watches.items():
+            if host not in self._watched:
+                self._watched.add(host)
+                nursery.start_soon(self._read_vrings, watch)
+
+    async def _read_vrings(self, watch: VringWatch) -> None:
+        """Its programs may be gone for a while, with their vswitch, so nothing can be waited for but time."""
+        while not watch.failure:
+            await trio.sleep(GATHER_S)
+            self._tell(watch.drain())
 
     async def _read(self, observer: Observer) -> None:
         while not observer.failure:  # a ring whose device is down would be readable for ever
@@ -161,6 +199,8 @@ class Looker:
         for observer in self._observers:
             if not observer.failure:
                 self._tell(observer.drain())
+        for watch in self._watches.values():
+            self._tell(watch.drain())
         self._tell(self._news())
         self._emit(Watermark(until_ns, self.steps.steps))
 

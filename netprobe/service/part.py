@@ -30,6 +30,7 @@ from netprobe.service.merging import SendOrder, orders_of
 from netprobe.service.permits import SwitchDrops
 from netprobe.service.prepare import Prepared
 
+from netprobe.service.vrings import vrings_of
 SETTLE_S = 2.5 * RETIRE_MS / 1e3
 """After the last frame that matters: every ring's open block is handed over within its retire time."""
 
@@ -205,7 +206,7 @@ async def open_part(
     Raises:
         HostNotReadyError: an agent or a namespace that is needed is not there.
     """
-    looker = Looker(order.probes, emit)
+    looker = Looker(order.probes, emit, vrings_of(order.places.values(), topology))
     with ExitStack() as stack:
         looker.open_rings(order.places, stack, topology.unobserved)
         async with open_injector(order.prepared, topology, allowlists) as injector, trio.open_nursery() as readers:
