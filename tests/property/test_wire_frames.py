@@ -215,11 +215,17 @@ def test_t1_of_a_block_is_what_it_is_one_by_one(times, family):
     assert np.array_equal(rows.frames, single.frames)
 
 
-def test_every_checksum_of_very_many_blocks_of_t1_is_right():
-    """65,536 different sums, so that every carry and the checksum that would be zero come up."""
-    block = encoder(make_session(count=70_000)).encode(0, 70_000)
-    patch_t1_rows(block.frames, block.t1_offset, block.checksum_offset, 10**18 + np.arange(70_000) * 1_234_567)
-    words = block.frames[:, 26:].copy().view(">u2").astype(np.uint64)  # addresses, UDP, payload: an even length
-    sums = words.sum(axis=1) + 17 + block.frames.shape[1] - 34
-    assert (sums % 0xFFFF == 0).all()
-    assert (block.frames[:, 40:42].copy().view(">u2") != 0).all()
+def test_every_checksum_of_very_many_t1_is_right_and_none_is_zero():
+    """Enough for every carry, and for a sum whose checksum would be zero, which RFC 768 reads as none."""
+    made, would_be_zero = encoder(make_session(count=400_000)), 0
+    for first in range(0, 400_000, 50_000):
+        block = made.encode(first, 50_000)
+        t_ns = 10**18 + np.arange(first, first + 50_000) * 1_234_567
+        patch_t1_rows(block.frames, block.t1_offset, block.checksum_offset, t_ns)
+        words = block.frames[:, 26:].copy().view(">u2").astype(np.uint64)  # addresses, UDP, payload: an even length
+        sums = words.sum(axis=1) + 17 + block.frames.shape[1] - 34
+        assert (sums % 0xFFFF == 0).all()
+        checksums = block.frames[:, 40:42].copy().view(">u2")
+        assert (checksums != 0).all()
+        would_be_zero += int((checksums == 0xFFFF).sum())
+    assert would_be_zero

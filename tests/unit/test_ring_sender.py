@@ -140,6 +140,13 @@ def test_in_no_millisecond_more_than_the_limit_leaves_however_late_the_sender_is
     assert done.pauses >= 2_000 // limit - 1
 
 
+def test_the_limit_holds_where_probes_come_in_steadily_but_too_fast():
+    made, ring = sender()
+    done = made.send(0, 3_000, EvenSchedule(1_000_000, 150_000), burst_frames=64)
+    assert most_in_a_millisecond(np.array([at for _, at in ring.sent])) <= 64
+    assert done.pacing.p50_ns > 1_000_000
+
+
 def test_flat_out_keeps_to_64_a_millisecond_unless_told_otherwise():
     made, ring = sender()
     made.send(0, 1_000)
