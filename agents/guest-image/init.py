@@ -38,8 +38,9 @@ AGAIN_S = 0.5
 FINIT_MODULE = 313  # x86-64's system call number
 SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR, SIOCGIFINDEX = 0x8914, 0x8916, 0x891C, 0x8924, 0x8933
 IFF_UP, ARPHRD_ETHER = 1, 1
-ADJ_FREQUENCY, ADJ_TICK = 0x2, 0x4000
-TIMEX_BYTES, FREQ_AT, MAX_FREQ_PPM = 208, 16, 500.0
+ADJ_FREQUENCY, ADJ_SETOFFSET, ADJ_NANO = 0x2, 0x100, 0x2000
+TIMEX_BYTES, FREQ_AT, TIME_AT, MAX_FREQ_PPM = 208, 16, 72, 500.0
+"""struct timex of 64-bit Linux, and where in it `freq` and `time` are."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -109,14 +110,16 @@ def set_interface(device: str, address: dict[str, str]) -> None:
             fcntl.ioctl(v6, SIOCSIFADDR, struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, ip), int(bits), index))
 
 
-def set_clock(now_ns: int, ppm: float) -> None:
-    """The wall clock, and by how much it is made to run fast."""
+def set_clock(step_ns: int, ppm: float) -> None:
+    """Step the wall clock by exactly this much, and let it run fast by that much."""
     room = ctypes.create_string_buffer(TIMEX_BYTES)
     struct.pack_into("@I", room, 0, ADJ_FREQUENCY)
     struct.pack_into("@q", room, FREQ_AT, round(max(-MAX_FREQ_PPM, min(MAX_FREQ_PPM, ppm)) * 65_536))
     checked(libc.adjtimex(room), "adjtimex")
-    if now_ns:
-        time.clock_settime_ns(time.CLOCK_REALTIME, now_ns)
+    if step_ns:
+        struct.pack_into("@I", room, 0, ADJ_SETOFFSET | ADJ_NANO)
+        struct.pack_into("@qq", room, TIME_AT, *divmod(step_ns, 1_000_000_000))
+        checked(libc.adjtimex(room), "adjtimex")
 
 
 class Service:
@@ -166,12 +169,11 @@ def obey(order: dict[str, Any], service: Service) -> None:
             with Path("/dev/urandom").open("wb") as entropy:  # guests from one snapshot share everything else
                 entropy.write(order["name"].encode() + bytes.fromhex(order.get("seed", "")))
             set_interface(service.device, order)
-            set_clock(order.get("now_ns", 0), order.get("ppm", 0.0))
+            time.clock_settime_ns(time.CLOCK_REALTIME, order["now_ns"])
             if order.get("agent", True):
                 service.start()
         case "clock":
-            offset_ns = order.get("step_ns", 0)
-            set_clock(time.time_ns() + offset_ns if offset_ns else 0, order.get("ppm", 0.0))
+            set_clock(order.get("step_ns", 0), order.get("ppm", 0.0))
         case "signal":
             service.signal(order["number"])
         case "panic":

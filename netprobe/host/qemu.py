@@ -33,6 +33,7 @@ SNAPSHOT_WAIT_S = 60.0
 LOOK_S = 0.01
 SERIAL_LINES = 12
 SERIAL_BYTES = 16_384
+PANIC = "Kernel panic"
 CONTROL_SEQUENCE = re.compile(r"\x1b[\[(][0-?]*[ -/]*[@-~]|\x1bc")
 """What firmware and kernel send to a terminal."""
 
@@ -322,7 +323,10 @@ def version() -> str:
 
 
 def tail(path: Path, lines: int = SERIAL_LINES) -> str:
-    """The last lines of a log that have something in them, in one line, printable; "" where there is none."""
+    """The last lines of a log that have something in them, in one line, printable; "" where there is none.
+
+    Of a kernel that panicked, the last ones up to the panic: what follows are addresses.
+    """
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - SERIAL_BYTES))
@@ -331,7 +335,8 @@ def tail(path: Path, lines: int = SERIAL_LINES) -> str:
         return ""
     text = CONTROL_SEQUENCE.sub("", raw.decode(errors="replace"))
     found = ["".join(c for c in line if c.isprintable()).strip() for line in text.splitlines()]
-    return " / ".join([line for line in found if line][-lines:])
+    panic = next((i + 1 for i, line in enumerate(found) if PANIC in line), None)
+    return " / ".join([line for line in found[:panic] if line][-lines:])
 
 
 def _escaped(value: Path | str) -> str:

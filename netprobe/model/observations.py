@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netprobe.model.contexts import HopContext
+from netprobe.model.load import Backoff
 from netprobe.model.records import HopBatch
 from netprobe.model.results import Pacing
 
@@ -69,6 +70,7 @@ class Tally:
         dropped: frames that the ring had no room for.
         icmp_errors: errors about our probes.
         contexts_shed: records whose surroundings were not kept: too many different ones.
+        behind: frames, anybody's, that the device dropped behind the ring: a tap that the guest did not empty.
         remarked: probes that did not carry their class mark, by session.
     """
 
@@ -81,6 +83,7 @@ class Tally:
     dropped: int = 0
     icmp_errors: int = 0
     contexts_shed: int = 0
+    behind: int = 0
     remarked: dict[int, int] = field(default_factory=dict)
 
 
@@ -125,6 +128,7 @@ class SentReport:
         doubtful: stamps that cannot be right.
         failure: why sending ended early, "" when it did not.
         is_last: the sender is done with the session; what was not told about is unsent.
+        held: how many of the unsent were held back by the governor.
     """
 
     session: int
@@ -135,6 +139,7 @@ class SentReport:
     doubtful: int = 0
     failure: str = ""
     is_last: bool = True
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +188,6 @@ class PartDone:
     why: str = ""
 
 
-Report = Hops | Sightings | Contexts | Tallies | Blind | Unwatched | SentReport | Exchanges | Watermark | PartDone
+Report = (
+    Hops | Sightings | Contexts | Tallies | Blind | Unwatched | SentReport | Exchanges | Watermark | PartDone | Backoff
+)

@@ -17,20 +17,23 @@ from netprobe.host.conntrack import Conntrack
 from netprobe.host.ovsdb import bound_ports
 from netprobe.host.signals import StopRequest
 from netprobe.host.unixctl import UnixctlClient
+from netprobe.model.load import LoadLimits
 from netprobe.model.points import Point
 from netprobe.model.probes import ProbeSession
 from netprobe.model.topology import Host, Topology
 from netprobe.observe.ring import RETIRE_MS
 from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.budget import is_too_full
+from netprobe.service.behind import BehindCounts
+from netprobe.service.governing import Governing
 from netprobe.service.injecting import Injector, OwnPoint, open_injector
 from netprobe.service.looking import Emit, Looker
 from netprobe.service.machine_clocks import MachineClock, MachineClocks
 from netprobe.service.merging import SendOrder, orders_of
 from netprobe.service.permits import SwitchDrops
 from netprobe.service.prepare import Prepared
-
 from netprobe.service.vrings import vrings_of
+
 SETTLE_S = 2.5 * RETIRE_MS / 1e3
 """After the last frame that matters: every ring's open block is handed over within its retire time."""
 
@@ -55,6 +58,7 @@ class PartOrder:
         places: points to look at with a ring, by their index in the run.
         own: senders' own points that their agents look at, by the sender's name.
         machines: virtual machines within reach whose clocks are compared with the host's.
+        limits: of the host's load, beyond which sending backs off.
     """
 
     prepared: tuple[Prepared, ...]
@@ -62,6 +66,7 @@ class PartOrder:
     places: Mapping[int, Point]
     own: Mapping[str, OwnPoint]
     machines: tuple[MachineClock, ...] = ()
+    limits: LoadLimits = LoadLimits()
 
     def hosts(self, topology: Topology) -> list[Host]:
         """The hosts within reach whose switches the sessions pass; all of them where sessions only pass through."""
@@ -86,6 +91,8 @@ class Part:
         self._minded = order.hosts(topology)
         self._since_ns = realtime_ns()
         self._rings = ExitStack()
+        self._behind = BehindCounts()
+        self._behind.add(order.places)
 
     def look_at(self, places: Mapping[int, Point]) -> None:
         """Open rings on more points: a guest came to this host. Its device may follow the news of it."""
@@ -94,6 +101,7 @@ class Part:
 
     def _open_rings(self, places: Mapping[int, Point]) -> dict[int, Point]:
         missing = self._looker.open_rings(places, self._rings, self._topology.unobserved)
+        self._behind.add({i: point for i, point in places.items() if i not in missing})
         self._looker.read_rings(self._readers)
         return missing
 
@@ -171,6 +179,7 @@ class Part:
         """
         await trio.sleep(SETTLE_S)  # what the rings still gather
         shed = await self._injector.finish(self._looker, self._order.own, self._since_ns)
+        await trio.to_thread.run_sync(self._behind.tell, self._looker)
         self._looker.flush()
         self._looker.repeat()
         dropped = await trio.to_thread.run_sync(self._drops.since_then)
@@ -217,6 +226,8 @@ async def open_part(
                 for one in order.prepared:
                     await injector.absorb(one)
                 readers.start_soon(part.mind, stop)
+                governing = Governing(order.limits, order.prepared, topology, injector, looker)
+                readers.start_soon(governing.run, emit)
                 clocks = MachineClocks(order.machines, injector.agents, emit)
                 clocks.start(readers)
                 await clocks.wait_known()

@@ -266,6 +266,7 @@ def _counters(one: Settled, facts: RunFacts) -> dict[str, int]:
         "ring_dropped": sum(t.dropped for t in tallies),
         "agent_shed": counted(one, facts, "agent_shed"),
         "port_dropped": counted(one, facts, "port_dropped"),
+        "behind_port_dropped": sum(t.behind for t in tallies),
         "unknown_session": sum(t.unknown_session for t in tallies),
         "foreign": sum(t.foreign for t in tallies),
         "merged": sum(t.merged for t in tallies),
@@ -292,6 +293,14 @@ def _unobserved(one: Settled, facts: RunFacts) -> list[str]:
     return [f"{point.id} is unobserved: {why}" for point, why in points if point.place in on_path]
 
 
+def _behind(one: Settled, facts: RunFacts) -> list[str]:
+    """Where frames that a ring saw going out were dropped all the same: to leave a tap is not to be delivered."""
+    collection = facts.collection
+    counts = [(collection.points[i].id, collection.tallies.get(i, Tally()).behind) for i in _places(one, facts)]
+    text = "dropped {} frames behind the point, ours or others': what is behind it did not take them (tx_dropped)"
+    return [f"the device of {point} {text.format(count)}" for point, count in counts if count]
+
+
 def _stale(one: Settled, facts: RunFacts) -> list[str]:
     """Why what is known of the way may be old: a host's own source (`<what> of <host>`) bears on that host alone."""
     hosts = {s.point.host for s in (*one.epoch.path.forward, *one.epoch.path.returned)} | one.prepared.hosts
@@ -312,6 +321,7 @@ def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
     dropped = counted(one, facts, "port_dropped")
     if dropped:
         notes.append(f"the switch's ports on the way dropped {dropped} frames meanwhile, ours or others'")
+    notes += _behind(one, facts)
     unanswered = outcome.forward.ledger.count(Fate.UNOBSERVED)
     if unanswered and plan.protocol is Protocol.UDP:
         notes.append(

@@ -1,0 +1,285 @@
+"""The lab `vm`: guests that boot, each with a clock of its own, behind taps; and their bad days.
+
+Network: vm1 and vm2, virtual machines without KVM, each behind a tap on hv1's userspace Open vSwitch; their agents are
+reached over virtio-serial.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+from support.truth_checks import MS, US, check_fault, log_of, probe, run
+
+from netprobe.collect.domains import clock_map
+from netprobe.errors import HostNotReadyError
+from netprobe.host import process
+from netprobe.host.clock import realtime_ns
+from netprobe.host.guest_agent import open_guest_agent
+from netprobe.lab import control, machines, state
+from netprobe.model.points import Vantage
+from netprobe.plan.plans import Protocol
+from netprobe.service.machine_clocks import MachineClock, MachineClocks
+
+pytestmark = [pytest.mark.system, pytest.mark.alone(reason="delays are held against a log to some microseconds")]
+
+COUNT, RATE = 200, 200
+SECOND_NS = 1_000_000_000
+RELAYS = {
+    "vm1.guest..vm1.backend": "vm1.relay..vm1.backend",
+    "vm1.backend..vm2.backend": "vm1.backend..vm1.relay",
+    "vm2.backend..vm2.guest": "vm2.backend..vm2.relay",
+}
+
+
+@pytest.fixture
+def lab(lab_place):
+    """Both machines, as they were made."""
+    if control.status().state.get("name", "vm") != "vm":
+        control.down()
+    status = control.up("vm")
+    return control.status() if control.fault_clear().faults else status
+
+
+def few(**changes):
+    return probe(**({"count": COUNT, "rate_pps": RATE} | changes))
+
+
+def places():
+    return state.Places.from_environment()
+
+
+def serial(name):
+    return f"serial:{places().agent_port(name)}"
+
+
+def pid_of(name):
+    return next(p["pid"] for p in control.status().state["processes"] if p["name"] == machines.machine_name(name))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is measured
+
+
+@pytest.mark.parametrize("vantage", Vantage)
+def test_every_vantage_sees_guest_backend_and_vswitch(lab, vantage):
+    """All probes and answers are delivered, every segment is there, and stamps say who took the time."""
+    (result,) = run(few(vantage=vantage, count=50)).results
+    first = {
+        Vantage.GUEST: ["vm1.guest..vm1.backend", "vm1.backend..vm2.backend"],
+        Vantage.BYPASS: ["bypass.guest..bypass.backend", "bypass.backend..vm2.backend"],
+        Vantage.VSWITCH: ["hv1.vswitch..vm2.backend"],
+    }[vantage]
+    assert [s.id for s in result.forward.segments] == [*first, "vm2.backend..vm2.guest"]
+    assert (result.forward.delivered, result.returned.delivered) == (50, 50)
+    last = result.forward.segments[-1]
+    assert (last.stamp, last.clock_problem, last.negative) == ("kernel-rx/packet", "", 0)
+    assert 0 < last.clock_error_ns < 50 * MS
+    assert result.forward.segments[-2].clock_error_ns is None, "both ends are the host's"
+
+
+@pytest.mark.parametrize("segment", RELAYS)
+def test_what_goes_into_a_segment_is_what_is_reported_there(lab, segment):
+    """Lost and duplicated probes are those of the relay's log, the delay agrees with it, nobody else is blamed."""
+    run(few(count=10))  # ARP, and the datapath's caches
+    fault = {"loss": 0.05, "duplicate": 0.05, "delay_ns": 5 * MS}
+    put = control.fault_set(segment, seed=11, expose=True, **fault)
+    try:
+        outcome = run(few())
+        rows = log_of(put, outcome, COUNT)
+    finally:
+        control.fault_clear()
+    # Beside emulated machines the relay itself is late now and then between its clock and its send.
+    check_fault(outcome, rows, RELAYS[segment], fault, median_ns=50 * US, p99_ns=5 * MS)
+
+
+def test_what_the_policy_forbids_is_lost_at_the_vswitch_and_nowhere_else(lab):
+    (result,) = run(few(protocol=Protocol.TCP, dst_port=8080, vantage=Vantage.GUEST, count=20)).results
+    assert {s.id: s.lost for s in result.forward.segments if s.lost} == {"vm1.backend..vm2.backend": 20}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clocks
+
+
+def exchanges_for(count):
+    """Exchanges with vm1's agent: the reports."""
+    reports, enough = [], trio.Event()
+
+    def emit(report):
+        reports.append(report)
+        if sum(len(r.t1_ns) for r in reports) >= count:
+            enough.set()
+
+    async def main():
+        comparing = MachineClocks((MachineClock("vm1.guest", "vm1", serial("vm1")),), {}, emit)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                comparing.start(nursery)
+                await enough.wait()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    return reports
+
+
+def offsets(reports):
+    """The interval of vm1's offset, at the time by its own clock of each exchange: (times, low, high)."""
+    known = clock_map("hv1", [("hv1", r) for r in reports], bases={"vm1.guest": "hv1"}).offsets["vm1.guest"]
+    times = np.concatenate([r.t2_ns for r in reports])
+    return times, *known.bounds(times)
+
+
+def test_the_interval_of_a_clock_that_is_1_s_off_and_100_ppm_fast_contains_the_truth(lab):
+    """The guest's clock is stepped by exactly 1 s, and made 100 ppm faster than it was."""
+    _, low, high = offsets(exchanges_for(40))
+    at_least, at_most = low.max(), high.min()  # before; in these seconds it hardly moves
+    stepped_ns = realtime_ns()
+    machines.order(places(), "vm1", do="clock", step_ns=SECOND_NS, ppm=100.0)
+    try:
+        times, low, high = offsets(exchanges_for(60))
+        (result,) = run(few()).results
+    finally:
+        machines.order(places(), "vm1", do="clock", step_ns=-SECOND_NS, ppm=0.0)
+    since = times - at_least - SECOND_NS - stepped_ns
+    gained = SECOND_NS + since * 100e-6
+    slack = 100_000 + since * 20e-6  # the order took a moment, and the clock drifts by itself by less than that
+    assert (low <= at_most + gained + slack).all()
+    assert (high >= at_least + gained - slack).all()
+    assert (high - low < 20 * MS).all()
+    first = result.forward.segments[0]
+    assert (first.clock_problem, first.negative) == ("", 0)
+    assert result.forward.delivered == COUNT
+
+
+def test_a_known_delay_is_within_the_bounds_that_two_clocks_leave(lab):
+    """20 ms between guest and backend, where the two stamps are of different clocks, one of them 1 s off."""
+    machines.order(places(), "vm1", do="clock", step_ns=-SECOND_NS, ppm=0.0)
+    control.fault_set("vm1.guest..vm1.backend", delay_ns=20 * MS)
+    try:
+        (result,) = run(few(count=100)).results
+    finally:
+        control.fault_clear()
+        machines.order(places(), "vm1", do="clock", step_ns=SECOND_NS, ppm=0.0)
+    first = result.forward.segments[0]
+    assert first.stamp == "sender/kernel-rx"
+    low, high = first.delay_bounds.min
+    assert low <= 20 * MS + 10 * MS
+    assert high >= 20 * MS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# To leave a tap is not to be delivered
+
+
+def test_what_is_lost_behind_the_tap_is_told_by_the_tap(lab):
+    """A machine that stands still does not empty its tap: rings see all go out, the tap says how many it dropped."""
+    run(few(count=10, vantage=Vantage.BYPASS))
+    pid = pid_of("vm2")
+    process.run(["ip", "-n", "hv1", "link", "set", "tapvm2", "txqueuelen", "20"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        outcome = run(few(vantage=Vantage.BYPASS, protocol=Protocol.RAW_UDP, dst_port=5000), tmax_ns=100 * MS)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        process.run(["ip", "-n", "hv1", "link", "set", "tapvm2", "txqueuelen", "500"])
+    (result,) = outcome.results
+    assert result.forward.delivered == COUNT, "raw UDP is delivered at the backend"
+    assert COUNT - 40 <= result.counters["behind_port_dropped"] <= COUNT
+    assert any("the device of vm2.backend dropped" in note for note in result.notes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad days
+
+
+def test_garbage_on_the_port_is_passed_over(lab):
+    """From the host's side, in the middle of nothing and in the middle of a session; the next controller is served."""
+
+    async def main():
+        async with open_guest_agent(serial("vm1")) as agent:
+            assert agent.hello.device == "eth0"
+
+    for octets in (os.urandom(5000), b'\0\0\0\x20\0\0\0\x10{"type": "hel', b"\xff" * 20_000):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(places().agent_port("vm1")))
+            sock.sendall(octets)
+        trio.run(main)
+
+
+def test_an_agent_that_hangs_is_an_error_that_names_it_and_works_again_afterwards(lab):
+    machines.order(places(), "vm1", do="signal", number=int(signal.SIGSTOP))
+    try:
+        with pytest.raises(HostNotReadyError, match=r"guest agent serial:.*vm1.serial: does not answer in 5 s"):
+            run(few(count=5))
+    finally:
+        machines.order(places(), "vm1", do="signal", number=int(signal.SIGCONT))
+    (result,) = run(few(count=20)).results
+    assert result.forward.delivered == 20
+
+
+@pytest.mark.parametrize(("killed", "vantage"), [("vm1", Vantage.GUEST), ("vm2", Vantage.BYPASS)])
+def test_a_guest_that_is_killed_in_a_run_leaves_a_result_that_says_so(lab, killed, vantage):
+    """The ledger closes; nothing is called lost where nobody could look. `up` brings the guest back."""
+    pid = pid_of(killed)
+
+    def progress(text):
+        if text.startswith("sending"):
+            threading.Thread(target=os.kill, args=(pid, signal.SIGKILL)).start()
+
+    (result,) = run(few(vantage=vantage), progress=progress).results
+    leg = result.forward
+    assert leg.planned == COUNT == leg.unsent + leg.delivered + leg.lost + leg.unobserved + leg.pending
+    assert not any(s.lost for s in leg.segments if s.second == "vm2.guest")
+    if killed == "vm1":
+        assert any("sending ended early" in note and "is gone" in note for note in result.notes), result.notes
+    problems = control.status().problems
+    assert problems == (f"{machines.machine_name(killed)} (process {pid}) is gone",)
+    assert control.up("vm").repaired == problems
+
+
+def test_nothing_is_left_of_a_lab_whatever_was_killed(lab):
+    """Kill -9 of a machine and of the vswitch's guard; then `down`."""
+    before = [process.ProcessRecord(**{**p, "argv": tuple(p["argv"])}) for p in lab.state["processes"]]
+    os.kill(pid_of("vm1"), signal.SIGKILL)
+    os.kill(next(r.pid for r in before if r.name.endswith("monitor")), signal.SIGKILL)
+    assert control.down().was_up
+    assert not any(process.is_alive(record) for record in before)
+    assert not Path("/run/netns/hv1").exists()
+
+
+def test_a_guest_that_does_not_boot_is_an_error_with_the_end_of_its_serial_log(lab_place, tmp_path, monkeypatch):
+    """An initramfs with nothing in it: the kernel panics. What was made is gone again."""
+    control.down()
+    image = machines.guest_image()
+    shutil.copy(image.kernel, tmp_path / "kernel")
+    (tmp_path / "initrd").write_bytes(bytes(512))
+    monkeypatch.setenv(machines.IMAGE, str(tmp_path))
+    with pytest.raises(HostNotReadyError, match=r"ended while it booted.*Kernel panic") as caught:
+        control.up("vm")
+    assert caught.value.exit_code == 3
+    assert not control.status().is_up
+    assert not places().lab.exists()
+
+
+def test_a_guest_without_an_agent_is_measured_from_outside(lab_place, tmp_path):
+    """Its kernel answers pings; nobody knows its clock, and nothing is said that would need it."""
+    control.down()
+    config = tmp_path / "vm.toml"
+    text = (Path(machines.__file__).parent / "vm.toml").read_text()
+    config.write_text(text.replace('name = "vm2"\n', 'name = "vm2"\nagent = false\n'))
+    control.up("vm", config_path=config)
+    try:
+        (result,) = run(few(vantage=Vantage.BYPASS, protocol=Protocol.ICMP, count=50)).results
+        with pytest.raises(HostNotReadyError, match="runs no agent"):
+            run(few(src="vm2", dst="vm1", count=5))
+    finally:
+        control.down()
+    assert (result.forward.delivered, result.returned.delivered) == (50, 50)
+    assert result.forward.segments[-1].delay is None
+    assert result.forward.segments[-2].delay is not None
