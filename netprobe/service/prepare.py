@@ -109,16 +109,25 @@ def _type_p(plan: SessionPlan, ports: tuple[int, ...]) -> TypeP:
     )
 
 
+def _frame_bytes(plan: SessionPlan) -> int:
+    return max(plan.size_bytes or 0, min_frame_size(plan.protocol, plan.family))
+
+
+def max_order_count(plan: SessionPlan) -> int:
+    """How many probes of a session go to their sender as one order."""
+    return MAX_ORDER_BYTES // (_frame_bytes(plan) + DUE_BYTES)
+
+
 def _check_order(plan: SessionPlan) -> None:
     """All probes of a session go to their sender as one order, which must fit."""
-    frame = max(plan.size_bytes or 0, min_frame_size(plan.protocol, plan.family))
-    most = MAX_ORDER_BYTES // (frame + DUE_BYTES)
+    frame, most = _frame_bytes(plan), max_order_count(plan)
     if plan.count > most:
         raise UsageError(
             f"session {plan.name}: count",
             f"{plan.count} probes of {frame} bytes are more than one order can hold",
             allowed=f"up to {most}",
-            advice="send smaller probes, or several runs",
+            advice="send smaller probes, or several runs; a single session of evenly sent raw UDP from a bypass NIC may "
+            "be of any length",
         )
 
 
