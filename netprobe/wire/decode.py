@@ -3,11 +3,13 @@
 Takes a block of a packet ring as it is and returns columns; never raises, whatever the bytes. The work is in
 `decode_headers` (Ethernet, IP), `decode_tunnels` (frames inside), `decode_sessions` and `decode_flows` (whom we know),
 `decode_udp`, `decode_tcp` and `decode_icmp` (who claims to be ours, and who proves it), `decode_contexts` (what was
-around it). Layouts: docs/wire-format.md. Fed by observe's rings; becomes hop records.
+around it). Frames like those that went through all of that are recognised by `decode_known`. Layouts:
+docs/wire-format.md. Fed by observe's rings; becomes hop records.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +32,13 @@ from netprobe.wire.decode_headers import (
     with_outermost_tag,
 )
 from netprobe.wire.decode_icmp import echo_claims, error_claims
+from netprobe.wire.decode_known import Found, KnownFrames, kernel_tags_of
 from netprobe.wire.decode_sessions import SessionTable
+from netprobe.wire.decode_shapes import Parsed, shapes_of
 from netprobe.wire.decode_tcp import tcp_claims
 from netprobe.wire.decode_tunnels import NO_TUNNELS, find_tunnels, inner_packets
 from netprobe.wire.decode_udp import udp_claims
+from netprobe.wire.tag_cache import TagCache
 
 __all__ = ["Decoded", "Decoder", "Kind", "Leg"]
 
@@ -93,7 +98,10 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes frames of these sessions. Keeps no state between calls, so all points of a host can share one.
+    """Decodes frames of these sessions. Not to be shared by threads.
+
+    What it keeps between calls are the shapes of frames (`decode_shapes`) and tags that it computed: they make it
+    faster, and change no result. So all points of a host can share one, and are fastest if they do.
 
     Args:
         sessions: whom to know, each with a number of its own.
@@ -105,6 +113,8 @@ class Decoder:
     def __init__(self, sessions: Sequence[ProbeSession]) -> None:
         table = SessionTable(sessions)
         self._known = Known(table, FlowIndex(table, Protocol.TCP), FlowIndex(table, Protocol.UDP, Protocol.RAW_UDP))
+        tags = TagCache(table)
+        self._frames = {tunnels: KnownFrames(table, tags) for tunnels in (False, True)}
 
     def decode(self, buf: U8, offsets: I64, lengths: I64, vlan: I64 | None = None, *, tunnels: bool = True) -> Decoded:
         """Decode a block of frames.
@@ -120,11 +130,49 @@ class Decoder:
         Returns:
             What is ours, and counts of what is not. Nothing in it refers to `buf`.
         """
+        offsets, lengths = np.asarray(offsets, np.int64), np.asarray(lengths, np.int64)
+        vlan = None if vlan is None else np.asarray(vlan, np.int64)
+        known = self._frames[tunnels]
+        found = known.find(buf, offsets, lengths, vlan)
+        if found is None:
+            return self._parse(buf, offsets, lengths, vlan, tunnels=tunnels)
+        decoded = self._of_found(known, found)
+        if len(found.rows) == len(offsets):
+            return decoded
+        is_left = np.ones(len(offsets), np.bool_)
+        is_left[found.rows] = False
+        left = np.flatnonzero(is_left)
+        some_vlan = None if vlan is None else vlan[left]
+        return _joined(decoded, self._parse(buf, offsets[left], lengths[left], some_vlan, tunnels=tunnels), left)
+
+    def _of_found(self, known: KnownFrames, found: Found) -> Decoded:
+        columns, context, contexts = known.columns(found)
+        return Decoded(
+            index=found.rows,
+            session=self._known.table.number.take(found.session).astype(np.uint32),
+            seq=found.seq.astype(np.uint32),
+            t1_ns=found.t1_ns,
+            t2_ns=found.t2_ns,
+            t3_ns=found.t3_ns,
+            reflector_seq=found.reflector_seq,
+            weak=np.zeros(len(found.rows), np.bool_),
+            forged=0,
+            forged_index=np.empty(0, np.int64),
+            unknown=0,
+            foreign=0,
+            merged=0,
+            context=context,
+            contexts=contexts,
+            **columns,
+        )
+
+    def _parse(self, buf: U8, offsets: I64, lengths: I64, vlan: I64 | None, *, tunnels: bool) -> Decoded:
+        """Decode a block of frames by their headers, whatever they are, and learn their shapes."""
         octets = Octets(buf)
         starts, ends = frame_bounds(len(buf), offsets, lengths)
         l3, ether_types, tags = parse_ethernet(octets, starts, ends)
         if vlan is not None:
-            tags = with_outermost_tag(tags, np.asarray(vlan, np.int64))
+            tags = with_outermost_tag(tags, vlan)
         packets = parse_ip(octets, np.arange(len(starts)), ether_types, l3, ends)
         found = find_tunnels(octets, packets) if tunnels else NO_TUNNELS
         if len(found.outer):
@@ -139,9 +187,15 @@ class Decoder:
         claims = Claims.concat(parts)
         if len(found.outer):
             claims = _one_reading(claims, packets, len(starts))
-        return self._result(Frames(packets, tags, found), claims, merged)
+        frames = Frames(packets, tags, found)
+        decoded, ours = self._result(frames, claims, merged)
+        if len(ours.packet):
+            kernel_tags = np.zeros(len(starts), np.int64) if vlan is None else kernel_tags_of(vlan)
+            parsed = Parsed(buf, starts, ends, kernel_tags, frames, ours, decoded.context)
+            self._frames[tunnels].learn(shapes_of(self._known, parsed))
+        return decoded
 
-    def _result(self, frames: Frames, claims: Claims, merged: I64) -> Decoded:
+    def _result(self, frames: Frames, claims: Claims, merged: I64) -> tuple[Decoded, Claims]:
         table, packets = self._known.table, frames.packets
         is_claimed = np.zeros(len(frames.tags), np.bool_)
         is_claimed[packets.index[claims.packet]] = True
@@ -153,7 +207,7 @@ class Decoder:
             order = np.argsort(index, kind="stable")
             ours, index = ours.take(order), index[order]
         context, contexts = frames.contexts(ours.packet)
-        return Decoded(
+        decoded = Decoded(
             index=index,
             session=table.number[ours.session].astype(np.uint32),
             seq=ours.seq.astype(np.uint32),
@@ -174,6 +228,30 @@ class Decoder:
             context=context,
             contexts=contexts,
         )
+        return decoded, ours
+
+
+_ROW_COLUMNS = ("session", "seq", "leg", "kind", "dscp", "ttl", "t1_ns", "t2_ns", "t3_ns", "reflector_seq", "weak")
+
+
+def _joined(known: Decoded, parsed: Decoded, left: I64) -> Decoded:
+    """What was found of a block, and what was parsed of the frames that were left, in the order of the frames."""
+    parsed = replace(parsed, index=left[parsed.index], forged_index=left[parsed.forged_index])
+    if not len(parsed):
+        counts: dict[str, Any] = {
+            name: getattr(parsed, name) for name in ("forged", "forged_index", "unknown", "foreign", "merged")
+        }
+        return replace(known, **counts)
+    index = np.concatenate([known.index, parsed.index])
+    order = np.argsort(index, kind="stable")
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(known, name), getattr(parsed, name)])[order] for name in _ROW_COLUMNS
+    }
+    contexts = tuple(dict.fromkeys([*known.contexts, *parsed.contexts]))
+    numbers = {context: number for number, context in enumerate(contexts)}
+    own = np.array([numbers[context] for context in parsed.contexts], np.int64)
+    context = np.concatenate([known.context, own[parsed.context]])[order]
+    return replace(parsed, index=index[order], context=context, contexts=contexts, **columns)
 
 
 def _one_reading(claims: Claims, packets: Packets, n: int) -> Claims:

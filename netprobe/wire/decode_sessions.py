@@ -93,6 +93,10 @@ class SessionTable:
         ports: I64 = self._ports[self._port_base[rows] + known * self._port_step[rows]]
         return ports
 
+    def has_own_ports(self, row: int) -> bool:
+        """Whether each probe of one session has a source port of its own."""
+        return bool(self._port_step[row])
+
     def ports_of(self, row: int) -> I64:
         """All source ports of one session, each once."""
         size = int(self.count[row]) if self._port_step[row] else 1

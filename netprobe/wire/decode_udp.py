@@ -199,13 +199,18 @@ def _with_times(octets: Octets, payload: I64, claims: Claims, is_stamp: Bools) -
 
 
 def _timestamps(octets: Octets, positions: I64, error_estimates: I64) -> I64:
-    """64-bit timestamps as ns since 1970, in the format that the Z flag of their Error Estimate names; 0 for none.
-
-    NTP seconds with the top bit clear are of era 1, after February 2036 (RFC 4330 §3).
-    """
+    """64-bit timestamps as ns since 1970, in the format that the Z flag of their Error Estimate names; 0 for none."""
     seconds, rest = octets.uint(positions, 4), octets.uint(positions + 4, 4)
     is_ptp = octets.uint(error_estimates, 1) & 0x40 != 0  # RFC 8186 §2.3
-    era = np.where(seconds < 1 << 31, 1 << 32, 0)
-    ntp_ns = (seconds + era - _NTP_TO_UNIX_S) * _S + ((rest * _S + (1 << 31)) >> 32)
     ptp_ns = np.where(rest < _S, seconds * _S + rest, 0)
-    return np.where((seconds == 0) & (rest == 0), 0, np.where(is_ptp, ptp_ns, ntp_ns))
+    return np.where(is_ptp & (seconds | rest != 0), ptp_ns, ntp_ns(seconds, rest))
+
+
+def ntp_ns(seconds: I64, fraction: I64) -> I64:
+    """NTP timestamps as ns since 1970; 0 for an all-zero one, which is none.
+
+    Seconds with the top bit clear are of era 1, after February 2036 (RFC 4330 §3).
+    """
+    era = np.where(seconds < 1 << 31, 1 << 32, 0)
+    ns = (seconds + era - _NTP_TO_UNIX_S) * _S + ((fraction * _S + (1 << 31)) >> 32)
+    return np.where(seconds | fraction != 0, ns, 0)
