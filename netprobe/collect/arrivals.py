@@ -10,22 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.collect.cells import BLOCK, Aside, Cells, Resolved, resolve
+from netprobe.collect.cells import BLOCK, NOBODY, Aside, Cells, Resolved, resolve
 from netprobe.model.records import NO_TIME, HopBatch
 
 Times = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrivals:
+@dataclass(frozen=True)
+class Arrivals(Resolved):
     """What was seen of one leg of one session.
 
     Attributes:
         first_ns: shape (stops, count), int64; time of the first arrival by the stop's own clock, NO_TIME where none
             with a time was seen.
         last_ns: shape (stops, count), int64; time of the last arrival that was not late, else NO_TIME.
-        order: shape (stops, count), int32; which of two first arrivals at the same time, and at the same stop, came
+        number: shape (stops, count), int32; which of two first arrivals at the same time, and at the same stop, came
             first has the smaller number; -1 where `first_ns` is NO_TIME.
         copies: shape (stops, count), int32; in-time arrivals with a time.
         seen: shape (stops, count), bool; passed for certain, with or without a time.
@@ -33,19 +33,26 @@ class Arrivals:
         forged: records at a point or in a direction that is not on this leg's path, or with a seq out of range.
     """
 
-    first_ns: Times
-    last_ns: Times
-    order: npt.NDArray[np.int32]
-    copies: npt.NDArray[np.int32]
     seen: Flags
-    late: Flags
     forged: int
 
     @classmethod
-    def of(cls, tables: Resolved, forged: int) -> "Arrivals":
+    def of(cls, tables: Resolved, forged: int = 0) -> "Arrivals":
         """From resolved tables, where every record has a time."""
-        seen = tables.number >= 0
-        return cls(tables.first_ns, tables.last_ns, tables.number, tables.copies, seen, tables.late, forged)
+        seen = tables.number != NOBODY
+        return cls(tables.first_ns, tables.number, tables.late, tables.again, tables.alone, seen, forged)
+
+    def stamp_first_stop(self, t_ns: Times, is_stamped: Flags, first: int = 0) -> None:
+        """Where probes are sent: known from the sender, not from records.
+
+        Args:
+            t_ns: shape (count,); when each was sent.
+            is_stamped: shape (count,); which of these times may be used.
+            first: number of the first probe; of two at the same time the one with the smaller number was sent first.
+        """
+        _ = self.last_ns, self.copies  # what records say of this stop stays what it is
+        self.first_ns[0] = np.where(is_stamped, t_ns, NO_TIME)
+        self.number[0] = np.where(is_stamped, np.arange(first, first + len(t_ns), dtype=np.int32), NOBODY)
 
 
 class StopBases:
@@ -63,14 +70,22 @@ class StopBases:
             self._bases[2 * point + direction] = base
 
     def look_up(self, way: npt.NDArray[np.uint32]) -> Times:
-        """Where cells begin for records with this `HopBatch.way`, -1 for those off the path: shape (n,) or (1,).
+        """Where cells begin for records with this way (HopBatch.way_and_seq), -1 for those off the path.
 
-        Records of one ring come together, and then one answer holds for all.
+        Shape (n,); or (1,) where all are the same. Records of one ring come together, so most stand behind one of the
+        same way, and few are looked up.
         """
-        few = way[:1] if len(way) and (way == way[0]).all() else way
-        slot = np.minimum(few & np.uint32(0xFFFF), np.uint32(self._top))
+        edges = np.flatnonzero(way[1:] != way[:-1])
+        if len(edges) * 4 > len(way):
+            return self._bases_of(way)
+        starts = np.concatenate([np.zeros(1, np.int64), edges + 1])
+        bases = self._bases_of(way[starts])
+        return bases if len(bases) == 1 else np.repeat(bases, np.diff(starts, append=len(way)))
+
+    def _bases_of(self, way: npt.NDArray[np.uint32]) -> Times:
+        slot = np.minimum(way & np.uint32(0xFFFF), np.uint32(self._top))
         slot <<= np.uint32(1)
-        slot |= (few & np.uint32(0xFF0000)) != 0
+        slot |= (way & np.uint32(0xFF0000)) != 0
         bases: Times = self._bases.take(slot)
         return bases
 
@@ -95,7 +110,8 @@ class _Scatter:
     def take(self, block: HopBatch, first: int, late: Flags | None) -> None:
         """The next records; `first` is the number of the first of them."""
         number = np.arange(first, first + len(block), dtype=np.int32)
-        seq, base, t_ns = block.seq, self.bases.look_up(block.way), block.t_ns
+        way, seq = block.way_and_seq
+        base, t_ns = self.bases.look_up(way), block.t_ns
         cell = base + seq
         if base.min() < 0 or int(seq.max()) >= self.count:
             is_ours = (base >= 0) & (seq < self.count)

@@ -6,6 +6,7 @@ session and by collect.windows for the live part of one.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -124,23 +125,38 @@ def _hold_first(first_ns: Times, number: Numbers, aside: Aside) -> None:
     np.minimum.at(number, cell[is_first], aside.number[is_first])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Resolved:
-    """What a table says; all of shape (stops, count).
+    """What a table says; all of shape (stops, count). What is seldom asked for is made when it is.
 
     Attributes:
         first_ns: int64; first arrival in time, else NO_TIME.
-        last_ns: int64; last arrival in time, else NO_TIME.
         number: int32; number of the first arrival, else NOBODY.
-        copies: int32; arrivals in time.
         late: bool; an arrival came after the deadline.
+        again: further arrivals in time; `t_ns` is not before that of the cell's holder.
+        alone: cells that hold nothing but such.
     """
 
     first_ns: Times
-    last_ns: Times
     number: Numbers
-    copies: Numbers
     late: Flags
+    again: Aside
+    alone: Times
+
+    @cached_property
+    def last_ns(self) -> Times:
+        """int64; last arrival in time, else NO_TIME."""
+        last_ns = self.first_ns.copy()
+        np.maximum.at(last_ns.reshape(-1), self.again.cell, self.again.t_ns)
+        return last_ns
+
+    @cached_property
+    def copies(self) -> Numbers:
+        """int32; arrivals in time."""
+        copies: Numbers = (self.number != NOBODY).astype(np.int32)
+        np.add.at(copies.reshape(-1), self.again.cell, np.int32(1))
+        copies.reshape(-1)[self.alone] -= 1
+        return copies
 
 
 def resolve(first_ns: Times, number: Numbers, aside: Aside, deadline_ns: Times | None) -> Resolved:
@@ -153,30 +169,18 @@ def resolve(first_ns: Times, number: Numbers, aside: Aside, deadline_ns: Times |
         deadline_ns: shape (count,); what comes after it is late. None: nothing is.
     """
     late = np.zeros(first_ns.shape, np.bool_)
-    if deadline_ns is not None:
+    if deadline_ns is not None and first_ns.max(initial=NO_TIME) > deadline_ns.min(initial=_LAST_NS):
         np.greater(first_ns, deadline_ns, out=late)
-        if late.any():
-            late &= number != NOBODY
-            first_ns[late] = NO_TIME
-            number[late] = NOBODY
-    copies = (number != NOBODY).astype(np.int32)
-    found = Resolved(first_ns, first_ns.copy(), number, copies, late)
-    if len(aside.cell):
-        _merge(found, aside, deadline_ns)
-    return found
-
-
-def _merge(found: Resolved, aside: Aside, deadline_ns: Times | None) -> None:
-    """Add records that were set aside."""
-    if deadline_ns is not None:
+        late &= number != NOBODY
+        first_ns[late] = NO_TIME
+        number[late] = NOBODY
+    if deadline_ns is not None and len(aside.cell):
         is_late = aside.t_ns > deadline_ns[aside.cell % len(deadline_ns)]
-        found.late.reshape(-1)[aside.cell[is_late]] = True
+        late.reshape(-1)[aside.cell[is_late]] = True
         aside = aside.where(~is_late)
-    first_ns, last_ns = found.first_ns.reshape(-1), found.last_ns.reshape(-1)
-    number, copies = found.number.reshape(-1), found.copies.reshape(-1)
-    cell = aside.cell
-    empty = cell[copies[cell] == 0]  # its holder was late
-    first_ns[empty], number[empty] = _LAST_NS, _LAST_NUMBER
-    np.maximum.at(last_ns, cell, aside.t_ns)
-    np.add.at(copies, cell, np.int32(1))
-    _hold_first(first_ns, number, aside)
+    cell, flat_ns, numbers = aside.cell, first_ns.reshape(-1), number.reshape(-1)
+    held_ns = flat_ns[cell]
+    alone = np.unique(cell[numbers[cell] == NOBODY])
+    flat_ns[alone], numbers[alone] = _LAST_NS, _LAST_NUMBER
+    _hold_first(flat_ns, numbers, aside)
+    return Resolved(first_ns, number, late, Aside(cell, np.maximum(aside.t_ns, held_ns), aside.number), alone)

@@ -120,9 +120,10 @@ class Live:
 
     def put(self, hops: HopBatch) -> Strays | None:
         """Take at most BLOCK records; those of closed windows are given back."""
-        row, seq, t_ns = self._row.look_up(hops.way), hops.seq.astype(np.int64), hops.t_ns
+        way, seqs = hops.way_and_seq
+        row, seq, t_ns = self._row.look_up(way), seqs.astype(np.int64), hops.t_ns
         if row.min() < 0 or int(seq.max()) >= self.count or t_ns.min() < SLOW:
-            row, seq, t_ns = self._ours(hops, row, seq, t_ns)
+            row, seq, t_ns = self._ours(way, row, seq, t_ns)
         if not len(seq):
             return None
         slot = self._slots(seq)
@@ -140,9 +141,9 @@ class Live:
             self.counters["copies_shed"] += self._cells.fold()
         return strays
 
-    def _ours(self, hops: HopBatch, row: Times, seq: Times, t_ns: Times) -> tuple[Times, Times, Times]:
+    def _ours(self, way: npt.NDArray[np.uint32], row: Times, seq: Times, t_ns: Times) -> tuple[Times, Times, Times]:
         """Leave out what is off the path, what the sender's own point saw, and what carries no time."""
-        is_sender = np.broadcast_to(self._sender.look_up(hops.way) >= 0, seq.shape)
+        is_sender = np.broadcast_to(self._sender.look_up(way) >= 0, seq.shape)
         row = np.broadcast_to(row, seq.shape)
         is_ours = (row >= 0) & (seq < self.count)
         timed = t_ns >= SLOW
@@ -197,11 +198,9 @@ class Live:
         sent_ns = self._sent_ns[slot * self.span :][:count]
         left_ns = _left_ns(sent_ns, first_ns, aside)
         deadline_ns = np.where(left_ns > 0, left_ns + self.tmax_ns, 0)
-        arrivals = Arrivals.of(resolve(first_ns, number, aside, deadline_ns), 0)
+        arrivals = Arrivals.of(resolve(first_ns, number, aside, deadline_ns))
         stamped = (sent_ns > 0) & self._stamped[slot * self.span :][:count]
-        arrivals.first_ns[0] = np.where(stamped, sent_ns, NO_TIME)
-        places = np.arange(count, dtype=np.int32) + np.int32(window * self.span % MAX_NUMBER)
-        arrivals.order[0] = np.where(stamped, places, -1)
+        arrivals.stamp_first_stop(sent_ns, stamped, window * self.span % MAX_NUMBER)
         return WindowTables(arrivals, sent_ns, left_ns, deadline_ns)
 
     def _aside_of(self, slot: int, count: int) -> Aside:
@@ -229,9 +228,9 @@ def nothing_of(sent: int, count: int, stops: int) -> WindowTables:
     shape = (stops, count)
     first_ns, number = np.full(shape, NO_TIME, np.int64), np.full(shape, -1, np.int32)
     flags = np.zeros(shape, np.bool_)
-    tables = Resolved(first_ns, first_ns.copy(), number, np.zeros(shape, np.int32), flags)
+    tables = Resolved(first_ns, number, flags, Aside.none(), np.empty(0, np.int64))
     left_ns = (np.arange(count) < sent).astype(np.int64)
-    return WindowTables(Arrivals.of(tables, 0), left_ns, left_ns, np.zeros(count, np.int64))
+    return WindowTables(Arrivals.of(tables), left_ns, left_ns, np.zeros(count, np.int64))
 
 
 def _left_ns(sent_ns: Times, first_ns: Times, aside: Aside) -> Times:

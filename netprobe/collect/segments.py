@@ -82,8 +82,8 @@ def reordered_between(arrivals: Arrivals, first: int, second: int) -> Flags:
 
     See collect.reordering; what the order at `first` was before does not count against this segment.
     """
-    both = np.flatnonzero((arrivals.order[first] >= 0) & (arrivals.order[second] >= 0))
-    flags = np.zeros(arrivals.order.shape[1], np.bool_)
+    both = np.flatnonzero((arrivals.number[first] >= 0) & (arrivals.number[second] >= 0))
+    flags = np.zeros(arrivals.number.shape[1], np.bool_)
     flags[both] = reordered(passings_between(arrivals, first, second, both))
     return flags
 
@@ -92,9 +92,9 @@ def passings_between(arrivals: Arrivals, first: int, second: int, seq: npt.NDArr
     """When these probes, which carry a time at both stops, passed them."""
     return Passings(
         arrivals.first_ns[first][seq],
-        arrivals.order[first][seq],
+        arrivals.number[first][seq],
         arrivals.first_ns[second][seq],
-        arrivals.order[second][seq],
+        arrivals.number[second][seq],
     )
 
 

@@ -223,14 +223,6 @@ def _reach_ns(given: SessionInput, forward: Arrivals, returned: Arrivals | None)
     return 2 * int((back.t_ns[both] - there[both]).max(initial=0))
 
 
-def _stamp_sending(given: SessionInput, arrivals: Arrivals) -> None:
-    """Stop 0 is where probes are sent: known from the sender, not from records."""
-    times = given.sender_ns
-    arrivals.first_ns[0] = np.where(times > 0, times, NO_TIME)
-    arrivals.order[0][np.argsort(times, kind="stable")] = np.arange(len(times))
-    arrivals.order[0][times <= 0] = -1
-
-
 def _forward(given: SessionInput, arrivals: Arrivals, clock: Clock, reach_ns: int) -> LegOutcome:
     stops = given.path.forward
     blind = _blindness(given, stops, arrivals, clock.deadline_ns)
@@ -308,7 +300,7 @@ def settle_session(given: SessionInput) -> SessionOutcome:
         hops = HopBatch.concat([hops, records])
         there = _tabulate(given, hops, Leg.FORWARD, clock.deadline_ns, was_late)
     back = _tabulate(given, hops, Leg.RETURN, clock.deadline_ns, was_late) if given.path.returned else None
-    _stamp_sending(given, there)
+    there.stamp_first_stop(given.sender_ns, given.sender_ns > 0)
     forward = _forward(given, there, clock, _reach_ns(given, there, back))
     if back is None:
         return SessionOutcome(forward, None, there.forged, doubts, imitated)

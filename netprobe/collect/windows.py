@@ -343,5 +343,5 @@ class Windows:
 
 
 def _passings(arrivals: Arrivals, pair: Pair) -> Passings:
-    both = np.flatnonzero((arrivals.order[pair[0]] >= 0) & (arrivals.order[pair[1]] >= 0))
+    both = np.flatnonzero((arrivals.number[pair[0]] >= 0) & (arrivals.number[pair[1]] >= 0))
     return passings_between(arrivals, *pair, both)

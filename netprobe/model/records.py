@@ -25,9 +25,9 @@ HOP_DTYPE = np.dtype(
 )
 assert HOP_DTYPE.itemsize == 22
 
-# The same octets with point, direction and leg as one number, which is read and compared at once.
-_WAY_DTYPE = np.dtype([("t_ns", "<i8"), ("session", "<u4"), ("seq", "<u4"), ("way", "<u4"), ("context", "<u2")])
-assert _WAY_DTYPE.itemsize == HOP_DTYPE.itemsize
+# The same octets with seq, point, direction and leg as one number, which is read at once.
+_PASS_DTYPE = np.dtype([("t_ns", "<i8"), ("session", "<u4"), ("passing", "<u8"), ("context", "<u2")])
+assert _PASS_DTYPE.itemsize == HOP_DTYPE.itemsize
 
 NO_CONTEXT = 0xFFFF
 """What was around the probe is not known: an answer told of it, or the point has seen too many different contexts."""
@@ -140,9 +140,10 @@ class HopBatch:
         return np.ascontiguousarray(self.rows["leg"])
 
     @property
-    def way(self) -> npt.NDArray[np.uint32]:
-        """`leg << 24 | direction << 16 | point`: where on which way, as one number."""
-        return np.ascontiguousarray(self.rows.view(_WAY_DTYPE)["way"])
+    def way_and_seq(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """`leg << 24 | direction << 16 | point`, where on which way, and seq; read at once, each with gaps."""
+        both = np.ascontiguousarray(self.rows.view(_PASS_DTYPE)["passing"]).view(np.uint32)
+        return both[1::2], both[::2]
 
     @property
     def context(self) -> npt.NDArray[np.uint16]:

@@ -60,8 +60,8 @@ def check(records, deadlines, late=None):
             assert got.last_ns[at] == max(times, default=NO_TIME)
             assert got.copies[at] == len(times)
             assert (got.seen[at], got.late[at]) == (cell["seen"], cell["late"])
-            assert (got.order[at] >= 0) == bool(times)
-        came = [seq for seq in np.lexsort((got.order[stop], got.first_ns[stop])) if got.order[stop, seq] >= 0]
+            assert (got.number[at] >= 0) == bool(times)
+        came = [seq for seq in np.lexsort((got.number[stop], got.first_ns[stop])) if got.number[stop, seq] >= 0]
         assert came == orders[stop]
 
 

@@ -69,7 +69,7 @@ class World:
         deadline = np.where(sent > 0, sent + TMAX_NS, 0)
         arrivals = tabulate(HopBatch.of(rows), [(i, 0) for i in range(len(self.stops))], deadline)
         arrivals.first_ns[0] = np.where(self.stamped & (sent > 0), sent, NO_TIME)
-        arrivals.order[0] = np.where(self.stamped & (sent > 0), np.arange(self.count), -1)
+        arrivals.number[0] = np.where(self.stamped & (sent > 0), np.arange(self.count), -1)
         blind = np.zeros(arrivals.seen.shape, bool)
         for i, stop in enumerate(self.stops):
             blind[i] = not stop.is_observed_by_ring or stop.point.id in self.unwatched
