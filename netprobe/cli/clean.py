@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
                 "conntrack_deleted": done.conntrack_deleted,
                 "flows_deleted": done.flows_deleted,
                 "taps_undone": done.taps_undone,
+                "mirrors_undone": done.mirrors_undone,
                 "damaged": list(done.damaged),
                 "unreachable": list(done.unreachable),
             }
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             f"{done.journals} runs undone: {done.conntrack_deleted} conntrack entries,"
-            f" {done.flows_deleted} flows removed, {done.taps_undone} taps as they were"
+            f" {done.flows_deleted} flows removed, {done.taps_undone} taps as they were,"
+            f" {done.mirrors_undone} mirrors removed"
         )
     for problem in (
         *(f"{path} is damaged: see what it says, and remove it by hand" for path in done.damaged),

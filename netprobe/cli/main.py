@@ -57,7 +57,13 @@ def _result(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-change",
         action="store_true",
-        help="allow what changes the cloud's own configuration (none does so far)",
+        help="allow what changes the cloud's own configuration: mirrors of vhost-user ports (docs/backends.md)",
+    )
+    parser.add_argument(
+        "--vring",
+        default="auto",
+        metavar="HOW",
+        help="look at vhost-user ports by uprobe or by mirror (default auto: uprobes where the host allows them)",
     )
     _influx(parser)
 
@@ -82,7 +88,7 @@ def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
     lab = commands.add_parser("lab", help="a small cloud on this machine, for trials, tests and demos")
     parts = lab.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
     up = parts.add_parser("up", help="bring the lab up (repairs a broken one)")
-    up.add_argument("name", nargs="?", default="single", help="which lab: single (the default), vm, dpdk, bridge or pair")
+    up.add_argument("name", nargs="?", default="single", help="single (the default), vm, dpdk, bridge or pair")
     up.add_argument("--config", metavar="TOML", help="guests and security groups of your own")
     down = parts.add_parser("down", help="take it down; cleans up after a crash too")
     status = parts.add_parser("status", help="hosts, guests, points, segments, faults")

@@ -8,13 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
 from netprobe.cli.output import print_json, say, to_stdout
 from netprobe.cli.readings import send, sink_config
-from netprobe.errors import NetprobeError
+from netprobe.errors import NetprobeError, unknown_name
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import stop_on_signals
 from netprobe.judge.changes import changes_between
@@ -27,6 +27,7 @@ from netprobe.service.run import RunOutcome, run_plan
 from netprobe.service.spreading import FlowVerdict, flow_verdicts
 from netprobe.service.telemetry import outcome_readings
 from netprobe.service.viewing import view_topology
+from netprobe.service.vrings import VringWish
 from netprobe.show.many import print_result
 from netprobe.show.tables import console
 from netprobe.store.duckdb_file import DEFAULT_PATH, Store, open_store
@@ -191,6 +192,18 @@ def telling() -> Callable[[str], None]:
     return say if sys.stderr.isatty() else lambda _: None
 
 
+def vring_wish(args: argparse.Namespace) -> VringWish:
+    """How the user wants vhost-user ports to be looked at.
+
+    Raises:
+        UsageError: an unknown way.
+    """
+    ways: dict[str, Literal["auto", "uprobe", "mirror"]] = {"auto": "auto", "uprobe": "uprobe", "mirror": "mirror"}
+    if args.vring not in ways:
+        raise unknown_name("--vring", args.vring, ways, kind="way")
+    return VringWish(ways[args.vring], is_change_allowed=args.allow_change)
+
+
 def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     """Run a plan as the arguments say.
 
@@ -208,7 +221,8 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     for report in compiled.meshes:
         say(report.line())
     with stop_on_signals():  # to the last line: a signal must not throw away what was measured
-        outcome = trio.run(partial(run_plan, state_file=state_path()), compiled.plan, topology, telling())
+        start = partial(run_plan, state_file=state_path(), vrings=vring_wish(args))
+        outcome = trio.run(start, compiled.plan, topology, telling())
         verdicts = flow_verdicts(compiled.flows, compiled.plan.sessions, outcome.results)
 
         def document_of(result: RunOutcome, run_id: str) -> Json:

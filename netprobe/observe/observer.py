@@ -10,7 +10,7 @@ import numpy.typing as npt
 from netprobe.host.clock import realtime_ns
 from netprobe.model.contexts import HopContext
 from netprobe.model.observations import FOR_EVER_NS, Blind, Hops, Report, Sightings, Tally, Unwatched
-from netprobe.model.points import Leg, Point
+from netprobe.model.points import Direction, Leg, Point
 from netprobe.model.records import NO_CONTEXT, HopBatch
 from netprobe.observe.ring import FrameBlock, RxRing
 from netprobe.wire.decode import Decoded, Decoder, Kind
@@ -139,15 +139,17 @@ class Observer:
         place: the point with its device.
         program: classic BPF that passes probes only.
         decoding: where its frames go.
+        mirrored: the device is a mirror's, to which what crosses the point in this direction comes in.
 
     Raises:
         HostNotReadyError: the ring cannot be opened.
     """
 
-    def __init__(self, place: Point, program: bytes, decoding: Decoding) -> None:
+    def __init__(self, place: Point, program: bytes, decoding: Decoding, mirrored: Direction | None = None) -> None:
         self.place = place
         self.decoding = decoding
-        self._ring = RxRing(place.netns, place.device, program)
+        self._mirrored = mirrored
+        self._ring = RxRing(place.netns, place.device, program, incoming_only=mirrored is not None)
         self.failure = ""  # why the ring sees nothing any more
         self._checked_ns = realtime_ns()
 
@@ -191,12 +193,15 @@ class Observer:
         vlan = None
         if any(block.vlan is not None for block in blocks):
             vlan = np.concatenate([np.full(len(b.offsets), -1) if b.vlan is None else b.vlan for b in blocks])
+        direction = np.concatenate([block.direction for block in blocks])
+        if self._mirrored is not None:
+            direction = np.full_like(direction, self._mirrored)
         return self.decoding.feed(
             blocks[0].buffer,
             np.concatenate([block.offsets for block in blocks]),
             np.concatenate([block.lengths for block in blocks]),
             np.concatenate([block.t_ns for block in blocks]),
-            np.concatenate([block.direction for block in blocks]),
+            direction,
             vlan=vlan,
         )
 

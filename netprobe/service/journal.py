@@ -1,4 +1,4 @@
-"""What a run leaves behind, written down before it is made: conntrack entries, by tuple; links and filters of taps.
+"""What a run leaves behind, written down before it is made: conntrack entries, by tuple; taps' links, filters; mirrors.
 
 The run itself undoes its journal at its end; `netprobe clean` undoes those that a `kill -9` left behind.
 """
@@ -15,6 +15,7 @@ from typing import Self
 from netprobe.errors import HostNotReadyError, NetprobeError
 from netprobe.host.netns import exists
 from netprobe.host.openflow import OpenFlowClient
+from netprobe.host.ovs_mirror import PortMirror, remove_mirror
 from netprobe.host.process import start_ticks
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.model.probes import ProbeSession
@@ -105,6 +106,15 @@ def _is_there(table: Table) -> bool:
     return _is_running(table.rundir) if table.rundir else exists(table.netns)
 
 
+def _undo_mirror(mirror: PortMirror) -> str:
+    """Take a mirror away. Returns why it is still there, "" where it is gone, or its switch with everything in it."""
+    try:
+        remove_mirror(mirror)
+    except HostNotReadyError as error:
+        return str(error) if _is_running(mirror.rundir) else ""
+    return ""
+
+
 def _shares(probe: ProbeSession, hosts: Iterable[Host]) -> list[Share]:
     tuples = tuple(own_tuples(probe))
     return [Share(table_of(host, is_kernel=False), tuples) for host in hosts if host.ovs_rundir]
@@ -121,6 +131,7 @@ class Journal:
         self._path = path
         self._shares: list[Share] = []
         self._taps: list[TapLinks] = []
+        self._mirrors: list[PortMirror] = []
         self._texts: dict[int, str] = {}  # by the id of a share, which this journal keeps alive
         self.deleted = 0
         self.kept = 0
@@ -167,6 +178,15 @@ class Journal:
         self._taps.append(links)
         self._write()
 
+    def add_mirror(self, mirror: PortMirror) -> None:
+        """Write down a mirror that will be made.
+
+        Raises:
+            HostNotReadyError: it cannot be written, so nothing may be made.
+        """
+        self._mirrors.append(mirror)
+        self._write()
+
     def undo_taps(self, links: TapLinks) -> tuple[str, ...]:
         """Take away what was made; what cannot be taken away stays written down.
 
@@ -190,6 +210,7 @@ class Journal:
             "start_ticks": start_ticks(os.getpid()),
         }
         head["taps"] = [links.to_json() for links in self._taps]
+        head["mirrors"] = [mirror.to_json() for mirror in self._mirrors]
         shares = ",".join(self._texts[id(share)] for share in self._shares)
         text = f'{json.dumps(head)[:-1]}, "conntrack": [{shares}]}}'
         new = self._path.with_suffix(".new")
@@ -208,7 +229,7 @@ class Journal:
             ) from error
 
     def _save(self) -> None:
-        if self._shares or self._taps:
+        if self._shares or self._taps or self._mirrors:
             self._write()
         else:
             self._path.unlink(missing_ok=True)
@@ -216,6 +237,7 @@ class Journal:
     def undo(self) -> None:
         """Delete what the run made. What a busy switch could not be asked about stays for `netprobe clean`."""
         self._taps = [links for links in self._taps if undo_links(links)]
+        self._mirrors = [mirror for mirror in self._mirrors if _undo_mirror(mirror)]
         self.undo_tuples()
 
     def undo_tuples(self) -> None:
@@ -275,6 +297,7 @@ class Cleaned:
         damaged: journals that could not be read; they were left where they are.
         unreachable: switches that did not answer, and what is left on taps.
         taps_undone: ports whose links and filters were taken away.
+        mirrors_undone: ports whose mirrors were taken away.
     """
 
     journals: int
@@ -283,6 +306,7 @@ class Cleaned:
     damaged: tuple[str, ...]
     unreachable: tuple[str, ...]
     taps_undone: int = 0
+    mirrors_undone: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +315,7 @@ class _Left:
 
     shares: tuple[Share, ...]
     taps: tuple[TapLinks, ...]
+    mirrors: tuple[PortMirror, ...]
 
 
 def _read(path: Path) -> _Left | None:
@@ -306,7 +331,11 @@ def _read(path: Path) -> _Left | None:
         )
         for s in document["conntrack"]
     ]
-    return _Left(tuple(shares), tuple(TapLinks.from_json(table) for table in document.get("taps", [])))
+    return _Left(
+        tuple(shares),
+        tuple(TapLinks.from_json(table) for table in document.get("taps", [])),
+        tuple(PortMirror.from_json(table) for table in document.get("mirrors", [])),
+    )
 
 
 def stale_journals() -> list[Path]:
@@ -327,7 +356,7 @@ def clean(topology: Topology | None) -> Cleaned:
     Args:
         topology: for the bridges; None where no cloud is known.
     """
-    journals = deleted = flows = taps = 0
+    journals = deleted = flows = taps = mirrors = 0
     damaged: list[str] = []
     unreachable: list[str] = []
     for path in sorted(_folder().glob("run-*.json")):
@@ -340,6 +369,8 @@ def clean(topology: Topology | None) -> Cleaned:
             continue
         stuck = [problem for links in left.taps for problem in undo_links(links)]
         taps += sum(len(links.links) for links in left.taps)
+        stuck += filter(None, map(_undo_mirror, left.mirrors))
+        mirrors += len(left.mirrors)
         removal = _remove(left.shares)
         deleted += removal.deleted
         unreachable += [*stuck, *removal.problems]
@@ -353,4 +384,4 @@ def clean(topology: Topology | None) -> Cleaned:
                 client.delete_own_flows()
         except NetprobeError as error:
             unreachable.append(str(error))
-    return Cleaned(journals, deleted, flows, tuple(damaged), tuple(unreachable), taps)
+    return Cleaned(journals, deleted, flows, tuple(damaged), tuple(unreachable), taps, mirrors)

@@ -6,6 +6,7 @@ where the collection is, here or on another machine.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import trio
@@ -13,8 +14,9 @@ import trio
 from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
 from netprobe.host.guest_agent import GuestFrames
+from netprobe.host.ovs_mirror import IN, OUT
 from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Report, Tallies, Tally, Unwatched, Watermark
-from netprobe.model.points import Point, PointKind, Stamp
+from netprobe.model.points import Direction, Point, PointKind, Stamp
 from netprobe.model.probes import ProbeSession
 from netprobe.observe.observer import Decoding, Observer
 from netprobe.observe.ring import RETIRE_MS
@@ -33,6 +35,13 @@ UNDERLAY = frozenset({PointKind.NIC, PointKind.FABRIC})
 
 HANDED_OVER_NS = int(2.5 * RETIRE_MS * 1e6)
 """A frame that was stamped longer ago has been handed over by its ring, and a drain has seen it."""
+
+
+def _rings_of(point: Point) -> tuple[tuple[str, Direction | None], ...]:
+    """The devices on which rings look for one point, and which way what comes in there crossed it; None: as it is."""
+    if point.stamp is not Stamp.MIRROR:
+        return ((point.device, None),)
+    return (point.device + IN, Direction.IN), (point.device + OUT, Direction.OUT)
 
 
 class Looker:
@@ -114,13 +123,15 @@ class Looker:
             self._decodings[index] = Decoding(index, self._decoder, self._dscp, tunnels=is_underlay)
         program = self._underlay_program if is_underlay else self.program
         try:
-            observer = Observer(point, program, self._decodings[index])
+            for device, direction in _rings_of(point):
+                place = replace(point, device=device)
+                observer = Observer(place, program, self._decodings[index], direction)
+                stack.callback(observer.close)
+                self._observers.append(observer)
         except HostNotReadyError as error:
             if not is_again:  # otherwise it was said when the ring failed, and until when it had looked
                 self._say_once(Unwatched(index, str(error)))
             return False
-        stack.callback(observer.close)
-        self._observers.append(observer)
         if is_again:  # a guest that went away has come back
             self._once = [r for r in self._once if r.point != index]
             self._emit(Unwatched(index, "", realtime_ns()))

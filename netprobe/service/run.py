@@ -37,6 +37,7 @@ from netprobe.service.prepare import PortSource, Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.run_clocks import clock_maps
 from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
+from netprobe.service.vrings import AS_ALLOWED, VringWish, chosen_vrings
 
 CHECK_S = 0.1
 LASTS_S = 86_400.0
@@ -91,7 +92,11 @@ class RunOutcome:
 
 
 async def run_plan(
-    plan: RunPlan, topology: Topology, progress: Progress = lambda _: None, state_file: Path | None = None
+    plan: RunPlan,
+    topology: Topology,
+    progress: Progress = lambda _: None,
+    state_file: Path | None = None,
+    vrings: VringWish = AS_ALLOWED,
 ) -> RunOutcome:
     """Run a plan. Ctrl-C or SIGTERM ends it early: what is known by then is the result, the rest unsent or pending.
 
@@ -100,6 +105,7 @@ async def run_plan(
         topology: where things are.
         progress: is told in words what happens.
         state_file: where the topology was read from, to be read again when it changes; None for nowhere.
+        vrings: how points behind vhost-user ports are to be looked at.
 
     Raises:
         UsageError, RefusedError: the plan does not fit the cloud, or the host does not allow it; nothing was sent.
@@ -108,9 +114,9 @@ async def run_plan(
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        with yielding(), stop_on_signals() as stop:
-            async with open_follower(topology, state_file=state_file) as follower:
-                _check_present(plan, topology, follower.topology)
+        with yielding(), stop_on_signals() as stop, chosen_vrings(plan, topology, vrings) as looked_at:
+            async with open_follower(looked_at, state_file=state_file) as follower:
+                _check_present(plan, looked_at, follower.topology)
                 return await _run(plan, follower, stop, progress)
     finally:
         sys.setswitchinterval(before)

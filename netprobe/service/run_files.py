@@ -32,6 +32,7 @@ class SavedStop(msgspec.Struct, frozen=True, array_like=True):
     device: str
     direction: int
     stamp: str
+    socket: str = ""
 
 
 class SavedEpoch(msgspec.Struct, frozen=True):
@@ -90,12 +91,15 @@ class SavedRun(msgspec.Struct, frozen=True):
 
 def save_point(point: Point) -> SavedStop:
     """A point without a direction."""
-    return SavedStop(point.id, point.kind.value, point.host, point.netns, point.device, 0, Stamp.KERNEL_RX.value)
+    return SavedStop(
+        point.id, point.kind.value, point.host, point.netns, point.device, 0, point.stamp.value, point.socket
+    )
 
 
 def load_point(saved: SavedStop) -> Point:
     """The point of a stop."""
-    return Point(saved.id, PointKind(saved.kind), saved.host, saved.netns, saved.device)
+    stamp = Stamp.UPROBE if saved.socket else Stamp.KERNEL_RX
+    return Point(saved.id, PointKind(saved.kind), saved.host, saved.netns, saved.device, saved.socket, stamp)
 
 
 def save_stops(stops: tuple[Stop, ...]) -> list[SavedStop]:
@@ -109,6 +113,7 @@ def save_stops(stops: tuple[Stop, ...]) -> list[SavedStop]:
             s.point.device,
             int(s.direction),
             s.stamp.value,
+            s.point.socket,
         )
         for s in stops
     ]

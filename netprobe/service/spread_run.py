@@ -240,7 +240,8 @@ class SpreadRun(KeptRun):
         for name, mine in by_agent.items():
             self.parts[name].points += [i for i in mine if i not in self.parts[name].points]
             self.collection.add_part(name, mine, ())
-            places = [place_spec(i, self.collection.points[i]) for i in mine if self.collection.points[i].device]
+            points = {i: self.collection.points[i] for i in mine}
+            places = [place_spec(i, point) for i, point in points.items() if point.device or point.socket]
             questions[name] = self.agents.connected[name], LookAsked(self.run, places)
         for name, error in (await ask_all("part.look", questions)).items():
             if error is not None:

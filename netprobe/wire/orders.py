@@ -20,7 +20,7 @@ MAX_COUNT = 10_000_000
 
 
 class PlaceSpec(msgspec.Struct, frozen=True):
-    """A point to look at: its index in the run, and the device."""
+    """A point to look at: its index in the run, and the device, or the path of a vhost-user port's socket."""
 
     index: int
     id: str
@@ -28,6 +28,7 @@ class PlaceSpec(msgspec.Struct, frozen=True):
     device: str
 
 
+    socket: str = ""
 class ProbeSpec(msgspec.Struct, frozen=True):
     """A session's probes (model.probes.ProbeSession). Addresses are texts, MACs and the key octets."""
 
@@ -207,7 +208,7 @@ def _check(probe: ProbeSession) -> None:
 
 def place_spec(index: int, point: Point) -> PlaceSpec:
     """A point for the wire."""
-    return PlaceSpec(index, point.id, point.kind.value, point.device)
+    return PlaceSpec(index, point.id, point.kind.value, point.device, point.socket)
 
 
 def place_of_untrusted(spec: PlaceSpec, host: str) -> tuple[int, Point]:
@@ -222,4 +223,7 @@ def place_of_untrusted(spec: PlaceSpec, host: str) -> tuple[int, Point]:
         raise WireError(_WHAT, f"place {spec.index}: {error}") from error
     if not 0 <= spec.index <= 0xFFFF or "/" in spec.device or len(spec.device) > 15:
         raise WireError(_WHAT, f"place {spec.index} on device {spec.device[:20]!r}")
-    return spec.index, Point(spec.id[:100], kind, host, "", spec.device)
+    if len(spec.socket) > SOCKET_PATH_MAX or "\0" in spec.socket:
+        raise WireError(_WHAT, f"place {spec.index} on socket {spec.socket[:20]!r}")
+    stamp = Stamp.UPROBE if spec.socket else Stamp.KERNEL_RX
+    return spec.index, Point(spec.id[:100], kind, host, "", spec.device, spec.socket, stamp)
