@@ -126,8 +126,8 @@ def _check_order(plan: SessionPlan) -> None:
             f"session {plan.name}: count",
             f"{plan.count} probes of {frame} bytes are more than one order can hold",
             allowed=f"up to {most}",
-            advice="send smaller probes, or several runs; a single session of evenly sent raw UDP from a bypass NIC may "
-            "be of any length",
+            advice="send smaller probes, or several runs; a single session of evenly sent raw UDP from a bypass NIC "
+            "may be of any length",
         )
 
 
