@@ -12,7 +12,7 @@ from netprobe.model.contexts import HopContext
 from netprobe.model.observations import FOR_EVER_NS, Blind, Hops, Report, Sightings, Tally, Unwatched
 from netprobe.model.points import Direction, Leg, Point
 from netprobe.model.records import NO_CONTEXT, HopBatch
-from netprobe.observe.ring import FrameBlock, RxRing
+from netprobe.observe.ring import BLOCK_BYTES, BLOCKS, RxRing
 from netprobe.wire.decode import Decoded, Decoder, Kind
 
 MAX_CONTEXTS = 4_096
@@ -20,6 +20,7 @@ MAX_CONTEXTS = 4_096
 
 GUEST_PRESENCE = (Kind.STAMP_REPLY, Kind.ECHO_REPLY, Kind.SYN_ACK, Kind.RST)
 """Answers that only the probed guest can have given; an ICMP error may come from anywhere on the way."""
+_IS_GUEST_PRESENCE = np.array([kind in GUEST_PRESENCE for kind in sorted(Kind)])
 
 
 class Decoding:
@@ -77,19 +78,21 @@ class Decoding:
         """
         decoded = self._decoder.decode(buffer, offsets, lengths, vlan, tunnels=self._tunnels)
         self._count(decoded)
+        if not len(decoded):
+            return []
         batch = HopBatch.from_columns(
-            t_ns=t_ns[decoded.index],
+            t_ns=t_ns.take(decoded.index),
             session=decoded.session,
             seq=decoded.seq,
             point=self.point,
-            direction=direction[decoded.index],
+            direction=direction.take(decoded.index),
             leg=decoded.leg,
             context=self._contexts(decoded),
         )
         if self._only is not None:
             batch = batch.where((batch.leg == Leg.RETURN) & np.isin(batch.session, self._only))
         found: list[Report] = [Hops(batch)] if len(batch) else []
-        is_answer = np.isin(decoded.kind, GUEST_PRESENCE)
+        is_answer = _IS_GUEST_PRESENCE.take(decoded.kind)
         if is_answer.any():
             found.append(
                 Sightings(
@@ -125,6 +128,8 @@ class Decoding:
         tally.merged += decoded.merged
         tally.weak += int(np.count_nonzero(decoded.weak))
         tally.icmp_errors += int(np.count_nonzero(decoded.kind == Kind.ICMP_ERROR))
+        if len(set(self._dscp.values())) == 1 and (decoded.dscp == next(iter(self._dscp.values()))).all():
+            return  # as it nearly always is, however many sessions
         for session, dscp in self._dscp.items():
             is_probe = (decoded.session == session) & (decoded.leg == Leg.FORWARD) & (decoded.kind == Kind.PROBE)
             changed = int(np.count_nonzero(is_probe & (decoded.dscp != dscp)))
@@ -140,16 +145,34 @@ class Observer:
         program: classic BPF that passes probes only.
         decoding: where its frames go.
         mirrored: the device is a mirror's, to which what crosses the point in this direction comes in.
+        block_bytes, blocks: the ring's size; see observe.ring.
 
     Raises:
+        UsageError: too few blocks.
         HostNotReadyError: the ring cannot be opened.
     """
 
-    def __init__(self, place: Point, program: bytes, decoding: Decoding, mirrored: Direction | None = None) -> None:
+    def __init__(
+        self,
+        place: Point,
+        program: bytes,
+        decoding: Decoding,
+        mirrored: Direction | None = None,
+        *,
+        block_bytes: int = BLOCK_BYTES,
+        blocks: int = BLOCKS,
+    ) -> None:
         self.place = place
         self.decoding = decoding
         self._mirrored = mirrored
-        self._ring = RxRing(place.netns, place.device, program, incoming_only=mirrored is not None)
+        self._ring = RxRing(
+            place.netns,
+            place.device,
+            program,
+            incoming_only=mirrored is not None,
+            block_bytes=block_bytes,
+            blocks=blocks,
+        )
         self.failure = ""  # why the ring sees nothing any more
         self._checked_ns = realtime_ns()
 
@@ -168,13 +191,19 @@ class Observer:
         If frames were dropped since the last call, the point was blind in between; if its device went down, from then
         on. The time is read after the drops, so that the window holds them all.
         """
-        blocks = self._ring.blocks()
         point, tally = self.decoding.point, self.decoding.tally
         found: list[Report] = []
-        if blocks:
-            tally.unstamped += sum(block.unstamped for block in blocks)
-            found += self._decode(blocks)
-        self._ring.release(len(blocks))
+        frames = self._ring.frames()
+        if frames is not None:
+            tally.unstamped += frames.unstamped
+            direction = frames.direction
+            if self._mirrored is not None:
+                direction = np.full_like(direction, self._mirrored)
+            # All blocks at once: a decode costs nearly the same for one frame as for hundreds.
+            found += self.decoding.feed(
+                frames.buffer, frames.offsets, frames.lengths, frames.t_ns, direction, vlan=frames.vlan
+            )
+            self._ring.release(frames.blocks)
         dropped = self._ring.drops()
         failure = self._ring.failure()
         now_ns = realtime_ns()
@@ -187,23 +216,6 @@ class Observer:
             found.append(Unwatched(point, f"its device failed meanwhile: {failure}", self._checked_ns))
         self._checked_ns = now_ns
         return found
-
-    def _decode(self, blocks: list[FrameBlock]) -> list[Report]:
-        """All blocks at once: a decode costs nearly the same for one frame as for hundreds."""
-        vlan = None
-        if any(block.vlan is not None for block in blocks):
-            vlan = np.concatenate([np.full(len(b.offsets), -1) if b.vlan is None else b.vlan for b in blocks])
-        direction = np.concatenate([block.direction for block in blocks])
-        if self._mirrored is not None:
-            direction = np.full_like(direction, self._mirrored)
-        return self.decoding.feed(
-            blocks[0].buffer,
-            np.concatenate([block.offsets for block in blocks]),
-            np.concatenate([block.lengths for block in blocks]),
-            np.concatenate([block.t_ns for block in blocks]),
-            direction,
-            vlan=vlan,
-        )
 
     def close(self) -> None:
         """Take the ring down."""

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from support.waiting import until
 
-from netprobe.errors import HostNotReadyError
+from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host import iproute
 from netprobe.host.netns import in_netns
 from netprobe.model.observations import FOR_EVER_NS, Blind, Unwatched
 from netprobe.model.points import Direction, Point, PointKind
-from netprobe.observe import ring as ring_module
 from netprobe.observe.observer import Decoding, Observer
-from netprobe.observe.ring import RxRing
+from netprobe.observe.ring import BLOCKS, RxRing
 from netprobe.wire.decode import Decoder
 
 pytestmark = pytest.mark.system
@@ -99,15 +98,80 @@ def test_frames_out_and_in_come_in_order_with_kernel_stamps(pair, sender):
         into.close()
 
 
-def observer_on(pair, device):
+def rows_of(block):
+    """(offset, length, stamp, direction) of frames."""
+    return list(zip(*(getattr(block, n).tolist() for n in ("offsets", "lengths", "t_ns", "direction")), strict=True))
+
+
+def taken(ring, wanted):
+    """(number, length, stamp, direction) of frames. Block by block and all at once they are the same."""
+    found = []
+
+    def enough():
+        whole, blocks = ring.frames(), ring.blocks()
+        if whole is None:
+            return False
+        own = rows_of(whole)
+        assert [row for block in blocks[: whole.blocks] for row in rows_of(block)] == own
+        heads = [bytes(whole.buffer[at + 14 : at + 18]) for at, *_ in own]
+        found.extend((int.from_bytes(head, "big"), *row[1:]) for head, row in zip(heads, own, strict=True))
+        ring.release(whole.blocks)
+        return len(found) >= wanted
+
+    until(enough)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "what"),
+    [([92], "alike"), ([60, 92, 300, 146], "mixed"), ([1500, 1400, 60, 1514], "large"), ([200, 600], "spoofed")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_frame_is_found_however_they_lie_in_a_block(pair, sender, sizes, what):
+    """Alike, mixed, large, and with octets inside that look like a header's; hundreds in a block, and few."""
+    ring = RxRing(pair, "rg1", PASS_ALL)
+    rng = np.random.default_rng(1)
+    header = np.array(
+        [0, 82 | 96 << 16, 0], np.uint32
+    ).tobytes()  # tp_mac and tp_net as they are in a raw socket's ring
+    try:
+        wanted = rng.choice(sizes, 2000).tolist()
+        for number, size in enumerate(wanted):
+            # 14 + 4 octets are in front: with 6 more all places in a ring that a header could have are tried.
+            filler = (header * 100 if what == "spoofed" and number % 7 == 0 else bytes(2000))[: size - 24]
+            sender.send(HEAD + number.to_bytes(4, "big") + bytes(6) + filler)
+        for number in range(3):
+            sender.send(HEAD + (len(wanted) + number).to_bytes(4, "big") + bytes(42))
+        found = taken(ring, len(wanted) + 3)
+        assert [number for number, *_ in found] == list(range(len(wanted) + 3))
+        assert [length for _, length, *_ in found] == [*wanted, 60, 60, 60]
+        assert ring.drops() == 0
+    finally:
+        ring.close()
+
+
+def test_a_ring_of_another_size_takes_the_memory_that_it_says(pair, sender):
+    """And one so small that a stalled reader would lose probes is refused."""
+    ring = RxRing(pair, "rg1", PASS_ALL, block_bytes=1 << 13, blocks=64)
+    try:
+        assert ring.memory_bytes == 1 << 19
+        for number in range(200):
+            sender.send(HEAD + number.to_bytes(4, "big") + bytes(42))
+        assert [number for number, *_ in taken(ring, 200)] == list(range(200))
+    finally:
+        ring.close()
+    with pytest.raises(UsageError, match="at least 25"):
+        RxRing(pair, "rg1", PASS_ALL, blocks=24)
+
+
+def observer_on(pair, device, **size):
     place = Point("p", PointKind.BACKEND, "h", pair, device)
-    return Observer(place, PASS_ALL, Decoding(0, Decoder([]), {}))
+    return Observer(place, PASS_ALL, Decoding(0, Decoder([]), {}), **size)
 
 
-def test_a_ring_that_overflows_counts_it_and_was_blind_until_it_was_read(pair, sender, monkeypatch):
-    """Four small blocks and nobody reads: drops are counted, and the blind window holds all of them."""
-    monkeypatch.setattr(ring_module, "BLOCKS", 4)
-    watcher = observer_on(pair, "rg1")
+def test_a_ring_that_overflows_counts_it_and_was_blind_until_it_was_read(pair, sender):
+    """Small blocks and nobody reads: drops are counted, and the blind window holds all of them."""
+    watcher = observer_on(pair, "rg1", block_bytes=1 << 12, blocks=BLOCKS)
     try:
         frame = HEAD + bytes(1486)
         for _ in range(1_000):
