@@ -37,6 +37,7 @@ from netprobe.service.prepare import PortSource, Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.run_clocks import clock_maps
 from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
+from netprobe.service.streamed_run import is_stream, run_stream
 from netprobe.service.vrings import AS_ALLOWED, VringWish, chosen_vrings
 
 CHECK_S = 0.1
@@ -141,6 +142,10 @@ def _check_present(plan: RunPlan, before: Topology, now: Topology) -> None:
 async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: Progress) -> RunOutcome:
     started_ns = realtime_ns()
     topology = follower.topology
+    if is_stream(plan):
+        progress(f"streaming {plan.sessions[0].count} probes")
+        one, result = await run_stream(plan, topology, stop)
+        return RunOutcome(started_ns, (result,), HopBatch.empty(), (), (one.probe.session,), stop.why)
     ports = port_source(topology)
     prepared = prepare_run(plan, topology, ports)
     allowlists = permit_run(prepared, topology, started_ns)
