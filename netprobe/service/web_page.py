@@ -69,6 +69,7 @@ class Page:
     _news: trio.Event = field(default_factory=trio.Event)
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _mark: object = None
+    _free_at: float = 0.0
     _overview: tuple[int, bytes] = (-1, b"")
 
     async def follow(self) -> None:
@@ -110,9 +111,11 @@ class Page:
     async def _ask(self, question: Callable[[History], T]) -> T:
         """Ask the store in a thread, one after the other."""
         async with self._turn:
-            found = await trio.to_thread.run_sync(partial(_asked, self.config.store, question))
-            await trio.sleep(GAP_S)
-            return found
+            await trio.sleep_until(self._free_at)
+            try:
+                return await trio.to_thread.run_sync(partial(_asked, self.config.store, question))
+            finally:
+                self._free_at = trio.current_time() + GAP_S
 
     async def overview(self) -> bytes:
         """As in docs/live-page.md."""
@@ -134,8 +137,7 @@ class Page:
 
     async def segment(self, path: str, leg: str, segment: str) -> Json:
         """As in docs/live-page.md."""
-        points = await self._ask(lambda history: history.history(path, leg, segment))
-        return {"history": columns(points)}
+        return {"history": await self._ask(lambda history: history.columns(path, leg, segment))}
 
     async def verification(self, run_id: str) -> Json | None:
         """As in docs/json.md, without `truth`."""
@@ -180,12 +182,7 @@ def _read_path(history: History, *, path: str, run_id: str | None) -> Json | Non
     found = history.session(path, run_id)
     if found is None:
         return None
-    return {**found, "history": columns(history.history(path)), "faults": history.faults(path)}
-
-
-def columns(rows: list[dict[str, Any]]) -> Json:
-    """Rows as columns: a thousand points have their names written once."""
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    return {**found, "history": history.columns(path), "faults": history.faults(path)}
 
 
 def _listen(address: str, port: int) -> socket.socket:

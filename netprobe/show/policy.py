@@ -42,7 +42,7 @@ def print_plan(out: Console, document: Document) -> None:
 
 def print_verification(out: Console, document: Document) -> None:
     """The answer first, then findings, differences, and the matrix."""
-    out.print(_answer(document))
+    out.print(answer_text(document))
     if document["findings"]:
         out.print(_findings(document["findings"][:MOST_FINDINGS]))
         more = len(document["findings"]) - MOST_FINDINGS
@@ -60,7 +60,8 @@ def print_verification(out: Console, document: Document) -> None:
     _print_numbers(out, document)
 
 
-def _answer(document: Document) -> Text:
+def answer_text(document: Document) -> Text:
+    """The answer of a verification in one line."""
     counts = {kind: n for kind, n in document["counts"].items() if n}
     if not counts:
         return Text("the policy is enforced: 0 findings", style="bold green")

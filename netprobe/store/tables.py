@@ -136,8 +136,13 @@ def path_key(session: Mapping[str, object]) -> list[object]:
 
 def path_id(result: SessionResult) -> str:
     """The name of a session's path in the store: 16 hexadecimal digits."""
-    ends = {"src": result.src, "dst": result.dst, "vantage": result.vantage, "type_p": result.type_p}
-    key = json.dumps([result.name, *path_key(ends)], sort_keys=True)
+    ends: Json = {"src": result.src, "dst": result.dst, "vantage": result.vantage, "type_p": result.type_p}
+    return path_id_of({"name": result.name, **ends})
+
+
+def path_id_of(session: Mapping[str, object]) -> str:
+    """The same of a session's document."""
+    key = json.dumps([session.get("name"), *path_key(session)], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

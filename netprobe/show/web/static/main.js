@@ -49,7 +49,7 @@
     if (!app.overview) return;
     let made;
     try {
-      made = await np.views[view](app, rest, query);
+      made = await np.views[view](app, rest, query, (nodes) => { if (!isSame && mine === turn) { main.replaceChildren(...nodes); scrollTo(0, 0); } });
     } catch (error) {
       made = { title: "netprobe", nodes: [h("div", { class: "head" }, h("a", { class: "back", href: "#/mesh" }, "← Mesh")), h("section", { class: "panel" }, h("h1", {}, "This cannot be shown"), h("p", {}, error.message))] };
     }

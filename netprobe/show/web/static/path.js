@@ -87,7 +87,7 @@
     if (d) rows.push(["samples", d.samples]);
     return h("dl", { class: "figures" }, rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
   }
-  function segmentPart(segment, history, pick) {
+  function segmentPart(segment, history) {
     return h("section", { class: "panel", "aria-labelledby": "segment-title" },
       h("h2", { id: "segment-title" }, `${segment.from} → ${segment.to}`),
       segment.clock_problem && h("p", { class: "warn" }, segment.clock_problem),
@@ -157,8 +157,18 @@
   }
   np.pathParts = { session, segmentPart, historyPart, faultsPart, small, figures };
 
-  // The page's view of one path.
-  np.views.path = async (app, [id], query) => {
+  function head(s, state, rest) {
+    return h("div", { class: "head" },
+      h("a", { class: "back", href: "#/mesh" }, "← Mesh"),
+      h("h1", {}, h("span", {}, s.src), h("span", { class: "arrow", "aria-label": "to" }, " → "), h("span", {}, s.dst)),
+      badge(state.state, state.is_watched),
+      h("p", { class: "muted" }, `${s.name} · vantage ${s.vantage} · ${typeP(s.type_p)}`, rest));
+  }
+
+  // The page's view of one path. What is known already is shown before the store is asked.
+  np.views.path = async (app, [id], query, early) => {
+    const known = app.overview.paths.find((p) => p.path === id);
+    if (known && !query.run) early([head(known, known, " · …"), h("section", { class: "panel waiting" })]);
     const found = await app.get(`/api/path/${encodeURIComponent(id)}${query.run ? `?run=${encodeURIComponent(query.run)}` : ""}`);
     const row = app.overview.paths.find((p) => p.path === id);
     const s = found.session;
@@ -166,23 +176,22 @@
     const view = { leg: query.leg || "forward", segment: query.segment, choose: (leg, segment) => go({ leg: leg === "forward" ? null : leg, segment }) };
     const { leg, chosen, nodes } = session(found, view);
     const isWhole = chosen === (leg === "forward" ? s.end_to_end : s.return.end_to_end);
-    const points = isWhole && leg === "forward" ? found.history
-      : (await app.get(`/api/path/${encodeURIComponent(id)}/segment?leg=${leg}&id=${encodeURIComponent(chosen.id)}`)).history;
     const siblings = app.overview.paths.filter((p) => p.src === s.src && p.dst === s.dst && p.path !== id);
     const pick = (run) => go({ run }, false);
+    // What was measured is shown at once, what was before when it has come.
+    const before = h("div", {}, isWhole && leg === "forward" ? historyPart(found.history, pick) : h("p", { class: "muted" }, "…"));
+    if (!isWhole || leg !== "forward") {
+      app.get(`/api/path/${encodeURIComponent(id)}/segment?leg=${leg}&id=${encodeURIComponent(chosen.id)}`)
+        .then((more) => before.replaceChildren(historyPart(more.history, pick)), (error) => before.replaceChildren(h("p", { class: "warn" }, error.message)));
+    }
     const changes = app.overview.changes ? app.overview.changes.filter((c) => c.name === s.name && c.src === s.src && c.dst === s.dst).slice(0, 10) : [];
     const isOld = query.run && row && row.run_id !== query.run;
     return { title: `${s.src} → ${s.dst}`, nodes: [
-      h("div", { class: "head" },
-        h("a", { class: "back", href: "#/mesh" }, "← Mesh"),
-        h("h1", {}, h("span", {}, s.src), h("span", { class: "arrow", "aria-label": "to" }, " → "), h("span", {}, s.dst)),
-        badge(found.state, found.is_watched),
-        h("p", { class: "muted" }, `${s.name} · vantage ${s.vantage} · ${typeP(s.type_p)} · ${isOld ? "result of" : "as of"} ${clock(found.started_ns)}`,
-          found.since_ns && !isOld ? ` · since ${clock(found.since_ns)}` : "")),
+      head(s, found, ` · ${isOld ? "result of" : "as of"} ${clock(found.started_ns)}${found.since_ns && !isOld ? ` · since ${clock(found.since_ns)}` : ""}`),
       isOld ? h("p", { class: "warn" }, "This is an earlier result. ", h("a", { href: app.link(["path", id], { ...query, run: null }) }, "Show the newest")) : null,
       siblings.length ? h("p", { class: "siblings" }, "Also: ", siblings.slice(0, 12).map((p, i) => [i ? " · " : "", h("a", { href: app.link(["path", p.path]) }, `${p.name} (${p.vantage}, ${typeP(p.type_p)})`)])) : null,
       ...nodes,
-      segmentPart(chosen, historyPart(points, pick)),
+      segmentPart(chosen, before),
       faultsPart(found.faults, changes, (run) => app.link(["path", id], { run })),
       small(s, found),
     ] };
