@@ -1,7 +1,7 @@
 """netprobe's round trip beside a capture at the other end of the sender's veth pair, and beside fping and irtt.
 
 On the lab `single`, from vm1 to vm3 through Open vSwitch. The round trip is the one of a part of a run (service.part):
-from the sender's stamp of a probe to the kernel's stamp of its answer, without the reflector's own time where the answer
+from the sender's stamp of a probe to the kernel's of its answer, without the reflector's own time where the answer
 tells it (RFC 8762's T3 - T2; irtt leaves its server's time out, too). The capture, on vm1's port of the switch, parses
 frames with code of its own. fping's probes and ours are echo requests that the same kernel answers; irtt's are UDP.
 """

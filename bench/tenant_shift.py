@@ -22,7 +22,7 @@ def tenant_shift(bench: Bench) -> Figure:
     try:
         measured = subprocess.run(
             [
-                *(*netprobe, "bench", "harm", "vm1", "vm3", "--json", "--rate", str(RATE_PPS)),
+                *(*netprobe, "bench", "harm", "vm1", "vm3", "--json", "--governor", "off", "--rate", str(RATE_PPS)),
                 *("--slices", str(bench.rounds(30)), "--slice", "100ms" if bench.short else "1s"),
             ],
             capture_output=True,

@@ -69,6 +69,7 @@ class Session:
         self._opened = ExitStack()
         self._observer: Observer | None = None
         self._shed_frames = 0
+        self._share = 1.0
         self._stops: dict[int, threading.Event] = {}
         self._greeted = False
         self._read_ns = 0
@@ -131,6 +132,7 @@ class Session:
             "stop": self._stop,
             "status": self._report_status,
             "clock": self._tell_time,
+            "thin": self._thin,
         }
         handler = handlers.get(message.type)
         if handler is None:
@@ -155,6 +157,7 @@ class Session:
                 mac=device_mac(self._device).hex(":"),
                 reflector=self._reflector_statistics(),
                 mixed=True,  # takes `send-mixed`
+                thins=True,  # takes `thin`
             )
         )
 
@@ -238,6 +241,10 @@ class Session:
             self._opened.enter_context(bound.pop_all())
         await self._queue_in.send(encode_message("absorbing", id=order_id, udp_ports=ports))
 
+    async def _thin(self, message: Message, _order_id: int, _nursery: trio.Nursery) -> None:
+        """From now on only a part of what is due is sent, of orders that are under way and of later ones."""
+        self._share = message.integer("permille", maximum=1000) / 1000
+
     async def _stop(self, _message: Message, order_id: int, _nursery: trio.Nursery) -> None:
         if (stop := self._stops.get(order_id)) is not None:
             stop.set()
@@ -253,7 +260,8 @@ class Session:
 
     async def _transmit(self, order: SendOrder) -> None:
         try:
-            sent = await trio.to_thread.run_sync(transmit, order, self._device, self._stops[order.id])
+            stop = self._stops[order.id]
+            sent = await trio.to_thread.run_sync(transmit, order, self._device, stop, lambda: self._share)
         except NetprobeError as error:
             reply = encode_message("error", id=order.id, text=str(error))
         else:

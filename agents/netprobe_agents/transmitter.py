@@ -10,12 +10,12 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 from netprobe.errors import HostNotReadyError, WireError
-from netprobe.inject.pacer import PacingStats, pace
+from netprobe.inject.pacer import HELD, PacingStats, pace
 from netprobe.wire.control import Message, mixed_frames_untrusted, unpack_i64_untrusted
 from netprobe.wire.stamp import ns_to_ntp
 from netprobe_agents.tx_stamps import TransmitStamps
@@ -118,7 +118,7 @@ class Sent:
     Attributes:
         start_ns: CLOCK_REALTIME of the start that the due offsets count from.
         times_ns: CLOCK_REALTIME of each frame's sending, by the kernel's stamp where it gives one, else right before
-            the send; 0 where it was not sent.
+            the send; 0 where it was not sent, HELD where it was held back.
         refused: frames that the kernel did not take; `error` is the first reason.
     """
 
@@ -177,8 +177,14 @@ def open_transmit_socket(device: str) -> socket.socket:
     return sock
 
 
-def transmit(order: SendOrder, device: str, stop: threading.Event) -> Sent:
+def transmit(order: SendOrder, device: str, stop: threading.Event, share: Callable[[], float] = lambda: 1.0) -> Sent:
     """Carry out an order; blocks until it is done or `stop` is set.
+
+    Args:
+        order: what.
+        device: that sends.
+        stop: ends it early.
+        share: which part of the frames is sent, asked as each is due.
 
     Raises:
         HostNotReadyError: the device cannot be sent through.
@@ -213,6 +219,9 @@ def transmit(order: SendOrder, device: str, stop: threading.Event) -> Sent:
         start_mono_ns = time.monotonic_ns() + order.lead_ns
         start_ns = time.time_ns() + order.lead_ns
         due_ns = array("q", [start_mono_ns + offset for offset in order.due_ns])
-        paced = pace(due_ns, send, stopped=stop.is_set)
+        paced = pace(due_ns, send, stopped=stop.is_set, share=share)
         stamps.collect(stamped_ns, len(stamped_ns))
+    for i, t_ns in enumerate(paced.times_ns):
+        if t_ns == HELD:
+            stamped_ns[i] = HELD
     return Sent(start_ns, stamped_ns, paced.stats, refused, errors[0] if errors else "")

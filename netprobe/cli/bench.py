@@ -12,6 +12,7 @@ from netprobe.cli.output import print_json, say, to_stdout
 from netprobe.cli.running import FINE, INTERRUPTED, NO, NO_ANSWER, telling
 from netprobe.errors import UsageError, unknown_name
 from netprobe.judge.harm import Verdict
+from netprobe.model.load import LoadLimits
 from netprobe.model.points import Vantage
 from netprobe.plan.fields import parse_duration_ns, parse_ratio
 from netprobe.plan.plans import MAX_RATE_PPS, SessionPlan, checked
@@ -56,6 +57,7 @@ def order_of(args: argparse.Namespace) -> HarmOrder:
         slice_s=slice_s,
         limit=parse_ratio(args.limit, "--limit"),
         seed=args.seed,
+        limits=LoadLimits(is_on=args.governor == "on"),
     )
 
 

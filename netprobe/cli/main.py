@@ -65,7 +65,16 @@ def _result(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="look at vhost-user ports by uprobe or by mirror (default auto: uprobes where the host allows them)",
     )
+    _governor(parser)
     _influx(parser)
+
+
+def _governor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--governor",
+        choices=("on", "off"),
+        help="back off when the host is loaded (default: as the plan says, on; docs/harm.md)",
+    )
 
 
 def _influx(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +306,7 @@ def _add_bench(commands: "argparse._SubParsersAction[Parser]") -> None:
     harm.add_argument("--limit", default="5%", metavar="SHARE", help="exit 1 beyond it, 4 when nobody can say")
     harm.add_argument("--vantage", default="guest", help="guest, bypass or vswitch")
     harm.add_argument("--port", type=int, default=5201, help="TCP port of the tenant's server (default: %(default)s)")
+    harm.add_argument("--governor", choices=("on", "off"), default="on", help="whether probing backs off under load")
     harm.add_argument("--seed", type=int, default=1, help="of the probes' schedule")
     _common(harm)
     harm.set_defaults(call=_run("bench", "harm"))

@@ -204,6 +204,11 @@ def vring_wish(args: argparse.Namespace) -> VringWish:
     return VringWish(ways[args.vring], is_change_allowed=args.allow_change)
 
 
+def governed(plan: RunPlan, wish: str | None) -> RunPlan:
+    """The plan with its governor on or off; None leaves it as it is."""
+    return plan if wish is None else replace(plan, governor=replace(plan.governor, is_on=wish == "on"))
+
+
 def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     """Run a plan as the arguments say.
 
@@ -216,6 +221,7 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     """
     max_loss = parse_ratio(args.max_loss, "--max-loss") if args.max_loss else 1.0
     sink = sink_config(args, plan.influx)
+    plan = governed(plan, args.governor)
     topology = trio.run(view_topology, plan, state_path())
     compiled = compile_plan(plan, topology)
     for report in compiled.meshes:

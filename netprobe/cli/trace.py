@@ -5,7 +5,7 @@ from enum import Enum
 from typing import TypeVar
 
 from netprobe.cli.mtu import sweep
-from netprobe.cli.running import execute
+from netprobe.cli.running import execute, governed
 from netprobe.errors import UsageError, unknown_name
 from netprobe.model.points import Vantage
 from netprobe.model.probes import Flow, Protocol
@@ -107,4 +107,4 @@ def run(args: argparse.Namespace) -> int:
     if not args.mtu:
         return execute(args, plan_of(args))
     _check_mtu(args)
-    return sweep(args, plan_of(args))
+    return sweep(args, governed(plan_of(args), args.governor))

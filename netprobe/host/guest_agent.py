@@ -95,7 +95,7 @@ class SentReport:
     Attributes:
         start_ns: guest's CLOCK_REALTIME that the due offsets counted from.
         times_ns: int64, shape (count,): guest's CLOCK_REALTIME of each send, by its kernel's stamp where there is one;
-            0 where it was not sent.
+            0 where it was not sent, netprobe.inject.pacer.HELD where it was held back.
         refused: frames that the guest's kernel did not take, for the reason in `error`.
     """
 
@@ -129,6 +129,7 @@ class GuestHello:
         mac: 6 octets, or none where the device has no address.
         reflector: the reflector's counters (docs/guest-agent.md), or None where none runs.
         is_mixing: it takes frames of different lengths in one order; older agents do not.
+        is_thinning: it can hold a part of what is due back; older agents cannot.
     """
 
     version: int
@@ -136,6 +137,7 @@ class GuestHello:
     mac: bytes
     reflector: Mapping[str, object] | None
     is_mixing: bool = False
+    is_thinning: bool = False
 
 
 def _reflector_of(message: Message) -> Mapping[str, object] | None:
@@ -293,6 +295,22 @@ class GuestAgent:
                 "is of an older version, which sends frames of one length only",
                 advice="install the agent of this netprobe in the guest",
             )
+
+    async def thin(self, share: float) -> bool:
+        """From now on send only this part of what is due, of every send.
+
+        Args:
+            share: 0 to 1.
+
+        Returns:
+            Whether the agent can: one of an older version goes on as before.
+
+        Raises:
+            HostNotReadyError: the agent is gone.
+        """
+        if self.hello.is_thinning:
+            await self._write(encode_message("thin", permille=round(1000 * share)))
+        return self.hello.is_thinning
 
     async def stop_sends(self) -> None:
         """End every send that is under way: each `send` returns and tells what was sent until then.
@@ -494,6 +512,7 @@ class GuestAgent:
                     _mac_untrusted(message.text("mac")),
                     _reflector_of(message),
                     message.flag("mixed"),
+                    message.flag("thins"),
                 )
         if scope.cancelled_caught:
             raise HostNotReadyError(f"guest agent {self.path}", f"did not answer in {ANSWER_TIMEOUT_S:g} s")

@@ -22,12 +22,17 @@ def _never() -> bool:
     return False
 
 
+def _all() -> float:
+    return 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class PacketOutResult:
     """What was sent.
 
     Attributes:
-        times_ns: shape (n,), int64: CLOCK_REALTIME just before each message was written; 0 where unsent.
+        times_ns: shape (n,), int64: CLOCK_REALTIME just before each message was written; 0 where unsent, HELD where it
+            was held back.
         pacing: how far from the plan.
         unconfirmed: packet-outs at the end of those sent that no barrier has confirmed; 0 when all went well.
         failure: why sending ended early, None when it did not fail.
@@ -90,6 +95,7 @@ def send_packet_outs(
     *,
     cap_pps: float,
     stopped: Callable[[], bool] = _never,
+    share: Callable[[], float] = _all,
 ) -> PacketOutResult:
     """Send frames through a bridge's pipeline at planned times.
 
@@ -100,6 +106,7 @@ def send_packet_outs(
         due_ns: shape (n,), not decreasing, CLOCK_MONOTONIC ns.
         cap_pps: what the host's allowlist permits (Allowlist.cap_pps).
         stopped: asked before each frame; once it says True nothing more is sent.
+        share: which part of the frames is sent, asked as each is due.
 
     Returns:
         What was sent and when. A switch that dies on the way does not raise: `failure` says it, and which frames were
@@ -120,6 +127,7 @@ def send_packet_outs(
         due,
         lambda i: sender.send(in_port, frames[i].tobytes()),
         stopped=lambda: stopped() or sender.failure is not None,
+        share=share,
     )
     sender.finish()
     times = np.array(paced.times_ns, np.int64)

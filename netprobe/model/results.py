@@ -250,6 +250,7 @@ class SessionResult:
         notes: what this vantage does not prove, in sentences.
         changes: segments that differ from the baseline, None where there was none to compare with.
         contexts: what was around the probes at each point: VLAN, tunnel, addresses behind a NAT.
+        governor: by how much sending backed off and why, None where it did not.
         epoch: which of several paths this is about, where a guest moved during the run; else None.
     """
 
@@ -274,6 +275,7 @@ class SessionResult:
     changes: tuple[Json, ...] | None = None
     contexts: tuple[Json, ...] = ()
     epoch: Json | None = None
+    governor: Json | None = None
 
     @property
     def overflow(self) -> bool:
@@ -321,6 +323,7 @@ class SessionResult:
             "changes": list(self.changes) if self.changes is not None else None,
             "contexts": list(self.contexts),
             "epoch": self.epoch,
+            "governor": self.governor,
             "overflow": bool(self.overflowed),
             "overflowed": self.overflowed,
             "counters": self.counters,

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from netprobe.errors import UsageError
+from netprobe.model.load import DEFAULT_LIMITS, LoadLimits
 from netprobe.model.points import Vantage
 from netprobe.model.probes import Flow, Protocol
 from netprobe.plan.fields import Fields
 from netprobe.plan.influx import InfluxPlan, influx_table
+from netprobe.plan.load_limits import governor_table
 
 PLAN_SCHEMA = 1
 MAX_COUNT = 10_000_000
@@ -147,6 +149,7 @@ class RunPlan:
     meshes: tuple[MeshPlan, ...] = ()
     watch: WatchPlan = WatchPlan()
     influx: InfluxPlan | None = None
+    governor: LoadLimits = DEFAULT_LIMITS
 
 
 def _dscp(fields: Fields, where: str) -> int | None:
@@ -313,6 +316,7 @@ def parse_plan(text: str, where: str) -> RunPlan:
         meshes=tuple(_mesh(t, w, i) for i, (w, t) in enumerate(fields.tables("mesh"))),
         watch=_watch(fields.table("watch"), where),
         influx=influx_table(fields.table("influx"), where),
+        governor=governor_table(fields.table("governor"), where),
     )
     fields.finish()
     if not sessions and not plan.meshes:

@@ -18,7 +18,7 @@ from netprobe.host.clock import HostClock, realtime_ns
 from netprobe.host.ovsdb import LocalPort, local_ports
 from netprobe.host.signals import StopRequest
 from netprobe.inject.templates import build_template
-from netprobe.model.observations import HOST_STOPPED, Hops, PartDone, Report, SentReport
+from netprobe.model.observations import HOST_STOPPED, Exchanges, Hops, PartDone, Report, SentReport
 from netprobe.model.points import Path, Point, PointKind, Vantage
 from netprobe.model.probes import ProbeSession, Protocol
 from netprobe.model.topology import Attachment, Host, Topology
@@ -28,13 +28,14 @@ from netprobe.plan.plans import MAX_RATE_PPS, Schedule, SessionPlan
 from netprobe.plan.schedule import session_due_ns
 from netprobe.service.injecting import OwnPoint
 from netprobe.service.journal import open_journal
+from netprobe.service.machine_clocks import MachineClock
 from netprobe.service.part import Part, PartOrder, open_part
 from netprobe.service.permits import check_room, permit_run
 from netprobe.service.prepare import Prepared
 from netprobe.service.shown import shown_report
 from netprobe.wire.blocks import MAX_BLOCK_BYTES, encode_reports, size_of
 from netprobe.wire.frames import FrameEncoder
-from netprobe.wire.orders import PartSpec, PlaceSpec, SendSpec, place_of_untrusted, probe_of_untrusted
+from netprobe.wire.orders import PartSpec, PlaceSpec, SendSpec, limits_of, place_of_untrusted, probe_of_untrusted
 from netprobe.wire.serial_sync import SERIAL
 
 FLUSH_S = 0.1
@@ -43,6 +44,7 @@ FLUSH_S = 0.1
 BLOCK_BYTES = MAX_BLOCK_BYTES // 4
 ROWS_A_REPORT = 30_000
 MAX_UNTIL_S = 86_400.0
+MAX_MACHINES = 1_000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
 KeepBlock = Callable[[bytes, tuple[int, int]], None]
@@ -176,6 +178,13 @@ def prepared_of(local: LocalHost, send: SendSpec, probe: ProbeSession) -> Prepar
     )
 
 
+def _machines_here(local: LocalHost, names: Iterable[str]) -> Iterable[MachineClock]:
+    """Those of a collector's guests that are virtual machines of this host, whose agents can be reached."""
+    for name in list(names)[:MAX_MACHINES]:
+        if NAME.fullmatch(name) and (agent := local.socket(name)).startswith(SERIAL):
+            yield MachineClock(f"{name}.guest", name, agent)
+
+
 class AgentPart:
     """One part, from its order to its end.
 
@@ -209,6 +218,7 @@ class AgentPart:
         self._pending_bytes = 0
         self._since_ns = realtime_ns()
         self._part: Part | None = None
+        self._machines: tuple[MachineClock, ...] = ()
         self._is_ended_by_collector = False
 
     def go(self) -> None:
@@ -261,8 +271,10 @@ class AgentPart:
                 before = own.get(send.sender, OwnPoint(send.own, frozenset()))
                 own[send.sender] = OwnPoint(send.own, before.sessions | {send.session})
         places = dict(place_of_untrusted(place, local.host.name) for place in spec.places)
+        self._machines = machines = tuple(_machines_here(local, spec.machines))
         topology = Topology((local.host,), (), (), {})
-        return PartOrder(prepared, tuple(probes.values()), places, own), topology
+        limits = limits_of(spec.governor)
+        return PartOrder(prepared, tuple(probes.values()), places, own, machines, limits=limits), topology
 
     async def _carry_out(self) -> None:
         order, topology = await trio.to_thread.run_sync(self._order)
@@ -338,11 +350,28 @@ class AgentPart:
 
     def emit(self, report: Report) -> None:
         """A report for the collector."""
-        for piece in _pieces(shown_report(report, self._local.clock)):
+        for piece in _pieces(self._shown(report)):
             self._pending.append(piece)
             self._pending_bytes += size_of(piece)
             if self._pending_bytes > BLOCK_BYTES:
                 self._flush()
+
+    def _shown(self, report: Report) -> Report:
+        """A report as this host's clock shows it (a test-only distortion); machines' clocks are their own."""
+        shown, clock = shown_report(report, self._local.clock), self._local.clock
+        if clock.is_true or not self._machines:
+            return shown
+        own = {machine.domain for machine in self._machines}
+        if isinstance(report, Exchanges) and report.peer in own:
+            return replace(report, t1_ns=clock.shown(report.t1_ns), t4_ns=clock.shown(report.t4_ns))
+        if isinstance(report, SentReport) and isinstance(shown, SentReport):
+            senders = {one.probe.session for one in self.prepared if one.sender.has_own_clock}
+            return replace(shown, stamps_ns=report.stamps_ns) if report.session in senders else shown
+        if isinstance(report, Hops) and isinstance(shown, Hops):
+            places = [send.own for send in self.spec.sends if f"{send.sender}.guest" in own]
+            is_own = np.isin(report.hops.point, np.array(places, np.int64))
+            shown.hops.rows["t_ns"][is_own] = report.hops.rows["t_ns"][is_own]
+        return shown
 
     def _flush(self) -> None:
         if not self._pending:
@@ -368,6 +397,7 @@ def _pieces(report: Report) -> Iterable[Report]:
                 stamps_ns=report.stamps_ns[at:end],
                 is_last=is_last,
                 doubtful=report.doubtful if is_last else 0,
+                held=report.held if is_last else 0,
             )
     else:
         yield report

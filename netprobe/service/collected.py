@@ -15,6 +15,7 @@ import trio
 from netprobe.collect.answers import Answers, timed
 from netprobe.collect.session import BlindWindow
 from netprobe.model.contexts import HopContext
+from netprobe.model.load import Backoff
 from netprobe.model.observations import FOR_EVER_NS, Exchanges, PartDone, Sightings, Tally
 from netprobe.model.points import Leg, Path, Point
 from netprobe.model.probes import ProbeSession
@@ -37,6 +38,7 @@ class PartRecord:
         watermark_ns: everything before was reported, by its own clock; 0 before it looked.
         done: set when it is over.
         refused: what it reported and may not, by kind.
+        backoffs: the steps of its governor.
     """
 
     points: frozenset[int]
@@ -48,6 +50,7 @@ class PartRecord:
     clocks: dict[str, RowPile] = field(default_factory=dict)
     seconds: dict[int, Counter[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
+    backoffs: list[Backoff] = field(default_factory=list)
 
     @property
     def exchanges(self) -> list[Exchanges]:
@@ -68,6 +71,7 @@ class Sending:
     Attributes:
         times_ns, stamps_ns: as in SentReport; by the sending host's clock.
         told: which probes the sender has told about; the rest may or may not have been sent.
+        held: how many of the unsent the governor held back.
     """
 
     times_ns: npt.NDArray[np.int64]
@@ -77,6 +81,7 @@ class Sending:
     doubtful: int = 0
     failure: str = ""
     is_over: bool = False
+    held: int = 0
 
     @classmethod
     def of(cls, count: int) -> "Sending":

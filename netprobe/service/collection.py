@@ -15,6 +15,7 @@ import numpy.typing as npt
 import trio
 
 from netprobe.collect.session import BlindWindow
+from netprobe.model.load import Backoff
 from netprobe.model.observations import (
     FOR_EVER_NS,
     Blind,
@@ -57,6 +58,9 @@ EXCHANGES_A_SECOND = 64
 
 SECOND_NS = 1_000_000_000
 
+MAX_BACKOFFS = 1_000
+"""Steps of a part's governor that are kept; it makes one in half a second at most."""
+
 TOO_MANY = "more records were reported than its probes can make: not all were kept"
 
 
@@ -90,6 +94,7 @@ class Collection(Collected):
             Exchanges: self._take_exchanges,
             Watermark: self._take_watermark,
             PartDone: self._take_done,
+            Backoff: self._take_backoff,
         }
 
     def take(self, part: str, report: Report, now_ns: int | None = None) -> None:
@@ -246,6 +251,7 @@ class Collection(Collected):
         sending.pacing = sending.pacing or report.pacing
         sending.doubtful = min(sending.doubtful + report.doubtful, len(sending.told))
         sending.failure = sending.failure or report.failure
+        sending.held = min(sending.held + report.held, len(sending.told))
         if report.is_last:
             sending.told[:] = True
             sending.is_over = True
@@ -279,6 +285,13 @@ class Collection(Collected):
             return
         record.watermark_ns = max(record.watermark_ns, report.until_ns)
         record.steps = max(record.steps, report.steps)
+
+    @staticmethod
+    def _take_backoff(_part: str, record: PartRecord, report: Backoff) -> None:
+        if len(record.backoffs) < MAX_BACKOFFS and 0 < report.at_ns < FOR_EVER_NS:
+            record.backoffs.append(report)
+        else:
+            record.refuse("backoffs")
 
     @staticmethod
     def _take_done(_part: str, record: PartRecord, report: PartDone) -> None:

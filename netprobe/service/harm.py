@@ -13,9 +13,11 @@ import trio
 from netprobe.errors import HostNotReadyError
 from netprobe.host.signals import StopRequest, stop_on_signals
 from netprobe.judge.harm import METHOD, Arm, Shift, TenantSlice, Verdict, order_of_arms, shifts_of, verdict_of
+from netprobe.model.load import DEFAULT_LIMITS, LoadLimits
 from netprobe.model.results import Json
 from netprobe.model.topology import Topology
 from netprobe.plan.plans import RunPlan, SessionPlan
+from netprobe.service.governing import limits_here
 from netprobe.service.run import RunOutcome, run_plan
 from netprobe.service.tenants import Tenants, open_tenants
 
@@ -43,6 +45,7 @@ class HarmOrder:
         rounds: slices of each kind.
         slice_s: length of one.
         limit: the largest shift that is fine, as a share.
+        limits: of the host's load, beyond which probing backs off.
     """
 
     session: SessionPlan
@@ -52,12 +55,15 @@ class HarmOrder:
     slice_s: float
     limit: float
     seed: int = 1
+    limits: LoadLimits = DEFAULT_LIMITS
 
     @property
     def plan(self) -> RunPlan:
         """Of one slice with probing."""
         count = int((WARM_S + self.slice_s + SPARE_S) * self.session.rate_pps)
-        return RunPlan("bench harm", (replace(self.session, count=count),), seed=self.seed, tmax_ns=TMAX_NS)
+        return RunPlan(
+            "bench harm", (replace(self.session, count=count),), seed=self.seed, tmax_ns=TMAX_NS, governor=self.limits
+        )
 
 
 @dataclass(slots=True)
@@ -69,6 +75,8 @@ class Probing:
     delivered: int = 0
     lost: int = 0
     unobserved: int = 0
+    held_back: int = 0
+    lowest_share: float = 1.0
 
     def add(self, outcome: RunOutcome) -> None:
         """One slice's run."""
@@ -79,6 +87,9 @@ class Probing:
             self.delivered += leg.delivered
             self.lost += leg.lost
             self.unobserved += leg.unobserved
+            if result.governor is not None:
+                self.held_back += int(str(result.governor["held_back"]))
+                self.lowest_share = min(self.lowest_share, float(str(result.governor["lowest_share"])))
 
     def to_json(self) -> Json:
         """As in docs/json.md."""
@@ -90,6 +101,8 @@ class Probing:
             "delivered": self.delivered,
             "lost": self.lost,
             "unobserved": self.unobserved,
+            "held_back": self.held_back,
+            "lowest_share": self.lowest_share,
         }
 
 
@@ -120,6 +133,7 @@ class HarmResult:
             "rounds": len(self.rounds),
             "slice_s": order.slice_s,
             "limit": order.limit,
+            "governor": "on" if limits_here(order.limits).is_on else "off",
             "method": METHOD,
             "requests": sum(one.requests for turn in self.rounds for one in turn.values()),
             "probing": self.probing.to_json(),

@@ -18,6 +18,7 @@ from netprobe.errors import HostNotReadyError, NetprobeError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.guest_agent import ANSWER_TIMEOUT_S, GuestAgent, GuestFrames, open_guest_agent
 from netprobe.host.openflow import OpenFlowClient
+from netprobe.inject.pacer import HELD
 from netprobe.inject.packet_out import send_packet_outs
 from netprobe.model.observations import SentReport
 from netprobe.model.points import Vantage
@@ -54,6 +55,7 @@ class Sent:
         stamps_ns: shape (count,), int64; the sender's stamp where it can be used, else 0.
         doubtful: stamps that cannot be right: outside the time in which the order was carried out.
         failure: why sending ended early, "" when it did not.
+        held: how many of the unsent were held back by the governor.
     """
 
     times_ns: Times
@@ -61,10 +63,13 @@ class Sent:
     pacing: Pacing | None
     doubtful: int = 0
     failure: str = ""
+    held: int = 0
 
     def report(self, session: int) -> SentReport:
         """As a report of the part."""
-        return SentReport(session, 0, self.times_ns, self.stamps_ns, self.pacing, self.doubtful, self.failure)
+        return SentReport(
+            session, 0, self.times_ns, self.stamps_ns, self.pacing, self.doubtful, self.failure, held=self.held
+        )
 
     @classmethod
     def nothing(cls, count: int, failure: str) -> "Sent":
@@ -122,6 +127,7 @@ class Injector:
         self._topology = topology
         self._allowlists = allowlists
         self._stop = threading.Event()
+        self._share = 1.0
         self._ended: dict[int, str] = {}
         self._threads = trio.CapacityLimiter(MAX_PACKET_OUTS)
         self._held: dict[str, list[GuestFrames]] = {}
@@ -136,6 +142,18 @@ class Injector:
     def halt(self) -> None:
         """No packet-out goes any more, whatever becomes of the tasks around."""
         self._stop.set()
+
+    async def thin(self, share: float) -> None:
+        """From now on send only this part of what is due, 0 to 1: by packet-out, and by all agents that can."""
+        self._share = share
+        for agent in self._agents.values():
+            with suppress(HostNotReadyError):
+                await agent.thin(share)
+
+    def dropped(self) -> int:
+        """Frames that agents' observers had no room for, so far, and batches that we had none for."""
+        statuses = [(agent.observe_status, agent.shed_batches) for agent in self._agents.values()]
+        return sum(status.dropped + status.shed + batches for status, batches in statuses)
 
     def stop_session(self, session: int, why: str) -> None:
         """No packet-out of one session goes any more."""
@@ -258,7 +276,12 @@ class Injector:
         planned = order.shares(before_ns + LEAD_NS + order.due_ns)
         pacing = Pacing(report.pacing.p50_ns, report.pacing.p99_ns, report.pacing.max_ns)
         return [
-            replace(told(times, due, window), pacing=pacing, failure=report.error)
+            replace(
+                told(np.maximum(times, 0), due, window),
+                pacing=pacing,
+                failure=report.error,
+                held=int(np.count_nonzero(times == HELD)),
+            )
             for times, due in zip(order.shares(report.times_ns), planned, strict=True)
         ]
 
@@ -271,14 +294,23 @@ class Injector:
         with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
             due = one.due_ns + time.monotonic_ns() + LEAD_NS
             cap = self._allowlists[host.name].cap_pps(Vantage.VSWITCH)
-            done = send_packet_outs(client, one.block.frames, one.sender.ofport, due, cap_pps=cap, stopped=is_stopped)
-        times = done.times_ns.copy()
+            done = send_packet_outs(
+                client,
+                one.block.frames,
+                one.sender.ofport,
+                due,
+                cap_pps=cap,
+                stopped=is_stopped,
+                share=lambda: self._share,
+            )
+        held = int(np.count_nonzero(done.times_ns == HELD))
+        times = np.maximum(done.times_ns, 0)
         if done.unconfirmed:
             # No barrier says that the switch took these; those that some point sees count as sent all the same.
             times[np.flatnonzero(times)[-done.unconfirmed :]] = 0
         pacing = Pacing(done.pacing.p50_ns, done.pacing.p99_ns, done.pacing.max_ns)
         failure = str(done.failure) if done.failure else self._ended.get(session, "")
-        return Sent(times, times, pacing, failure=failure)
+        return Sent(times, times, pacing, failure=failure, held=held)
 
 
 SNAP_BYTES = 2_048

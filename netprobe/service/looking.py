@@ -142,6 +142,10 @@ class Looker:
         self._once.append(report)
         self._emit(report)
 
+    def dropped(self) -> int:
+        """Frames that rings had no room for, so far."""
+        return sum(decoding.tally.dropped for decoding in self._decodings.values())
+
     def repeat(self) -> None:
         """Say again where nobody looks."""
         self._tell(list(self._once))

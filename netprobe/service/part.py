@@ -17,6 +17,7 @@ from netprobe.host.conntrack import Conntrack
 from netprobe.host.ovsdb import bound_ports
 from netprobe.host.signals import StopRequest
 from netprobe.host.unixctl import UnixctlClient
+from netprobe.model.load import DEFAULT_LIMITS, LoadLimits
 from netprobe.model.points import Point
 from netprobe.model.probes import ProbeSession
 from netprobe.model.topology import Host, Topology
@@ -24,14 +25,15 @@ from netprobe.observe.ring import RETIRE_MS
 from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.budget import is_too_full
 from netprobe.service.behind import BehindCounts
+from netprobe.service.governing import Governing
 from netprobe.service.injecting import Injector, OwnPoint, open_injector
 from netprobe.service.looking import Emit, Looker
 from netprobe.service.machine_clocks import MachineClock, MachineClocks
 from netprobe.service.merging import SendOrder, orders_of
 from netprobe.service.permits import SwitchDrops
 from netprobe.service.prepare import Prepared
-
 from netprobe.service.vrings import vrings_of
+
 SETTLE_S = 2.5 * RETIRE_MS / 1e3
 """After the last frame that matters: every ring's open block is handed over within its retire time."""
 
@@ -56,6 +58,7 @@ class PartOrder:
         places: points to look at with a ring, by their index in the run.
         own: senders' own points that their agents look at, by the sender's name.
         machines: virtual machines within reach whose clocks are compared with the host's.
+        limits: of the host's load, beyond which sending backs off.
     """
 
     prepared: tuple[Prepared, ...]
@@ -63,6 +66,7 @@ class PartOrder:
     places: Mapping[int, Point]
     own: Mapping[str, OwnPoint]
     machines: tuple[MachineClock, ...] = ()
+    limits: LoadLimits = DEFAULT_LIMITS
 
     def hosts(self, topology: Topology) -> list[Host]:
         """The hosts within reach whose switches the sessions pass; all of them where sessions only pass through."""
@@ -222,6 +226,8 @@ async def open_part(
                 for one in order.prepared:
                     await injector.absorb(one)
                 readers.start_soon(part.mind, stop)
+                governing = Governing(order.limits, order.prepared, topology, injector, looker)
+                readers.start_soon(governing.run, emit)
                 clocks = MachineClocks(order.machines, injector.agents, emit)
                 clocks.start(readers)
                 await clocks.wait_known()

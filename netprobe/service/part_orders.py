@@ -7,7 +7,7 @@ from netprobe.model.points import Point
 from netprobe.plan.plans import RunPlan
 from netprobe.service.agents import AgentConn
 from netprobe.service.prepare import Prepared
-from netprobe.wire.orders import PartSpec, PeerSpec, SendSpec, place_spec, probe_spec
+from netprobe.wire.orders import PartSpec, PeerSpec, SendSpec, governor_spec, place_spec, probe_spec
 
 UNTIL_GRACE_S = 120.0
 """A part that hears no more from the collector ends by itself, so long after its last probe could arrive."""
@@ -45,6 +45,7 @@ class Orders:
         own = {one.sender.chain[0].place for one in sent if one.is_sent_by_agent}
         rings = {s.point.place for one in self.prepared for s in one.stops if s.is_observed_by_ring} - own
         passing = [one for one in self.prepared if one in sent or not set(mine).isdisjoint(self._indices(one))]
+        ends = [end for one in passing for end in (one.sender, one.target)]
         return PartSpec(
             run=self.run,
             places=[place_spec(i, self.points[i]) for i in mine if self.points[i].place in rings],
@@ -52,6 +53,8 @@ class Orders:
             sends=[self._send(one) for one in sent],
             peers=[peer for other, agent in self.agents.items() if other != name for peer in _peers(agent)],
             until_s=lasts_s(self.plan, self.prepared),
+            machines=sorted({end.name for end in ends if end.host == self.agents[name].host}),
+            governor=governor_spec(self.plan.governor),
         )
 
     def _send(self, one: Prepared) -> SendSpec:

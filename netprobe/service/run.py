@@ -227,6 +227,7 @@ async def _look_and_send(
         places=ring_places(state, state.prepared),
         own=own_points(state.prepared, collection.index),
         machines=machines_of(state.prepared),
+        limits=state.plan.governor,
     )
     collection.peers = frozenset(machine.domain for machine in order.machines)
     collection.lasts_s = LASTS_S

@@ -21,6 +21,7 @@ from netprobe.model.results import Json, SessionResult
 from netprobe.plan.plans import RunPlan
 from netprobe.service.collected import PartRecord, Sending
 from netprobe.service.collection import Collection
+from netprobe.service.held_back import governor_json, governor_notes
 from netprobe.service.prepare import Prepared, type_p_json
 
 VANTAGE_NOTES = {
@@ -322,6 +323,7 @@ def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
     if dropped:
         notes.append(f"the switch's ports on the way dropped {dropped} frames meanwhile, ours or others'")
     notes += _behind(one, facts)
+    notes += governor_notes(governor_json(facts.collection, one.prepared.probe.session))
     unanswered = outcome.forward.ledger.count(Fate.UNOBSERVED)
     if unanswered and plan.protocol is Protocol.UDP:
         notes.append(
@@ -417,4 +419,5 @@ def session_result(one: Settled, facts: RunFacts, reason: Reason | None, undone:
         notes=_notes(one, facts),
         contexts=_contexts(one, facts),
         epoch=_epoch_json(one),
+        governor=governor_json(collection, prepared.probe.session),
     )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from netprobe.host.clock import HostClock
+from netprobe.model.load import Backoff
 from netprobe.model.observations import FOR_EVER_NS, Blind, Hops, Report, SentReport, Sightings, Unwatched, Watermark
 from netprobe.model.records import NO_TIME, HopBatch
 
@@ -34,6 +35,8 @@ def shown_report(report: Report, clock: HostClock) -> Report:  # noqa: PLR0911  
             return replace(report, start_ns=start, end_ns=end if end >= FOR_EVER_NS else clock.shown_one(end))
         case Unwatched() if report.since_ns:
             return replace(report, since_ns=clock.shown_one(report.since_ns))
+        case Backoff():
+            return replace(report, at_ns=clock.shown_one(report.at_ns))
         case Watermark():
             return replace(report, until_ns=clock.shown_one(report.until_ns))
         case _:

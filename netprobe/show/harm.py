@@ -45,10 +45,11 @@ def print_harm(console: Console, document: Document) -> None:
     console.print(
         f"{probing['planned'] - probing['unsent']} of {probing['planned']} probes sent"
         + ("" if sent is None else f" ({100 * sent:.1f} %)")
-        + f", {probing['lost']} lost, {probing['unobserved']} unobserved"
+        + f", {probing['lost']} lost, {probing['unobserved']} unobserved; governor {document['governor']}"
     )
-    for note in document.get("notes", ()):
-        console.print(f"note: {note}")
+    if probing["held_back"]:
+        least = f"{100 * probing['lowest_share']:g} %"
+        console.print(f"the governor held {probing['held_back']} back; at the least {least} of what was due was sent")
     limit = f"{100 * document['limit']:g} %"
     meanings = {
         "within": f"no metric is worse by more than {limit}",

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from netprobe.errors import WireError
 from netprobe.model.contexts import HopContext, Tunnel
+from netprobe.model.load import Backoff
 from netprobe.model.observations import (
     Blind,
     Contexts,
@@ -108,6 +109,13 @@ class _Sent(msgspec.Struct, array_like=True, frozen=True):
     doubtful: int
     failure: str
     is_last: bool
+    held: int = 0  # agents of before the governor do not say it
+
+
+class _Backoff(msgspec.Struct, array_like=True, frozen=True):
+    at_ns: int
+    share: float
+    why: str
 
 
 class _Watermark(msgspec.Struct, array_like=True, frozen=True):
@@ -177,7 +185,7 @@ def _tallies(report: Tallies) -> _Tallies:
 def _sent(report: SentReport) -> _Sent:
     p = report.pacing
     pacing = None if p is None else (p.p50_ns, p.p99_ns, p.max_ns)
-    return _Sent(report.session, report.first, pacing, report.doubtful, report.failure, report.is_last)
+    return _Sent(report.session, report.first, pacing, report.doubtful, report.failure, report.is_last, report.held)
 
 
 _ENCODERS: tuple[Callable[[Any], tuple[object, bytes]], ...] = (
@@ -191,6 +199,7 @@ _ENCODERS: tuple[Callable[[Any], tuple[object, bytes]], ...] = (
     lambda r: (r.peer, _columns(r, EXCHANGE_DTYPE)),
     lambda r: (_Watermark(r.until_ns, r.steps), b""),
     lambda r: (_Done(r.counters, r.why), b""),
+    lambda r: (_Backoff(r.at_ns, r.share, r.why), b""),
 )
 
 
@@ -294,6 +303,7 @@ def _decode_sent(header: bytes, body: bytes) -> SentReport:
         doubtful=_count(got.doubtful),
         failure=_words(got.failure),
         is_last=got.is_last,
+        held=_count(got.held),
     )
 
 
@@ -307,6 +317,13 @@ def _decode_done(header: bytes, _body: bytes) -> PartDone:
     return PartDone({name[:100]: _count(n) for name, n in got.counters.items()}, _words(got.why))
 
 
+def _decode_backoff(header: bytes, _body: bytes) -> Backoff:
+    got = msgspec.msgpack.decode(header, type=_Backoff)
+    if not 0 <= got.share <= 1:
+        raise ValueError(f"{got.share} is no share")
+    return Backoff(_number(got.at_ns), got.share, _words(got.why))
+
+
 _DECODERS: tuple[Callable[[bytes, bytes], Report], ...] = (
     lambda _header, body: Hops(HopBatch(np.frombuffer(body, HOP_DTYPE))),
     lambda _header, body: Sightings(**_rows(body, SIGHTING_DTYPE)),
@@ -318,6 +335,7 @@ _DECODERS: tuple[Callable[[bytes, bytes], Report], ...] = (
     lambda header, body: Exchanges(msgspec.msgpack.decode(header, type=str)[:MAX_TEXT], **_rows(body, EXCHANGE_DTYPE)),
     _decode_watermark,
     _decode_done,
+    _decode_backoff,
 )
 _KINDS: tuple[type, ...] = (
     Hops,
@@ -330,5 +348,6 @@ _KINDS: tuple[type, ...] = (
     Exchanges,
     Watermark,
     PartDone,
+    Backoff,
 )
 """A report's kind on the wire is its place in here, in the encoders and in the decoders."""

@@ -9,11 +9,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import msgspec
 
 from netprobe.errors import NetprobeError, WireError
-from netprobe.model.points import Point, PointKind
+from netprobe.model.load import LoadLimits
+from netprobe.model.points import Point, PointKind, Stamp
 from netprobe.model.probes import Flow, IPAddress, ProbeSession, Protocol, Translation, TypeP
 from netprobe.wire import mark
 
 _WHAT = "order"
+SOCKET_PATH_MAX = 107  # sun_path holds 108 octets with the final zero
 MAX_PLACES = 10_000
 MAX_SESSIONS = 10_000
 MAX_COUNT = 10_000_000
@@ -26,9 +28,9 @@ class PlaceSpec(msgspec.Struct, frozen=True):
     id: str
     kind: str
     device: str
-
-
     socket: str = ""
+
+
 class ProbeSpec(msgspec.Struct, frozen=True):
     """A session's probes (model.probes.ProbeSession). Addresses are texts, MACs and the key octets."""
 
@@ -82,12 +84,25 @@ class PeerSpec(msgspec.Struct, frozen=True):
     key: bytes
 
 
+class GovernorSpec(msgspec.Struct, frozen=True):
+    """Limits of a host's load (model.load.LoadLimits)."""
+
+    is_on: bool
+    cpu: float
+    pressure: float
+    share: float
+    drops: float
+
+
 class PartSpec(msgspec.Struct, frozen=True):
     """Everything that one agent does in one run.
 
     Attributes:
         run: its id.
         until_s: seconds after which the part ends by itself, whatever the collector says.
+        machines: guests of this host at the ends of these sessions; the clocks of those that are virtual machines are
+            compared with the host's.
+        governor: the limits of the host's load, None for the default ones.
     """
 
     run: str
@@ -96,6 +111,8 @@ class PartSpec(msgspec.Struct, frozen=True):
     sends: list[SendSpec]
     peers: list[PeerSpec]
     until_s: float
+    machines: list[str] = []
+    governor: GovernorSpec | None = None
 
 
 class RunNamed(msgspec.Struct, frozen=True):
@@ -127,6 +144,18 @@ class PortsAsked(msgspec.Struct, frozen=True):
     dst_port: int
     wanted: int
     last_use_ns: int
+
+
+def governor_spec(limits: LoadLimits) -> GovernorSpec:
+    """Limits for the wire."""
+    return GovernorSpec(limits.is_on, limits.cpu, limits.pressure, limits.share, limits.drops)
+
+
+def limits_of(spec: GovernorSpec | None) -> LoadLimits:
+    """The limits of a spec. Whatever a number is, a limit beyond it is no harm: it is one that is never passed."""
+    if spec is None:
+        return LoadLimits()
+    return LoadLimits(spec.is_on, spec.cpu, spec.pressure, spec.share, spec.drops)
 
 
 def probe_spec(probe: ProbeSession) -> ProbeSpec:

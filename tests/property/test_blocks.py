@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from netprobe.errors import WireError
 from netprobe.model.contexts import HopContext, Tunnel
+from netprobe.model.load import Backoff
 from netprobe.model.observations import (
     Blind,
     Contexts,
@@ -54,6 +55,8 @@ def one_of_each():
         Unwatched(4, "no device", 8),
         SentReport(9, 1, times(5, 0), times(0, 6), Pacing(1, 2, 3), 4, "why", is_last=False),
         SentReport(9, 0, times(), times()),
+        SentReport(9, 0, times(0, 0), times(0, 0), held=2),
+        Backoff(77, 0.25, "a processor"),
         Exchanges("hv2", times(1), times(2), times(3), times(4)),
         Watermark(99, 1),
         PartDone({"agent_shed": 3}, "stopped"),

@@ -1,8 +1,19 @@
 """Pacing on a virtual clock: due times are met, a late sender does not burst, a stop is noticed."""
 
+import itertools
+
 import pytest
 
-from netprobe.inject.pacer import BURST_FRAMES, BURST_PAUSE_NS, MAX_SLEEP_NS, SPIN_NS, pace, wait_until
+from netprobe.inject.pacer import (
+    BURST_FRAMES,
+    BURST_PAUSE_NS,
+    HELD,
+    MAX_SLEEP_NS,
+    SPIN_NS,
+    is_held,
+    pace,
+    wait_until,
+)
 
 
 class VirtualClock:
@@ -126,3 +137,52 @@ def test_percentiles_are_nearest_rank():
 def test_nothing_planned_gives_empty_figures():
     stats = VirtualClock().pace([]).stats
     assert (stats.planned, stats.unsent, stats.p50_ns, stats.p99_ns, stats.max_ns) == (0, 0, 0, 0, 0)
+
+
+def test_what_is_held_back_is_spread_evenly_and_half_is_a_part_of_all():
+    for share in (0.5, 0.25, 0.125):
+        kept = [i for i in range(4096) if not is_held(i, share)]
+        assert len(kept) == pytest.approx(4096 * share, rel=0.01)
+        gaps = [b - a for a, b in itertools.pairwise(kept)]
+        assert max(gaps) <= 2.7 / share
+        assert not any(is_held(i, 2 * share) for i in kept)
+    assert not any(is_held(i, 1.0) for i in range(4096))
+    assert all(is_held(i, 0.0) for i in range(4096))
+
+
+def test_a_sender_that_backs_off_sends_a_part_in_time_and_tells_the_rest_as_held():
+    """All for 100 ms, a quarter for 100 ms, none for 100 ms, all again: as the share is when each probe is due."""
+    world = VirtualClock()
+    due_ns = [1_000_000 * i for i in range(1, 401)]
+
+    def share():
+        return (1.0, 0.25, 0.0, 1.0)[min(world.now_ns // 100_000_000, 3)]
+
+    paced = world.pace(due_ns, share=share)
+    sent = [sum(t > 0 for t in paced.times_ns[at : at + 100]) for at in range(0, 400, 100)]
+    assert sent[0] == 100
+    assert sent[1] == pytest.approx(25, abs=2)
+    assert sent[2] <= 1
+    assert sent[3] >= 99
+    assert set(paced.times_ns) & {0, HELD} == {HELD}
+    assert paced.stats.unsent == sum(t == HELD for t in paced.times_ns)
+    assert paced.stats.max_ns <= 200
+
+
+def test_what_is_held_back_costs_no_spinning():
+    world = VirtualClock(late_ns=0)
+    readings = []
+    clock = world.clock
+    world.clock = lambda: readings.append(1) or clock()
+    world.pace([1_000_000 * i for i in range(1, 101)], share=lambda: 0.0)
+    assert not world.sent
+    assert len(readings) < 100 * 5
+
+
+def test_a_sender_that_holds_all_back_notices_a_stop():
+    world = VirtualClock()
+    paced = world.pace(
+        [1_000_000 * i for i in range(1, 101)], share=lambda: 0.0, stopped=lambda: world.now_ns > 50_000_000
+    )
+    assert 45 <= sum(t == HELD for t in paced.times_ns) <= 55
+    assert paced.stats.unsent == 100
