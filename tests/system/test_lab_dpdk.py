@@ -1,0 +1,319 @@
+"""The lab `dpdk`: guests behind vhost-user ports, seen at their vrings by uprobes or by a mirror; and bad days.
+
+Network: vm1 and vm2, virtual machines without KVM, each behind a vhost-user port of hv1's Open vSwitch with DPDK; the
+bypass NIC is an af_packet port. What the switch says it enqueued or dropped is the truth that uprobes are held against.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+from support.truth_checks import MS, US, check_fault, log_of, probe
+
+from netprobe.errors import RefusedError, UsageError
+from netprobe.host import process
+from netprobe.host.libbpf import BpfObject
+from netprobe.host.ovs import PrivateSwitch
+from netprobe.lab import control
+from netprobe.lab.flow_table import COOKIE_MASK, COOKIE_PREFIX
+from netprobe.lab.state import Places
+from netprobe.model.points import Leg, Vantage
+from netprobe.plan.plans import Protocol, RunPlan
+from netprobe.service.discovery import read_topology
+from netprobe.service.journal import clean, stale_journals
+from netprobe.service.run import run_plan
+from netprobe.service.vrings import VringWish
+
+pytestmark = [pytest.mark.system, pytest.mark.alone(reason="delays are held against a log to some microseconds")]
+
+COUNT, RATE = 100, 200
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+MIRROR = VringWish("mirror", is_change_allowed=True)
+MIRROR_BIAS_NS = 100 * US
+"""What docs/backends.md states: how far a mirror's delay between two vrings may be from the uprobes', at the median."""
+
+
+@pytest.fixture
+def lab(lab_place):
+    """Both machines, as they were made."""
+    if control.status().state.get("name", "dpdk") != "dpdk":
+        control.down()
+    status = control.up("dpdk")
+    return control.status() if control.fault_clear().faults else status
+
+
+def run(*sessions, vrings=None, tmax_ns=1000 * MS):
+    plan = RunPlan("dpdk", sessions, seed=7, tmax_ns=tmax_ns)
+    return trio.run(partial(run_plan, plan, read_topology(), **({} if vrings is None else {"vrings": vrings})))
+
+
+def few(**changes):
+    return probe(**({"count": COUNT, "rate_pps": RATE} | changes))
+
+
+def switch():
+    return PrivateSwitch("hv1", Places.from_environment().switch("hv1"))
+
+
+def transmitted(port):
+    """(packets that the switch put into a port's ring, packets that it dropped before), as it counts them now."""
+    text = switch().appctl("dpctl/show", "-s").partition(f": {port} ")[2]
+    packets, dropped = re.search(r"TX packets:(\d+) errors:\S+ dropped:(\d+)", text).groups()
+    return int(packets), int(dropped)
+
+
+def lost_by_segment(outcome):
+    return {s.id: s.lost for s in outcome.results[0].forward.segments if s.lost}
+
+
+def mirrors():
+    return switch().vsctl("--bare", "--columns=name", "list", "Mirror").split()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is measured
+
+
+@pytest.mark.parametrize("vantage", Vantage)
+def test_every_vantage_sees_guest_vring_and_vswitch(lab, vantage):
+    """All probes and answers are delivered, every segment is there, and stamps say who took the time."""
+    (result,) = run(few(vantage=vantage, count=50)).results
+    first = {
+        Vantage.GUEST: ["vm1.guest..vm1.backend", "vm1.backend..vm2.backend"],
+        Vantage.BYPASS: ["bypass.guest..bypass.backend", "bypass.backend..vm2.backend"],
+        Vantage.VSWITCH: ["hv1.vswitch..vm2.backend"],
+    }[vantage]
+    assert [s.id for s in result.forward.segments] == [*first, "vm2.backend..vm2.guest"]
+    assert (result.forward.delivered, result.returned.delivered) == (50, 50)
+    across = {Vantage.GUEST: "uprobe", Vantage.BYPASS: "kernel-rx/uprobe", Vantage.VSWITCH: "sender/uprobe"}
+    assert result.forward.segments[-2].stamp == across[vantage]
+    assert result.forward.segments[-1].stamp == "uprobe/packet"
+    assert result.forward.segments[-2].clock_error_ns is None, "both ends are the host's"
+    assert not any(result.overflowed.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": Protocol.ICMP, "size_bytes": 1400},
+        {"protocol": Protocol.ICMP, "family": 6},
+        {"protocol": Protocol.TCP, "dst_port": 80},
+        {"protocol": Protocol.RAW_UDP, "dst_port": 5000, "family": 6, "size_bytes": 1200},
+    ],
+    ids=["icmp", "icmpv6", "tcp", "raw-udp"],
+)
+def test_each_type_p_is_known_at_the_vring(lab, changes):
+    """Also frames that are longer than what the BPF program hands over of them."""
+    (result,) = run(few(vantage=Vantage.BYPASS, count=20, **changes)).results
+    segment = next(s for s in result.forward.segments if s.second == "vm2.backend")
+    assert (segment.sent, segment.lost, segment.stamp) == (20, 0, "kernel-rx/uprobe")
+
+
+def test_what_a_relay_does_before_the_vswitch_is_reported_there(lab):
+    """Lost and duplicated probes are those of the relay's log, the delay agrees with it, nobody else is blamed."""
+    vantage = {"vantage": Vantage.BYPASS}
+    run(few(count=10, **vantage))  # ARP, and the datapath's caches
+    fault = {"loss": 0.05, "duplicate": 0.05, "delay_ns": 5 * MS}
+    put = control.fault_set("bypass.backend..vm2.backend", seed=11, expose=True, **fault)
+    try:
+        outcome = run(few(count=200, **vantage))
+        rows = log_of(put, outcome, 200)
+    finally:
+        control.fault_clear()
+    check_fault(outcome, rows, "bypass.backend..bypass.relay", fault, median_ns=50 * US, p99_ns=5 * MS)
+
+
+def test_no_relay_stands_where_there_is_no_device(lab):
+    with pytest.raises(UsageError, match="is a vhost-user port"):
+        control.fault_set("vm1.backend..vm2.backend", loss=0.5)
+
+
+def test_what_a_policer_drops_before_the_vring_is_reported_there_and_nowhere_else(lab):
+    """As many as the switch itself says; between the vswitch and the vring nobody else could tell."""
+    _, before = transmitted("vhuvm2")
+    switch().vsctl(
+        *("set", "port", "vhuvm2", "qos=@q", "--", "--id=@q", "create", "qos", "type=egress-policer"),
+        *("other-config:cir=5000", "other-config:cbs=1000"),
+    )
+    try:
+        outcome = run(few(vantage=Vantage.GUEST))
+        dropped = transmitted("vhuvm2")[1] - before
+    finally:
+        switch().vsctl("--", "destroy", "QoS", "vhuvm2", "--", "clear", "Port", "vhuvm2", "qos")
+    assert lost_by_segment(outcome) == {"vm1.backend..vm2.backend": pytest.approx(dropped, abs=2)}
+    assert 10 < dropped < COUNT
+
+
+def test_what_the_policy_forbids_is_lost_at_the_vswitch_and_nowhere_else(lab):
+    outcome = run(few(protocol=Protocol.TCP, dst_port=8080, vantage=Vantage.GUEST, count=20))
+    assert lost_by_segment(outcome) == {"vm1.backend..vm2.backend": 20}
+
+
+def test_at_5000_a_second_no_marked_packet_is_missed_at_the_vring(lab):
+    """Each one that the switch says it enqueued was seen there, and none was shed on the way to user space."""
+    before = transmitted("vhuvm2")
+    changes = {"protocol": Protocol.RAW_UDP, "dst_port": 5001, "count": 10_000, "rate_pps": 5000}
+    outcome = run(few(vantage=Vantage.BYPASS, **changes))
+    enqueued, dropped = np.subtract(transmitted("vhuvm2"), before)
+    (result,) = outcome.results
+    here = (outcome.hops.point == outcome.points.index("vm2.backend")) & (outcome.hops.leg == Leg.FORWARD)
+    seen = len(np.unique(outcome.hops.seq[here]))
+    assert 0 <= enqueued - seen < 20, "others' are neighbour discovery"
+    assert seen + dropped >= 10_000 - result.forward.unsent - result.forward.segments[0].lost
+    assert not any(result.overflowed.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mirror
+
+
+def test_a_mirror_agrees_with_uprobes_within_its_bias_and_leaves_nothing(lab):
+    (by_uprobe,) = run(few(vantage=Vantage.GUEST)).results
+    (by_mirror,) = run(few(vantage=Vantage.GUEST), vrings=MIRROR).results
+    there, copied = by_uprobe.forward.segments[1], by_mirror.forward.segments[1]
+    assert (there.stamp, copied.stamp) == ("uprobe", "mirror")
+    assert (copied.sent, copied.lost) == (COUNT, 0)
+    assert abs(there.delay.p50 - copied.delay.p50) <= MIRROR_BIAS_NS
+    assert mirrors() == []
+    assert "npm" not in switch().vsctl("list-ports", "br-int")
+    assert stale_journals() == []
+
+
+def test_a_mirror_is_not_made_unasked(lab):
+    with pytest.raises(RefusedError, match="--allow-change"):
+        run(few(), vrings=VringWish("mirror"))
+    assert mirrors() == []
+
+
+def test_a_mirror_that_a_killed_run_left_is_taken_away_by_clean(lab):
+    """The journal has it before it is made."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            from netprobe.service.vrings import chosen_vrings  # noqa: PLC0415
+
+            with chosen_vrings(RunPlan("x", (few(),), seed=1, tmax_ns=MS), read_topology(), MIRROR):
+                os.write(writer, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    assert os.read(reader, 1) == b"x"
+    assert len(mirrors()) == 4
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert clean(read_topology()).mirrors_undone == 2
+    assert mirrors() == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad days
+
+
+def change_allowlist(text):
+    path = Places.from_environment().lab / "allow.toml"
+    before = path.read_text()
+    path.write_text("".join(line + "\n" for line in before.splitlines() if "vring" not in line) + text)
+    return lambda: path.write_text(before)
+
+
+def test_where_uprobes_are_not_allowed_the_vring_is_unobserved_and_nothing_is_called_lost(lab):
+    restore = change_allowlist("")
+    try:
+        (result,) = run(few(vantage=Vantage.VSWITCH, count=20)).results
+        (mirrored,) = run(few(vantage=Vantage.VSWITCH, count=20), vrings=VringWish(is_change_allowed=True)).results
+    finally:
+        restore()
+    assert result.forward.lost == 0
+    assert any("vring_uprobes_s" in note for note in result.notes), result.notes
+    assert mirrored.forward.segments[0].stamp == "sender/mirror"
+    assert mirrored.forward.delivered == 20
+
+
+def test_uprobes_are_taken_off_when_their_time_is_over(lab):
+    restore = change_allowlist("vring_uprobes_s = 1\n")
+    try:
+        (result,) = run(few(vantage=Vantage.BYPASS, rate_pps=50)).results
+    finally:
+        restore()
+    assert any("may stay for 1 s" in note for note in result.notes), result.notes
+    assert lost_by_segment_of(result) == {}
+
+
+def lost_by_segment_of(result):
+    return {s.id: s.lost for s in result.forward.segments if s.lost}
+
+
+@pytest.mark.parametrize(("code", "text"), [(1, "Operation not permitted"), (22, "Invalid argument")])
+def test_a_kernel_that_takes_no_bpf_is_an_unobserved_point_with_the_reason(lab, monkeypatch, code, text):
+    """What libbpf answers is changed, for this machine permits it."""
+
+    def refuse(self, what):
+        import ctypes  # noqa: PLC0415
+
+        ctypes.set_errno(code)
+        return original(self, what)
+
+    original = BpfObject._failed
+    monkeypatch.setattr(BpfObject, "_failed", refuse)
+    monkeypatch.setattr(BpfObject, "attach_uprobe", lambda self, name, **_: (_ for _ in ()).throw(self._failed(name)))
+    (result,) = run(few(vantage=Vantage.VSWITCH, count=5)).results
+    assert result.forward.lost == 0
+    assert any(text in note for note in result.notes), result.notes
+
+
+def test_after_a_restart_of_the_vswitch_the_vring_is_looked_at_again_and_the_gap_is_unobserved(lab):
+    """Its guard starts it anew; its flows are put back by the test, as the cloud's agent would."""
+    place = switch()
+    flows = subprocess.run(
+        ["ovs-ofctl", "-OOpenFlow15", "--no-stats", "dump-flows", place.management("br-int")],
+        env=place.env, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    flows = [line.strip() for line in flows if "cookie" in line]
+    pid = int((place.run_dir / "ovs-vswitchd.pid").read_text())
+    ticks = process.start_ticks(pid)
+
+    def restart():
+        os.kill(pid, signal.SIGSEGV)  # of what kills it, its guard restarts it after this
+        while True:
+            try:
+                if int((place.run_dir / "ovs-vswitchd.pid").read_text()) != pid:
+                    place.appctl("version")
+                    place.replace_flows("br-int", flows)
+                    if place.flow_count("br-int", COOKIE_PREFIX, COOKIE_MASK):
+                        return
+            except Exception:  # noqa: BLE001  it is not there yet
+                threading.Event().wait(0.1)
+
+    timer = threading.Timer(2.0, restart)
+    timer.start()
+    try:
+        outcome = run(few(vantage=Vantage.BYPASS, count=600, rate_pps=50), tmax_ns=1000 * MS)
+    finally:
+        timer.join(30)
+    assert process.start_ticks(pid) != ticks
+    (result,) = outcome.results
+    times = outcome.hops.t_ns[outcome.hops.point == outcome.points.index("vm2.backend")]
+    gap = int(np.diff(np.sort(times)).max())
+    assert gap > 100 * MS, "it was away for a while"
+    assert times.max() - times.min() > 5_000 * MS, "and was seen again"
+    assert result.forward.unobserved > 0
+
+
+def test_nothing_is_left_of_the_lab(lab_place):
+    """No machine, no switch, also one that was started again, no file of DPDK's, and as many huge pages as before."""
+    if not control.status().is_up:
+        control.up("dpdk")
+    pids = [record["pid"] for record in control.status().state["processes"]]
+    pages = HUGE_PAGES.read_text()
+    control.down()
+    assert not any(process.start_ticks(pid) for pid in pids)
+    assert not (lab_place / "lab").exists()
+    assert HUGE_PAGES.read_text() == pages
