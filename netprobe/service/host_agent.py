@@ -33,6 +33,9 @@ from netprobe.wire.report import PROTOCOL_VERSION, Hello, PartKey, PartState, Ro
 MAX_PARTS = 64
 """Runs at once; more are refused, so that a stolen collector cannot fill this host's memory."""
 
+AGENT_SOCKETS = ("*.sock", "*.serial")
+"""Control sockets of guests' agents, by the guest's name; the latter are virtio-serial ports of virtual machines."""
+
 EXCHANGE_S = 0.05
 """Mean time between two exchanges with another host's clock: a step is seen within a second, with room to spare."""
 
@@ -241,7 +244,7 @@ class HostAgent:
             found = await trio.to_thread.run_sync(inventory, local.host)
         else:
             found = HostInventory(local.host.name)
-        guests = sorted(p.stem for p in local.guests.glob("*.sock")) if local.guests.is_dir() else []
+        guests = sorted({p.stem for kind in AGENT_SOCKETS for p in local.guests.glob(kind)})
         return HostReport(found, tuple(guests), self._config.exchange or ("", 0))
 
     async def _ports(self, asked: Asked) -> object:

@@ -133,6 +133,8 @@ class KeptRun:
         """Begin to collect, for the sessions that are prepared."""
         self.collection = Collection(one.probe for one in self.prepared)
         self.collection.lasts_s = lasts_s(self.plan, self.prepared)
+        ends = [end for one in self.prepared for end in (one.sender, one.target)]
+        self.collection.peers = frozenset(end.chain[0].id for end in ends)  # virtual machines' clocks
 
     def add_part(self, part: Part, host: str) -> None:
         """An agent takes part."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
+from support.spread import session
+from support.spread_vm import SpreadVm
 from support.truth_checks import MS, US, check_fault, log_of, probe, run
 
 from netprobe.collect.domains import clock_map
@@ -39,10 +41,12 @@ RELAYS = {
 
 @pytest.fixture
 def lab(lab_place):
-    """Both machines, as they were made."""
+    """Both machines, as they were made, and with their neighbours known: a slow guest asks for them for long."""
     if control.status().state.get("name", "vm") != "vm":
         control.down()
     status = control.up("vm")
+    if not status.was_up:
+        run(few(count=20), few(name="bypass", vantage=Vantage.BYPASS, count=20), tmax_ns=3_000 * MS)
     return control.status() if control.fault_clear().faults else status
 
 
@@ -86,7 +90,6 @@ def test_every_vantage_sees_guest_backend_and_vswitch(lab, vantage):
 @pytest.mark.parametrize("segment", RELAYS)
 def test_what_goes_into_a_segment_is_what_is_reported_there(lab, segment):
     """Lost and duplicated probes are those of the relay's log, the delay agrees with it, nobody else is blamed."""
-    run(few(count=10))  # ARP, and the datapath's caches
     fault = {"loss": 0.05, "duplicate": 0.05, "delay_ns": 5 * MS}
     put = control.fault_set(segment, seed=11, expose=True, **fault)
     try:
@@ -173,13 +176,31 @@ def test_a_known_delay_is_within_the_bounds_that_two_clocks_leave(lab):
     assert high >= 20 * MS
 
 
+def test_a_collector_hears_of_machines_clocks_from_their_host(lab, lab_place, tmp_path):
+    """The host's agent shows a clock that is 300 ms off, machines show theirs: segments have delays all the same."""
+    cloud = SpreadVm(tmp_path, lab_place)
+    try:
+        cloud.start_collector()
+        cloud.start_agent("hv1", "--test-clock", "offset=300ms")
+        cloud.wait_for("collector", "hv1 is on hv1")
+        document = cloud.finish(cloud.run(session("vm1", "vm2", 100, 1)))
+    finally:
+        cloud.close()
+    (one,) = document["sessions"]
+    assert (one["received"], one["return"]["delivered"], one["late"]) == (100, 100, 0)
+    by_id = {s["id"]: s for s in one["segments"]}
+    for segment in ("vm1.guest..vm1.backend", "vm2.backend..vm2.guest"):
+        assert by_id[segment]["clock_problem"] is None
+        assert 0 < by_id[segment]["clock_error_ns"] < 50 * MS
+    assert by_id["vm1.backend..vm2.backend"]["clock_error_ns"] is None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # To leave a tap is not to be delivered
 
 
 def test_what_is_lost_behind_the_tap_is_told_by_the_tap(lab):
     """A machine that stands still does not empty its tap: rings see all go out, the tap says how many it dropped."""
-    run(few(count=10, vantage=Vantage.BYPASS))
     pid = pid_of("vm2")
     process.run(["ip", "-n", "hv1", "link", "set", "tapvm2", "txqueuelen", "20"])
     os.kill(pid, signal.SIGSTOP)
@@ -223,23 +244,28 @@ def test_an_agent_that_hangs_is_an_error_that_names_it_and_works_again_afterward
     assert result.forward.delivered == 20
 
 
-@pytest.mark.parametrize(("killed", "vantage"), [("vm1", Vantage.GUEST), ("vm2", Vantage.BYPASS)])
-def test_a_guest_that_is_killed_in_a_run_leaves_a_result_that_says_so(lab, killed, vantage):
-    """The ledger closes; nothing is called lost where nobody could look. `up` brings the guest back."""
-    pid = pid_of(killed)
+def test_guests_that_are_killed_in_a_run_leave_results_that_say_so(lab):
+    """Ledgers close; nothing is called lost where nobody could look. `up` makes the lab anew."""
+    pids = [pid_of(name) for name in ("vm1", "vm2")]
+
+    def kill():
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
 
     def progress(text):
         if text.startswith("sending"):
-            threading.Thread(target=os.kill, args=(pid, signal.SIGKILL)).start()
+            threading.Thread(target=kill).start()
 
-    (result,) = run(few(vantage=vantage), progress=progress).results
-    leg = result.forward
-    assert leg.planned == COUNT == leg.unsent + leg.delivered + leg.lost + leg.unobserved + leg.pending
-    assert not any(s.lost for s in leg.segments if s.second == "vm2.guest")
-    if killed == "vm1":
-        assert any("sending ended early" in note and "is gone" in note for note in result.notes), result.notes
+    results = run(few(), few(name="bypass", vantage=Vantage.BYPASS), progress=progress).results
+    for leg in (result.forward for result in results):
+        assert leg.planned == COUNT == leg.unsent + leg.delivered + leg.lost + leg.unobserved + leg.pending
+        assert not any(s.lost for s in leg.segments if s.second == "vm2.guest")
+    assert any("sending ended early" in note and "is gone" in note for note in results[0].notes), results[0].notes
+    assert results[1].forward.delivered < COUNT, "a tap without its machine has no carrier: the switch drops"
     problems = control.status().problems
-    assert problems == (f"{machines.machine_name(killed)} (process {pid}) is gone",)
+    assert problems == tuple(
+        f"{machines.machine_name(name)} (process {pid}) is gone" for name, pid in zip(("vm1", "vm2"), pids, strict=True)
+    )
     assert control.up("vm").repaired == problems
 
 
