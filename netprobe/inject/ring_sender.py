@@ -42,8 +42,8 @@ class SentBlock:
 
     Attributes:
         first_seq: number of the first.
-        times_ns: shape (n,), CLOCK_REALTIME ns: when each was handed to the kernel, spread evenly over the call that
-            handed it over with others; of STAMP packets this is T1.
+        times_ns: shape (n,), CLOCK_REALTIME ns: when the call began that handed each to the kernel, with others: it did
+            not leave before. Of STAMP packets this is T1, which takes into account what those in front of it take.
         errors_ns: shape (n,): how long after its due time the kernel had taken each probe, at the latest. No probe is
             early. None when sent flat out.
     """
@@ -297,7 +297,7 @@ class _Sending:
         frame_ns = (end_ns - start_ns) / count
         self._frame_ns += (frame_ns - self._frame_ns) / 8
         if self._t1_offset is None:
-            times_ns = wall_ns + (steps * frame_ns).astype(np.int64)
+            times_ns = np.full(count, wall_ns, np.int64)
         return handed.taken, times_ns[: handed.taken], end_ns
 
     def _stamp(self, frames: npt.NDArray[np.uint8], t1_offset: int, times_ns: I64) -> None:

@@ -58,12 +58,19 @@ Told = tuple[int, npt.NDArray[np.int64]]
 
 
 class SenderProcess:
-    """The parent's end; from `open_sender`."""
+    """The parent's end; from `open_sender`.
+
+    Attributes:
+        done: what it did, once it is over.
+        failure: why it ended early.
+        until_ns: all that was sent before this time (CLOCK_REALTIME) has been told.
+    """
 
     def __init__(self, process: SpawnProcess, reports: Connection, go: Event, stop: Event) -> None:
         self._process, self._reports, self._go, self._stop = process, reports, go, stop
         self.done: RingSent | None = None
         self.failure = ""
+        self.until_ns = 0
 
     def fileno(self) -> int:
         """For trio: readable when there is news, also when the process is gone."""
@@ -107,7 +114,8 @@ class SenderProcess:
             self.failure = "the sending process died"
             return
         if kind == "sent":
-            found.append((rest[0], np.frombuffer(rest[1], np.int64)))
+            first, times_ns, self.until_ns = rest
+            found.append((first, np.frombuffer(times_ns, np.int64)))
         elif kind == "failed":
             self.failure = rest[0]
         elif kind == "done":
@@ -187,5 +195,6 @@ class _Teller:
     def flush(self) -> None:
         if self._held:
             times_ns = np.concatenate([block.times_ns for block in self._held])
-            self._reports.send(("sent", self._held[0].first_seq, times_ns.tobytes()))
+            # A block is told as soon as it is sent, so what is not among these was sent after the last of them began.
+            self._reports.send(("sent", self._held[0].first_seq, times_ns.tobytes(), int(times_ns[-1])))
         self._held, self._count = [], 0

@@ -34,7 +34,7 @@ GATHER_NS = 500_000
 
 STREAM_NOTES = (
     "streamed: settled window by window; single records are not kept, and no rule is named for what was lost",
-    "send times are the sender's own; the sender's NIC is not looked at by its agent",
+    "the sender tells when frames were handed over, many at a time: no delay is stated from there to the first ring",
 )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
 import trio
 
 from netprobe.collect.session import BlindWindow
@@ -162,7 +163,8 @@ async def stream(
 
 def _tell_sent(sender: SenderProcess, windows: Windows) -> None:
     for first, times_ns in sender.told():
-        windows.sent(first, times_ns)
+        # No probe left before its time; how long after is not known to the microsecond, so no delay is made of it.
+        windows.sent(first, times_ns, np.zeros(len(times_ns), np.bool_))
 
 
 async def _follow(sender: SenderProcess, looker: Looker, settling: _Settling, stop: StopRequest) -> None:
@@ -175,7 +177,9 @@ async def _follow(sender: SenderProcess, looker: Looker, settling: _Settling, st
             sender.stop()
         _tell_sent(sender, windows)
         looker.flush()
-        settling.close_windows(windows.advance(settling.watermark_ns))
+        # What is under way may not be judged by what is known of the rings alone.
+        until_ns = settling.watermark_ns if sender.is_over else min(settling.watermark_ns, sender.until_ns)
+        settling.close_windows(windows.advance(until_ns))
 
 
 async def _wait_out(
