@@ -24,6 +24,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KEPT_IMAGES = 5
+STALE_S = 600.0
+"""A snapshot is written in a second."""
 META_KERNEL = "linux-image-cloud-amd64"
 # In this order: each needs those before it.
 DRIVERS = (
@@ -223,7 +225,12 @@ def build(image: Path, agent: Path) -> None:
 
 
 def forget_old(folder: Path, kept: Path) -> None:
-    """Remove all but the images that were used last."""
+    """Remove all but the images that were used last, and what killed programs left half-made."""
+    for half in (p for prefix in (".new-*", ".agent-*") for p in folder.glob(prefix)):  # the lock is ours
+        shutil.rmtree(half, ignore_errors=True)
+    for half in folder.glob("*/*.new"):
+        if time.time() - half.stat().st_mtime > STALE_S:
+            half.unlink(missing_ok=True)
     images = sorted((p for p in folder.iterdir() if (p / "manifest.json").is_file()), key=lambda p: -p.stat().st_mtime)
     for image in images[KEPT_IMAGES:]:
         if image != kept:
@@ -245,7 +252,7 @@ def main() -> int:
             is_new = arguments.fresh or not (image / "manifest.json").is_file()
             if is_new:
                 build(image, agent)
-        os.utime(image)
+            os.utime(image)
         forget_old(folder, image)
     print(json.dumps({"kernel": str(image / "kernel"), "initrd": str(image / "initrd"), "built": is_new}))
     return 0

@@ -25,10 +25,10 @@ from netprobe.host.process import ProcessRecord
 PROGRAM = "qemu-system-x86_64"
 PACKAGE = "qemu-system-x86"
 
-MONITOR_WAIT_S = 20.0
+MONITOR_WAIT_S = 60.0
 """A vhost-user guest opens its monitor only after the switch has connected."""
 
-ANSWER_WAIT_S = 10.0
+ANSWER_WAIT_S = 30.0
 SNAPSHOT_WAIT_S = 60.0
 LOOK_S = 0.01
 SERIAL_LINES = 12

@@ -44,6 +44,12 @@ PROTOCOL_NOTES = {
     Protocol.UDP: (),
 }
 
+REFLECTOR_NOTE = (
+    "{0} is a virtual machine: T3 is read by a program in it before its answers are sent, so what the machine takes to "
+    "send is in the first segment back, and in no other"
+)
+"""User-space stamping in a slow guest is no network time; all other stamps of a machine are its kernel's."""
+
 MAX_CONTEXTS = 32
 """Different surroundings that are told of one stop: neither spoofing guests nor lying agents may fill a result."""
 
@@ -329,6 +335,8 @@ def _notes(one: Settled, facts: RunFacts) -> tuple[str, ...]:
         notes.append(
             f"{unanswered} were not answered: lost in the last stretch, or their answers in the first one back"
         )
+    if one.prepared.target.has_own_clock and outcome.returned is not None and plan.protocol is Protocol.UDP:
+        notes.append(REFLECTOR_NOTE.format(one.prepared.target.name))
     if sending.failure:
         notes.append(f"sending ended early: {sending.failure}")
     if sending.doubtful:
