@@ -35,7 +35,7 @@ from netprobe.plan.policy_values import (
 
 POLICY_SCHEMA = 1
 FAMILIES = {"ipv4": (4,), "ipv6": (6,), "both": (4, 6)}
-LAB_GUEST_KEYS = ("host", "floating")
+LAB_GUEST_KEYS = ("host", "floating", "agent", "machine")
 LAB_TOP_KEYS = ("bypass",)
 """Where a lab puts its guests: its file is a policy's too, and these keys say nothing of that."""
 

@@ -155,6 +155,8 @@ def plan_links(ports: Sequence[TapPort]) -> PlannedLinks:
 
 
 def _unfit(port: TapPort, there: Collection[str], kinds: Collection[str]) -> str:
+    if not port.device:
+        return "no device of the kernel stands for it (vhost-user): nothing could go in there, or be absorbed"
     if not tc.DEVICE.fullmatch(port.device):
         return f"{port.device!r} is no name of a device that tc could be told"
     if port.device not in there:

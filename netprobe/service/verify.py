@@ -147,16 +147,19 @@ def backend_of(topology: Topology, attachments: Iterable[Attachment]) -> str:
     return "ovs-ct"
 
 
-def backend_on(backend: str, datapaths: str) -> str:
-    """A backend where the kernel forwards: "ovs-kernel", "ovn-kernel"; iptables' is the kernel's anyhow.
+def backend_on(backend: str, datapaths: str, commands: str = "") -> str:
+    """A backend where the kernel forwards, "ovs-kernel", "ovn-kernel", or DPDK, "ovs-dpdk"; iptables' is the kernel's.
 
     Where some hosts' userspace forwards, it is a userspace backend: what userspace does by its nature may be seen.
 
     Args:
         backend: from `backend_of`.
         datapaths: what `dpctl/dump-dps` prints, one "type@name" a line; a kernel's type is "system".
+        commands: what `list-commands` prints; some are there only where DPDK is on.
     """
     kinds = {line.partition("@")[0] for line in datapaths.split()}
+    if backend == "ovs-ct" and "dpdk/log-list" in commands:
+        return "ovs-dpdk"
     if backend == "bridge" or kinds != {"system"}:
         return backend
     return "ovn-kernel" if backend == "ovn" else "ovs-kernel"
@@ -337,12 +340,13 @@ def _taken(plan: VerifyPlan, topology: Topology) -> frozenset[FiveTuple]:
 
 def _real_backend(plan: VerifyPlan, topology: Topology) -> str:
     names = {one.host for one in plan.attachments}
-    found = []
+    datapaths, commands = [], []
     for host in topology.hosts:
         if host.name in names:
             with UnixctlClient(host.ovs_rundir) as unixctl:
-                found.append(unixctl.call("dpctl/dump-dps"))
-    return backend_on(plan.backend, "\n".join(found))
+                datapaths.append(unixctl.call("dpctl/dump-dps"))
+                commands.append(unixctl.call("list-commands"))
+    return backend_on(plan.backend, "\n".join(datapaths), "\n".join(commands))
 
 
 def _rejects_pps(plan: VerifyPlan) -> int:

@@ -275,4 +275,10 @@ def _acl_flows(text):
     return found
 
 
-BACKENDS = {each.backend: each for each in (OvsCt, Bridge, Ovn)}
+class OvsDpdk(OvsCt):
+    """Lab dpdk: the same flows, and DPDK's polling threads carry them out."""
+
+    backend, lab = "ovs-dpdk", "dpdk"
+
+
+BACKENDS = {each.backend: each for each in (OvsCt, OvsDpdk, Bridge, Ovn)}

@@ -1,4 +1,4 @@
-"""The same 40 rules on three ways of enforcement: nothing wrong is found, and all of them do the same.
+"""The same 40 rules on four ways of enforcement: nothing wrong is found, and all of them do the same.
 
 Network: each lab in turn, with the policy of tests/support/policies/forty.toml.
 """
@@ -10,7 +10,7 @@ from netprobe.lab import control
 
 pytestmark = pytest.mark.system
 
-LABS = {"single": "ovs-ct", "bridge": "bridge", "pair": "ovn"}
+LABS = {"single": "ovs-ct", "dpdk": "ovs-dpdk", "bridge": "bridge", "pair": "ovn"}
 LOSSY = (("vm1", "vm2"), ("vm2", "vm1"), ("vm3", "vm1"), ("vm5", "vm2"))
 """Guests between which 5 % are lost: behind the taps, for what goes into a tap crosses no guest's link."""
 

@@ -102,3 +102,8 @@ def test_neighbours_are_left_as_they_are():
 )
 def test_what_a_userspace_datapath_does_by_its_nature_excuses_no_kernel(backend, datapaths, real):
     assert backend_on(backend, datapaths) == real
+
+
+def test_a_switch_with_dpdk_is_one_by_its_own_commands():
+    assert backend_on("ovs-ct", "netdev@ovs-netdev\n", "dpctl/show\ndpdk/log-list\n") == "ovs-dpdk"
+    assert backend_on("ovs-ct", "netdev@ovs-netdev\n", "dpctl/show\n") == "ovs-ct"
