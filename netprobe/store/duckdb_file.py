@@ -6,6 +6,7 @@ store.tables'. DuckDB is imported when a store is opened, not before: `--help` m
 """
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -197,12 +198,14 @@ def _connect(path: Path, *, read_only: bool) -> "duckdb.DuckDBPyConnection":
     while True:
         try:
             return duckdb.connect(str(path), read_only=read_only)
-        except (duckdb.IOException, duckdb.ConnectionException) as error:
-            # A ConnectionException: this process itself has it open the other way, to write or only to read.
-            is_busy = isinstance(error, duckdb.ConnectionException) or "lock" in str(error)
-            if not is_busy or time.monotonic() > deadline:
+        except duckdb.IOException as error:
+            if "lock" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(LOCK_LOOK_S)
+
+
+_TURN = threading.RLock()
+"""Held while this process has a store open: DuckDB opens a file once a process, to write or only to read, not both."""
 
 
 @contextmanager
@@ -217,6 +220,11 @@ def open_store(path: Path = DEFAULT_PATH, *, read_only: bool = False) -> Iterato
         HostNotReadyError: the file cannot be opened or written (disk full, locked, no permission, no DuckDB file).
         UsageError: its tables are of another version.
     """
+    with _TURN:
+        yield from _opened(path, read_only=read_only)
+
+
+def _opened(path: Path, *, read_only: bool) -> Iterator[Store]:
     import duckdb  # noqa: PLC0415  as above
 
     try:

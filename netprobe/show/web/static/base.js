@@ -42,8 +42,8 @@ window.np = (() => {
     const isToday = at.toDateString() === new Date().toDateString();
     return withDate || !isToday ? `${at.getFullYear()}-${pad(at.getMonth() + 1)}-${pad(at.getDate())} ${time}` : time;
   }
-  function age(ns, nowNs) {
-    const s = Math.max(0, (nowNs - ns) / 1e9);
+  function age(ns, now) {
+    const s = Math.max(0, (now - ns) / 1e9);
     if (s < 60) return `${Math.round(s)} s`;
     if (s < 5400) return `${Math.round(s / 60)} min`;
     return s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} days`;

@@ -9,9 +9,9 @@
     const few = Math.max(rows.length, cols.length);
     const size = extent || (few <= 4 ? [132, 56] : few <= 8 ? [92, 46] : few <= 24 ? [52, 34] : [24, 24]);
     const [width, height] = size;
-    const isTall = width < 60;
-    const headHeight = isTall ? 104 : 34;
-    const inner = h("div", { class: `grid${isTall ? " tall" : ""}`, role: "grid", "aria-label": label,
+    const isNarrow = width < 60;
+    const headHeight = isNarrow ? 104 : 34;
+    const inner = h("div", { class: `grid${isNarrow ? " tall" : ""}`, role: "grid", "aria-label": label,
       "aria-rowcount": rows.length + 1, "aria-colcount": cols.length + 1,
       style: { width: `${HEAD + cols.length * width}px`, height: `${headHeight + rows.length * height}px` } });
     const scroller = h("div", { class: "scroller", style: { "--cell-w": `${width}px`, "--cell-h": `${height}px`, "--head-h": `${headHeight}px`, "--head-w": `${HEAD}px` } }, inner);

@@ -88,9 +88,9 @@
   }
   function tick() {
     const newest = app.overview && app.overview.runs && app.overview.runs[0];
-    const nowNs = Date.now() * 1e6 + app.skewNs;
+    const now = Date.now() * 1e6 + app.skewNs;
     fresh.className = `fresh ${isLive ? "live" : "cut"}`;
-    fresh.textContent = `${isLive ? "live" : "not connected"}${newest ? ` · newest result begun ${age(newest.started_ns, nowNs)} ago` : ""}`;
+    fresh.textContent = `${isLive ? "live" : "not connected"}${newest ? ` · newest result begun ${age(newest.started_ns, now)} ago` : ""}`;
   }
   function listen() {
     const events = new EventSource("/api/events");

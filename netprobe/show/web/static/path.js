@@ -53,8 +53,8 @@
         svg("rect", { width: 100, height: 4, class: "track" }), svg("rect", { width: (100 * share).toFixed(1), height: 4, class: "fill" }));
       items.push(h("li", { class: `segment ${state}` }, h("button", {
         type: "button", "aria-pressed": String(segment.id === chosen), "data-segment": segment.id, onclick: () => choose(segment.id),
-        "aria-label": `${segment.from} to ${segment.to}: ${loss}, between ${interval(...segment.loss_interval_95)}; median ${figure(segment, "p50")}, p99 ${figure(segment, "p99")}`,
       },
+        h("span", { class: "unseen" }, `${segment.from} to ${segment.to}: `),
         h("span", { class: "kind" }, segment.kind),
         h("span", { class: "median" }, figure(segment, "p50")),
         h("span", { class: "wire", "aria-hidden": "true" }, h("i", {})),

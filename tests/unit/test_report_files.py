@@ -1,0 +1,110 @@
+"""Reports as files: the plan that repeats a run, CSV, and HTML that holds everything and asks nobody."""
+
+import csv
+import io
+import re
+
+import pytest
+from support.pages import save_document, save_run, session
+
+from netprobe.cli.main import main
+from netprobe.plan.plans import parse_plan
+from netprobe.show.report_csv import csv_text
+from netprobe.show.report_html import report_html
+from netprobe.show.report_plan import limits, plan_text, statements
+
+
+def document(*results, **changes):
+    return {
+        "run": "r",
+        "started": "2026-01-01T00:00:00+00:00",
+        "stopped": None,
+        "plan": "web tier",
+        "seed": 7,
+        "mesh": [],
+        "sessions": [r.to_json() for r in results],
+    } | changes
+
+
+def test_the_plan_of_a_report_repeats_the_run():
+    """Read back it has the sessions, seeds, Type-P, rates and Tmax that were measured, in order."""
+    tcp = {"proto": "tcp", "family": 6, "size_bytes": 74, "dscp": None, "src_port": None, "src_ports": 100,
+           "dst_port": 443, "flow": "new-per-probe", "ttl": 9}  # fmt: skip
+    one = session("a", 'b "quoted" \\ \x7f ünï', name='x"y\n')
+    two = session("b", "a", name="two", vantage="bypass", type_p=tcp, schedule="periodic", rate_pps=3)
+    plan = parse_plan(plan_text(document(one, two)), "report")
+    assert (plan.name, plan.seed, plan.tmax_ns) == ("web tier", 7, 200_000_000)
+    first, second = plan.sessions
+    assert (first.name, first.src, first.dst) == ('x"y\n', "a", 'b "quoted" \\ \x7f ünï')
+    assert (first.size_bytes, first.dscp, first.dst_port, first.count, first.rate_pps) == (110, 3, 862, 1000, 100)
+    assert (second.vantage.value, second.protocol.value, second.family, second.dscp) == ("bypass", "tcp", 6, None)
+    assert (second.dst_port, second.ttl, second.schedule.value, second.rate_pps) == (443, 9, "periodic", 3)
+
+
+def test_epochs_of_one_session_are_one_session_of_the_plan_and_what_it_cannot_say_is_said():
+    """A guest that moved has two results of one name; their probes are counted together."""
+    epoch = {"number": 0, "of": 2, "first_seq": 0, "end_seq": 1000, "because": None, "followed_after_ms": None}
+    found = document(*(session("a", "b", epoch={**epoch, "number": i}, rate_pps=0.5) for i in range(2)), mesh=[{}])
+    (only,) = parse_plan(plan_text(found), "report").sessions
+    assert (only.count, only.rate_pps) == (2000, 1)
+    said = " ".join(limits(found))
+    assert all(word in said for word in ("moved", "mesh", "rounded up"))
+
+
+def test_statements_name_all_that_makes_the_numbers_what_they_are():
+    """Plan, seed, Type-P, Tmax, clocks, stamps; and what was shed."""
+    told = dict(statements(document(session("a", "b", overflowed={"b.backend": "its ring had no room"}))))
+    assert "7" in told["seed"]
+    assert "200 ms" in told["Tmax"]
+    assert told["Type-P"] == "udp/862, IPv4, 110 bytes, DSCP 3, TTL 64"
+    assert told["clocks"] == "one clock stamps both ends of every segment"
+    assert told["stamps"] == "kernel-rx"
+    assert "no room" in told["shed"]
+
+
+def test_csv_has_a_line_a_segment_and_no_cell_that_a_spreadsheet_calculates():
+    """Infinite quantiles are inf; a name that begins like a formula gets a quote."""
+    rows = list(csv.DictReader(io.StringIO(csv_text(document(session("=cmd|x", 'b, "c"', lost=20))))))
+    assert len(rows) == 4
+    middle = next(r for r in rows if r["segment"] == '=cmd|x.backend..b, "c".backend'.replace("=", "'=", 1))
+    assert (middle["src"], middle["dst"], middle["lost"], middle["delay_p99_ns"]) == ("'=cmd|x", 'b, "c"', "20", "inf")
+
+
+def test_html_is_one_file_that_asks_nobody_and_has_the_numbers_without_scripts():
+    """No address in it but SVG's name; every script is allowed by its hash; what others named is escaped."""
+    html = report_html(document(session("<b>a</b>", "b", lost=20), session("c", "d", name="n2")), {})
+    without_names = html.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org", "")
+    head = html[: html.index("<style>")]
+    assert re.search(r"script-src ('sha256-[^']+' ?)+;", head)
+    assert "unsafe" not in head
+    assert re.findall(r"""(?:src|href)=["']?https?:""", without_names) == []
+    assert "<b>a</b>" not in html
+    assert "&lt;b&gt;a&lt;/b&gt;" in html
+    tables = html[html.index("All numbers as tables") : html.index('id="data"')]
+    assert "&lt;b&gt;a&lt;/b&gt;.backend..b.backend" in tables
+    assert "2.00 % [1.23, 3.07]" in tables
+
+
+@pytest.fixture
+def store(tmp_path):
+    path = tmp_path / "s.duckdb"
+    save_run(path, "one", 1_000, [session("a", "b")])
+    save_run(path, "two", 2_000, [session("a", "b", lost=9), session("b", "a", name="back")])
+    save_document(path, "odd", 500, {"run": "odd", "started": "s", "stopped": None, "sessions": []}, "trace")
+    return path
+
+
+def test_the_command_writes_any_run_in_any_form(store, tmp_path, capsys):
+    """The newest by default; one of an id; three forms, one at a time."""
+    out = tmp_path / "out.html"
+    assert main(["report", "--store", str(store), "--html", str(out)]) == 0
+    assert "9 of 1000" in out.read_text() or '"lost": 9' in out.read_text()
+    capsys.readouterr()
+    assert main(["report", "--store", str(store), "--run", "one", "--csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert main(["report", "--store", str(store), "--html", "-"]) == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
+    assert main(["report", "--store", str(store), "--run", "nothing"]) == 4
+    assert main(["report", "--store", str(store), "--csv", "--json"]) == 2
+    assert main(["report", "--store", str(store), "--html", str(tmp_path / "no" / "x.html")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
