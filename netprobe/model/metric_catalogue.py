@@ -40,6 +40,7 @@ DELAY = _integers(
     owdelay_max_ns="largest delay of those that arrived",
     owdelay_p50_low_ns="the median's 95 % interval; between two clocks what it lies between for certain",
     owdelay_p50_high_ns="likewise; missing where infinite",
+    owdelay_p99_high_ns="between two clocks: what the 99th percentile does not exceed; missing where infinite",
     owdelay_error_ns="by how much any of these may be off either way, since two clocks made them; 0: one clock",
     owdelay_samples="delays behind them",
 )
@@ -142,7 +143,7 @@ STATE = Measurement(
             state="in a word",
             last_seen="of the largest group of lost probes",
             first_missing="likewise; missing without loss",
-            reason="code of why (docs/reasons.md), when it changed",
+            reason="code of why it changed, or why probes were lost (docs/reasons.md)",
         ),
     ),
 )

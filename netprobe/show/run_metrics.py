@@ -102,19 +102,22 @@ def _figures(segment: SegmentResult) -> Fields:
     found: Fields = {"owloss_ratio": segment.loss_ratio}
     if segment.sent:  # of nothing there is no share
         found["owloss_low_ratio"], found["owloss_high_ratio"] = segment.loss_interval_95
-    delay = segment.delay
+    if segment.delay is not None or segment.clock_error_ns is not None:
+        found["owdelay_error_ns"] = segment.clock_error_ns or 0
+    bounds, delay = segment.delay_bounds, segment.delay
+    if bounds is not None:  # also where no delay is stated, since two clocks are further apart than it is long
+        found["owdelay_p50_low_ns"], found["owdelay_p50_high_ns"] = bounds.p50
+        found["owdelay_p99_high_ns"] = bounds.p99[1]
+    elif delay is not None and delay.p50_interval_95 is not None:
+        found["owdelay_p50_low_ns"], found["owdelay_p50_high_ns"] = delay.p50_interval_95
     if delay is None:
         return found
-    bounds = segment.delay_bounds.p50 if segment.delay_bounds else delay.p50_interval_95
     return found | {
         "owdelay_min_ns": delay.min,
         "owdelay_p50_ns": delay.p50,
         "owdelay_p90_ns": delay.p90,
         "owdelay_p99_ns": delay.p99,
         "owdelay_max_ns": delay.max,
-        "owdelay_p50_low_ns": bounds[0] if bounds else None,
-        "owdelay_p50_high_ns": bounds[1] if bounds else None,
-        "owdelay_error_ns": segment.clock_error_ns or 0,
         "owdelay_samples": delay.samples,
     }
 
@@ -195,6 +198,7 @@ def state_readings(window: Mapping[str, Any], plan: str, results: Sequence[Sessi
         if result is not None:
             tags |= {"vantage": result.vantage, "proto": str(result.type_p.get("proto", ""))}
         change = row.get("change")
+        why = (change or {}).get("reason") or (result.reason if result is not None else None) or {}
         yield STATE.reading(
             window["end_ns"],
             tags,
@@ -206,7 +210,7 @@ def state_readings(window: Mapping[str, Any], plan: str, results: Sequence[Sessi
             state=row["state"],
             last_seen=row["last_seen"],
             first_missing=row["first_missing"],
-            reason=((change or {}).get("reason") or {}).get("code"),
+            reason=str(why.get("code") or ""),
         )
 
 

@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from support.waiting import until
 
+from netprobe.host.netns import in_netns
+
 INFLUXD = shutil.which("influxd")
 VICTORIA = shutil.which("victoria-metrics")
 V1_PRECISION = {"ns": "n", "us": "u", "ms": "ms", "s": "s"}  # 1.6.7 takes "us" with 204, and stores it as ns
@@ -85,8 +87,9 @@ class V2Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, backend):
-        super().__init__(("127.0.0.1", 0), _V2Handler)
+    def __init__(self, backend, netns=""):
+        """Listens in a network namespace; what it asks the server for goes out of ours."""
+        in_netns(netns, lambda: super(V2Proxy, self).__init__(("127.0.0.1", 0), _V2Handler))
         self.backend = backend
         self.asked = []
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)

@@ -12,6 +12,7 @@ from support.runs import START_NS, leg, outcome, session
 from netprobe.collect.histogram import Histogram, shown_low_ns
 from netprobe.model.metric_catalogue import CATALOGUE
 from netprobe.model.metrics import FieldKind
+from netprobe.model.results import DelayBounds
 from netprobe.service.telemetry import outcome_readings
 from netprobe.show.policy_metrics import enforcement_readings, policy_name, verification_readings
 from netprobe.show.run_metrics import bucket_edge_ns, delay_buckets, session_readings, state_readings
@@ -66,6 +67,16 @@ def test_an_infinite_or_unknown_figure_is_missing_and_never_zero():
     assert not {"owdelay_p50_ns", "owdelay_p99_ns", "owloss_ratio"} & first.keys()
     assert first["owdelay_samples"] == 1000
     assert not {name for name in second if name.startswith(("owdelay", "owpdv"))}
+
+
+def test_between_two_clocks_bounds_are_told_also_where_no_delay_is():
+    """The clocks are further apart than the delay is long: what it does not exceed is known all the same."""
+    bounds = DelayBounds((None, 9), (None, 10), (None, 20), (None, 30), (5, None))
+    one = replace(segment(40_000), delay=None, pdv=None, delay_bounds=bounds, clock_error_ns=700)
+    found = checked(session_readings([session("s", replace(leg(5, 5), segments=(one,)))], "p", 1))
+    (fields,) = [r.fields for r in found if r.measurement == "netprobe_segment"]
+    told = {name: value for name, value in fields.items() if name.startswith("owdelay")}
+    assert told == {"owdelay_p50_high_ns": 10, "owdelay_p99_high_ns": 30, "owdelay_error_ns": 700}
 
 
 def test_epochs_of_one_path_are_series_of_their_own():
