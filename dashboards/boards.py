@@ -363,8 +363,12 @@ def policy() -> Board:
 # ---------------------------------------------------------------------------------------------------------------------
 
 SHED = "ring_dropped|shed|unstamped|refused|overflow|unknown_session"
-HELD_BACK = "governor|held_back|agent_shed|port_dropped|conntrack"
-"""Counters of what netprobe held back for tenants' sake, or saw dropped at ports that it shares with them."""
+SHARED = "agent_shed|port_dropped|conntrack"
+"""Counters of what happened at ports and in tables that probes share with tenants."""
+
+
+def _counted(names: str) -> str:
+    return select('sum("events")', COUNTER, f'{PLANS} AND "counter" =~ /{names}/', "counter", each=True)
 
 
 def _agents(board: Board) -> Board:
@@ -385,12 +389,13 @@ def itself() -> Board:
     """Whether what the other dashboards say is complete."""
     about = "Whether netprobe itself is well: what was shed, held back, or could not be looked at."
     board = _agents(_board("itself", "netprobe itself", about, "now-1h").with_variable(_plan()))
-    for title, about, names in (
-        ("Overflow", "What was shed or refused: results are less complete than they look.", SHED),
-        ("Governor and shared tables", "What was held back, and what tenants' ports and tables dropped.", HELD_BACK),
-    ):
-        text = select('sum("events")', COUNTER, f'{PLANS} AND "counter" =~ /{names}/', "counter", each=True)
-        board = board.with_panel(curves(title, about, [InfluxQuery(text, "$tag_counter")], bars=True, min=0))
+    shed = InfluxQuery(_counted(SHED), "$tag_counter")
+    about = "What was shed or refused: results are less complete than they look."
+    board = board.with_panel(curves("Overflow", about, [shed], bars=True, min=0))
+    held = InfluxQuery(select('sum("held_back_probes")', RUN, PLANS, "plan", each=True), "held back ($tag_plan)")
+    shared = InfluxQuery(_counted(SHARED), "$tag_counter", ref="B")
+    about = "Probes that the governor held back for tenants' sake, and what ports and tables that they share dropped."
+    board = board.with_panel(curves("Governor and shared tables", about, [held, shared], bars=True, min=0))
     bounds = _labelled("last", offset_low_ns="at least", offset_high_ns="at most")
     query = InfluxQuery(select(bounds, CLOCK, PLANS, "host", "peer", each=True), "$tag_peer - $tag_host, $col")
     about = "Between what the offset of a peer's clock lies, for certain."

@@ -14,6 +14,7 @@ settings.load_profile("netprobe")
 LONGEST = (
     "mutation",
     "spread",
+    "dashboards",
     "lab_pair",
     "truth_pair",
     "hostile_agents",

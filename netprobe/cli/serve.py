@@ -50,6 +50,17 @@ def _where(args: argparse.Namespace) -> tuple[CollectorFile, Path | None]:
     return CollectorFile(read_topology()), state_path()
 
 
+def _check_alone(args: argparse.Namespace) -> None:
+    """Refuse what the live page alone has no use for.
+
+    Raises:
+        UsageError: there are readings of a collector only.
+    """
+    for name in ("influx", "metrics"):
+        if getattr(args, name):
+            raise UsageError(f"--{name}", "tells of a collector, and there is none", advice="give --listen too")
+
+
 def _keeper(args: argparse.Namespace) -> Callable[[SpreadRun], bool]:
     store = Path(args.store) if args.store else DEFAULT_PATH
 
@@ -84,6 +95,7 @@ async def _serve(
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     if args.web and not args.listen:
+        _check_alone(args)
         return run_viewer(args)
     web = web_config(args)
     written, state_file = _where(args)

@@ -103,6 +103,7 @@ PATH = Measurement(
         *_integers(
             planned_probes="planned = unsent + received + lost + unobserved + pending, exactly",
             unsent_probes="not sent",
+            held_back_probes="of these, those that the governor held back for tenants' sake (docs/harm.md)",
             received_probes="arrived in time",
             lost_probes="lost for certain",
             unobserved_probes="nobody was looking where it matters",
@@ -157,6 +158,7 @@ RUN = Measurement(
             sessions="paths that were probed",
             planned_probes="of all of them",
             unsent_probes="of all of them",
+            held_back_probes="of these, those that the governor held back for tenants' sake (docs/harm.md)",
             lost_probes="of all of them",
             unobserved_probes="of all of them",
             duration_ns="from its beginning until the result",
@@ -165,6 +167,7 @@ RUN = Measurement(
             overflowed_points="points that shed frames",
             failed="1: it could not be run, or ended early",
         ),
+        *_floats(governor_lowest_ratio="the least share of what was due that the governor let pass; 1: it did nothing"),
         *_texts(stopped="why it ended early, or could not be run"),
     ),
 )

@@ -55,6 +55,7 @@ def _leg_readings(result: SessionResult, leg: LegResult, tags: dict[str, str], t
         tags,
         planned_probes=leg.planned,
         unsent_probes=leg.unsent,
+        held_back_probes=_held_back(result) if tags["leg"] == "forward" else None,
         received_probes=leg.delivered,
         lost_probes=leg.lost,
         unobserved_probes=leg.unobserved,
@@ -90,6 +91,15 @@ def _leg_readings(result: SessionResult, leg: LegResult, tags: dict[str, str], t
             **_figures(segment),
         )
         yield from _bucket_readings(segment, {**tags, "segment": segment.id}, t_ns)
+
+
+def _governor(result: SessionResult) -> Mapping[str, Any]:
+    return result.governor or {}
+
+
+def _held_back(result: SessionResult) -> int:
+    """Of the session; each of its epochs says the same."""
+    return int(_governor(result).get("held_back", 0))
 
 
 def _reason(result: SessionResult | None) -> Fields:
@@ -162,6 +172,8 @@ def run_reading(
         sessions=len({result.name for result in results}),
         planned_probes=sum(leg.planned for leg in legs),
         unsent_probes=sum(leg.unsent for leg in legs),
+        held_back_probes=sum({result.name: _held_back(result) for result in results}.values()),
+        governor_lowest_ratio=min((_governor(result).get("lowest_share", 1.0) for result in results), default=None),
         lost_probes=sum(leg.lost for leg in legs),
         unobserved_probes=sum(leg.unobserved for leg in legs),
         duration_ns=duration_ns,

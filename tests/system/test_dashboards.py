@@ -3,6 +3,7 @@
 Network: the lab `single` for watches and proofs, then the lab `pair` for the collector, its agents and their clocks.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -13,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from support.grafana import alerts, boards, filled, panels
-from support.grafana_ui import browser, html
+from support.grafana import FOLDER, alerts, boards, filled, panels
+from support.grafana_ui import browser, html, type_errors
 from support.influx import Influx, V2Proxy, free_port
 from support.results import segment
 from support.runs import leg
@@ -335,6 +336,32 @@ def test_names_and_texts_that_try_hard_break_no_query(hostile):
     (finding,) = [r for r in hostile.panel("policy", "Findings") if r["src"] == EVIL]
     assert (finding["rule"], finding["packet"], finding["decided_by"]) == (RULE, RULE, RULE)
     assert hostile.panel("overview", "Loss of paths", plan="hostile")
+
+
+def spoiled(board, where, value):
+    found = copy.deepcopy(board)
+    panel = next(p for p in found["panels"] if p["type"] == "timeseries")
+    here = panel
+    for name in where[:-1]:
+        here = here[name]
+    here[where[-1]] = value
+    return found
+
+
+def test_grafanas_own_types_have_nothing_to_say(tmp_path):
+    """@grafana/schema 13.2.0 with tsc: all boards are right, and what is spoiled is found."""
+    files = sorted((FOLDER / "json").glob("*.json"))
+    wrong = {
+        "height": (("gridPos", "h"), "tall"),
+        "line": (("fieldConfig", "defaults", "custom", "lineInterpolation"), "zigzag"),
+        "legend": (("options", "legend", "place"), "bottom"),
+        "type": (("type",), "timeserie"),
+        "format": (("targets",), [{"refId": "A"}]),
+    }
+    for name, (where, value) in wrong.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(spoiled(boards()["path"], where, value)))
+    told = type_errors(*files, *sorted(tmp_path.glob("*.json"))).splitlines()
+    assert {line.partition(".ts:")[0] for line in told if ".ts:" in line} == set(wrong), told
 
 
 def test_panels_are_rendered_by_grafanas_own_components(hostile, tmp_path):

@@ -112,9 +112,17 @@ def test_plans_and_configurations_have_the_table_and_refuse_what_is_not_in_it():
     assert parse_file('[[host]]\nname = "hv1"\n', "c").influx is None
 
 
-@pytest.mark.parametrize("words", [["run", "plan.toml", "--collector", "127.0.0.1:1"], ["trace", "a", "b", "--mtu"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "plan.toml", "--collector", "127.0.0.1:1"],
+        ["trace", "a", "b", "--mtu"],
+        ["serve", "--web", "127.0.0.1:0"],
+    ],
+    ids=lambda words: words[0],
+)
 def test_where_readings_cannot_go_they_are_refused(words):
-    """A collector writes them itself; a sweep over sizes has none."""
+    """A collector writes them itself; a sweep over sizes and the live page alone have none."""
     asked = build_parser().parse_args([*words, "--influx", "http://db"])
     with pytest.raises(UsageError, match="influx"):
         asked.call(asked)

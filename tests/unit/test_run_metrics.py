@@ -85,6 +85,20 @@ def test_epochs_of_one_path_are_series_of_their_own():
     assert len({tuple(sorted(r.tags.items())) for r in paths}) == len(paths) == 2
 
 
+def test_what_the_governor_held_back_is_told_once_a_session():
+    """Of the forward leg; a session of two epochs says it twice, and it is counted once."""
+    governor = {"held_back": 30, "lowest_share": 0.25, "changes": 2, "steps": []}
+    parts = [
+        replace(session("s", leg(50, 20, unsent=30), leg(20, 20)), governor=governor, epoch={"number": n})
+        for n in (0, 1)
+    ]
+    found = checked(outcome_readings(outcome([*parts, session("t", leg(5, 5))]), "p", "run", START_NS))
+    (run,) = [r.fields for r in found if r.measurement == "netprobe_run"]
+    assert (run["held_back_probes"], run["governor_lowest_ratio"]) == (30, 0.25)
+    paths = [r for r in found if r.measurement == "netprobe_path"]
+    assert [r.fields.get("held_back_probes") for r in paths] == [30, None, 30, None, 0]
+
+
 def test_a_run_is_told_as_a_whole_with_its_counters():
     results = [replace(session("a", leg(5, 5)), counters={"ring_dropped": 3}), session("b", leg(5, 4, 1))]
     found = checked(outcome_readings(outcome(results, stopped="stopped by SIGTERM"), "p", "run", START_NS + 5))
