@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from netprobe.inject.pacer import BURST_FRAMES, MAX_SLEEP_NS, PacingStats, wait_until
+from netprobe.inject.pacer import BURST_FRAMES, MAX_SLEEP_NS, SPIN_NS, PacingStats, wait_until
 from netprobe.inject.ring_pacing import BurstWindow, PacingTally, Schedule
 from netprobe.inject.tx_ring import SLOTS, TxRing
 from netprobe.model.probes import ProbeSession
@@ -26,13 +26,13 @@ from netprobe.wire.stamp import ns_to_ntp
 
 I64 = npt.NDArray[np.int64]
 
-BLOCK_FRAMES = 512
-"""Frames in the ring before the kernel is called: the slots of a block stay in the CPU's cache until it copies them."""
+BLOCK_FRAMES = 1024
+"""Frames in the ring before the kernel is called: a call costs 20 us of Python, and slots stay in the CPU's cache."""
 
 COLUMN_FRAMES = 8192
 """Probes whose tags are computed at once: 65 ns each, against 160 at 1,024. That takes 0.6 ms, during which nothing is
-sent, so a paced sender takes fewer."""
-PACED_COLUMN_FRAMES = 2048
+sent, so a paced sender takes fewer (0.13 ms), while it waits if that is long enough."""
+PACED_COLUMN_FRAMES = 512
 SCALAR_FRAMES = 8  # 3 us for the T1 of one frame by itself, 25 us for those of any few at once
 
 
@@ -213,17 +213,22 @@ class _Sending:
         self.is_stopped = False
         self._tally = PacingTally()
         self._swept_ns = 0  # what was due until then may go
+        self._first_seq = self._count = 0
+        self._next = 0  # where the columns begin that come after those in work; `_ahead` are they, once computed
+        self._ahead: Columns | None = None
+        self._columns_ns = 0  # what computing them takes
         self._t1_offset = encoder.t1_offset
         self._patch_ns, self._frame_ns = 0, 700.0  # what T1 takes, and a frame in the kernel: learned on the way
 
     def run(self, first_seq: int, count: int) -> RingSent:
         ring, clock = self._ring, self._clocks.monotonic
         given_back, refused, start_ns, sent = ring.given_back, ring.refused, 0, 0
-        most = COLUMN_FRAMES if self._schedule is None else PACED_COLUMN_FRAMES
+        self._first_seq, self._count = first_seq, count
         while sent < count and not self.failure and not self.is_stopped:
-            columns = self._encoder.columns(first_seq + sent, min(most, count - sent))
+            columns = self._ahead or self._columns(sent)
+            self._ahead, self._next = None, sent + len(columns)
             start_ns = start_ns or clock()
-            sent += self._send_columns(columns, first_seq, sent)
+            sent += self._send_columns(columns, sent)
             self._check_link()
         ring.forget()
         return RingSent(
@@ -243,7 +248,21 @@ class _Sending:
         if not self.failure and (problem := self._ring.link_problem()):
             self.failure = f"device {self._ring.device}: {problem}"
 
-    def _send_columns(self, columns: Columns, first_seq: int, at: int) -> int:
+    def _columns(self, at: int) -> Columns:
+        """What differs in the frames of the probes at, at + 1, ... of this call."""
+        clock, most = self._clocks.monotonic, COLUMN_FRAMES if self._schedule is None else PACED_COLUMN_FRAMES
+        began_ns = clock()
+        columns = self._encoder.columns(self._first_seq + at, min(most, self._count - at))
+        self._columns_ns = clock() - began_ns
+        return columns
+
+    def _look_ahead(self, until_ns: int) -> None:
+        """Compute the next columns now if that is done before a time."""
+        left_ns = until_ns - self._clocks.monotonic()
+        if self._ahead is None and self._next < self._count and left_ns > self._columns_ns + SPIN_NS // 4:
+            self._ahead = self._columns(self._next)
+
+    def _send_columns(self, columns: Columns, at: int) -> int:
         """Send probes at, at + 1, ... of this call; how many of them were sent."""
         done = 0
         while done < len(columns) and not self.failure and not self.is_stopped:
@@ -253,13 +272,13 @@ class _Sending:
                 break
             frames = self._ring.frames[rows]
             columns.write(frames, done)
-            block = self._send_block(frames, first_seq, at + done)
+            block = self._send_block(frames, at + done)
             done += len(block.times_ns)
             if len(block.times_ns):
                 self.on_block(block)
         return done
 
-    def _send_block(self, frames: npt.NDArray[np.uint8], first_seq: int, at: int) -> SentBlock:
+    def _send_block(self, frames: npt.NDArray[np.uint8], at: int) -> SentBlock:
         """Hand claimed slots over as they fall due; the block holds those that were sent."""
         due = None if self._schedule is None else self._schedule.due_ns(at, len(frames))
         listed = None if due is None else due.tolist()
@@ -278,7 +297,7 @@ class _Sending:
         if due is not None:
             errors = np.repeat(np.array(taken_ns, np.int64), counts) - due[:done]
             self._tally.add(errors)
-        return SentBlock(first_seq + at, np.concatenate(times) if times else np.empty(0, np.int64), errors)
+        return SentBlock(self._first_seq + at, np.concatenate(times) if times else np.empty(0, np.int64), errors)
 
     def _hand_over(self, frames: npt.NDArray[np.uint8]) -> tuple[int, I64, int]:
         """Send the next claimed slots: how many were sent, when (realtime), and when the last was (monotonic)."""
@@ -331,10 +350,12 @@ class _Sending:
 
     def _wait_due(self, due_ns: int) -> None:
         """All that was due is sent: wait for more, or until stopped."""
+        until_ns = max(due_ns, self._swept_ns + self.gather_ns) if self.gather_ns else due_ns
+        self._look_ahead(until_ns)
         if not self.gather_ns:
-            self._wait(due_ns)
+            self._wait(until_ns)
             return
-        clock, until_ns = self._clocks.monotonic, max(due_ns, self._swept_ns + self.gather_ns)
+        clock = self._clocks.monotonic
         while (left_ns := until_ns - clock()) > 0 and not self.stopped():
             self._clocks.sleep(min(left_ns, MAX_SLEEP_NS) / 1e9)
         self._swept_ns = clock()
