@@ -28,7 +28,7 @@ from netprobe.model.points import Vantage
 from netprobe.plan.plans import Protocol
 from netprobe.service.machine_clocks import MachineClock, MachineClocks
 
-pytestmark = [pytest.mark.system, pytest.mark.alone(reason="delays are held against a log to some microseconds")]
+pytestmark = pytest.mark.system
 
 COUNT, RATE = 200, 200
 SECOND_NS = 1_000_000_000
