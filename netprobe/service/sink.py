@@ -112,6 +112,7 @@ class Sink:
         self._news = trio.Event()
         self._is_idle = trio.Event()
         self._is_ending = trio.Event()
+        self._said_shed = 0
 
     def put(self, readings: Iterable[Reading]) -> None:
         """Take readings, and return at once."""
@@ -125,6 +126,10 @@ class Sink:
         if lines:
             self._is_idle = trio.Event() if self._is_idle.is_set() else self._is_idle
             self._news.set()
+        shed = self.shed_batches
+        if shed > 2 * self._said_shed:  # each time that it has doubled: a log must not fill up, too
+            self._said_shed = shed
+            self._say(f"{self.config.place} is full: {self.shed} readings ({shed} batches) were shed so far")
 
     @property
     def shed(self) -> int:

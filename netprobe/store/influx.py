@@ -100,7 +100,7 @@ class InfluxWriter:
             self._api.write(target.bucket, target.org or "-", lines, write_precision=precision)
         except ApiException as error:
             return _answer_of(int(error.status or 0), _text_of(error.body) or str(error.reason))
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, ValueError) as error:  # a host's name that is none is a ValueError
             return Answer(Taking.LATER, f"cannot be reached: {_short(str(error))}")
         return Answer(Taking.TAKEN)
 

@@ -1,8 +1,11 @@
 """Readings against real servers: influxd 1.6.7 behind a proxy for v2 requests, and VictoriaMetrics' own v2 path."""
 
+import ssl
+
 import pytest
 import trio
-from support.influx import Influx, Victoria
+from support.certificates import authority, issue
+from support.influx import Influx, V2Proxy, Victoria
 from support.outage import found, outage
 from support.waiting import until
 
@@ -122,3 +125,26 @@ def test_a_program_that_is_killed_leaves_its_readings_to_the_next(influx, tmp_pa
     influx.start()
     assert trio.run(live, influx.url, range(100, 110)) == []
     assert [row["n"] for row in influx.rows("SELECT n FROM lives")] == list(range(110))
+
+
+def test_a_server_with_tls_is_believed_by_its_authority_alone(influx, tmp_path):
+    """With the authority's certificate the readings arrive; without it nothing is sent, and the token neither."""
+    ca = authority(tmp_path / "pki")
+    files = issue(ca, "db", "collector", addresses=["127.0.0.1"])
+    proxy = V2Proxy(influx.v1_url)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
+    url = proxy.url.replace("http:", "https:")
+    try:
+        readings = [Reading("secured", {}, {"n": 1}, realtime_ns())]
+        assert (
+            write(InfluxTarget(url, "netprobe", token="s3cret", ca_file=str(files.ca)), readings).taking is Taking.TAKEN
+        )
+        assert len(proxy.asked) == 1
+        answer = write(InfluxTarget(url, "netprobe", token="s3cret"), readings)
+    finally:
+        proxy.close()
+    assert answer.taking is Taking.LATER
+    assert "certificate" in answer.why.lower()
+    assert len(proxy.asked) == 1

@@ -121,8 +121,11 @@ def test_what_finds_no_room_is_the_oldest_and_counted(tmp_path):
         for first in range(0, len(given), 20):
             sink.put(given[first : first + 20])
 
-    sink, told, own = send(tmp_path, database, put)
+    said = []
+    sink, told, own = send(tmp_path, database, put, said=said)
     assert 0 < sink.shed < len(given)
+    lines = [line for line in said if "shed so far" in line]  # told while it happens, and not every time
+    assert 1 <= len(lines) <= 6
     assert f"{sink.shed} readings" in told
     assert own.fields["shed_readings"] == sink.shed
     database.answers = []
