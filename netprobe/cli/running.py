@@ -29,6 +29,7 @@ from netprobe.service.telemetry import outcome_readings
 from netprobe.service.viewing import view_topology
 from netprobe.service.vrings import VringWish
 from netprobe.show.many import print_result
+from netprobe.show.progress import run_table
 from netprobe.show.tables import console
 from netprobe.store.duckdb_file import DEFAULT_PATH, Store, open_store
 from netprobe.store.tables import StoredRun, StoredSession
@@ -228,7 +229,9 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
         say(report.line())
     with stop_on_signals():  # to the last line: a signal must not throw away what was measured
         start = partial(run_plan, state_file=state_path(), vrings=vring_wish(args))
-        outcome = trio.run(start, compiled.plan, topology, telling())
+        with run_table() as table:
+            start = partial(start, live=table.update if table is not None else None)
+            outcome = trio.run(start, compiled.plan, topology, telling())
         verdicts = flow_verdicts(compiled.flows, compiled.plan.sessions, outcome.results)
 
         def document_of(result: RunOutcome, run_id: str) -> Json:

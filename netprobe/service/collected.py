@@ -239,6 +239,11 @@ class Collected:
         spans = zip(self._numbers.tolist(), self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
         return all(bool((self._seen[a:b] | (self.sendings[n].times_ns <= 0)).all()) for n, a, b in spans)
 
+    def arrived(self) -> dict[int, int]:
+        """By session, how many of its probes were seen where they can be seen last, so far."""
+        spans = zip(self._numbers.tolist(), self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
+        return {number: int(np.count_nonzero(self._seen[a:b])) for number, a, b in spans}
+
     @property
     def steps(self) -> int:
         """How often wall clocks were stepped."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import trio
 
 from netprobe.collect.epochs import Epoch
@@ -22,6 +23,7 @@ from netprobe.judge.reason import Reason
 from netprobe.model.observations import PartDone, Report, Unwatched
 from netprobe.model.points import Path as ProbePath
 from netprobe.model.points import Point
+from netprobe.model.progress import SessionProgress
 from netprobe.model.records import HopBatch
 from netprobe.model.results import SessionResult
 from netprobe.model.topology import Topology
@@ -50,7 +52,10 @@ PORT_S = 1.0
 HERE = "here"
 """The name of the only part of a run in one process."""
 
+LIVE_S = 0.25
+
 Progress = Callable[[str], None]
+Live = Callable[[Sequence[SessionProgress]], None]
 
 
 @dataclass(slots=True)
@@ -98,6 +103,8 @@ async def run_plan(
     progress: Progress = lambda _: None,
     state_file: Path | None = None,
     vrings: VringWish = AS_ALLOWED,
+    *,
+    live: Live | None = None,
 ) -> RunOutcome:
     """Run a plan. Ctrl-C or SIGTERM ends it early: what is known by then is the result, the rest unsent or pending.
 
@@ -107,6 +114,7 @@ async def run_plan(
         progress: is told in words what happens.
         state_file: where the topology was read from, to be read again when it changes; None for nowhere.
         vrings: how points behind vhost-user ports are to be looked at.
+        live: is told how far each session is, every LIVE_S while probes are sent and awaited.
 
     Raises:
         UsageError, RefusedError: the plan does not fit the cloud, or the host does not allow it; nothing was sent.
@@ -118,7 +126,7 @@ async def run_plan(
         with yielding(), stop_on_signals() as stop, chosen_vrings(plan, topology, vrings) as looked_at:
             async with open_follower(looked_at, state_file=state_file) as follower:
                 _check_present(plan, looked_at, follower.topology)
-                return await _run(plan, follower, stop, progress)
+                return await _run(plan, follower, stop, progress, live)
     finally:
         sys.setswitchinterval(before)
 
@@ -139,7 +147,9 @@ def _check_present(plan: RunPlan, before: Topology, now: Topology) -> None:
                     ) from None
 
 
-async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: Progress) -> RunOutcome:
+async def _run(
+    plan: RunPlan, follower: Follower, stop: StopRequest, progress: Progress, live: Live | None
+) -> RunOutcome:
     started_ns = realtime_ns()
     topology = follower.topology
     if is_stream(plan):
@@ -153,7 +163,7 @@ async def _run(plan: RunPlan, follower: Follower, stop: StopRequest, progress: P
     state = RunState(plan, prepared, topology, collection, stop, started_ns)
     with open_journal(prepared, topology) as journal:
         state.journal = journal
-        await _look_and_send(state, follower, allowlists, progress)
+        await _look_and_send(state, follower, allowlists, progress, live)
         hosts = {one.sender.host for one in prepared}
         here = hosts.pop() if len(hosts) == 1 else "the hosts"  # one clock, in any case
         clocks = clock_maps(collection, {HERE: here}, own=frozenset(m.domain for m in machines_of(prepared)))
@@ -217,7 +227,7 @@ def ring_places(state: RunState, prepared: Sequence[Prepared]) -> dict[int, Poin
 
 
 async def _look_and_send(
-    state: RunState, follower: Follower, allowlists: dict[str, Allowlist], progress: Progress
+    state: RunState, follower: Follower, allowlists: dict[str, Allowlist], progress: Progress, live: Live | None
 ) -> None:
     first_epochs(state)
     collection = state.collection
@@ -240,10 +250,35 @@ async def _look_and_send(
         progress(f"sending {sum(one.probe.count for one in state.prepared)} probes")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_follow, state, part, follower)
+            if live is not None:
+                nursery.start_soon(_tell_live, state, live)
             await part.send(emit)
             await _wait_for_the_last(state)
             nursery.cancel_scope.cancel()
         emit(PartDone(await part.finish()))
+
+
+async def _tell_live(state: RunState, live: Live) -> None:
+    """Tell how far each session is, again and again."""
+    began = trio.current_time()
+    while True:
+        now = trio.current_time()
+        elapsed_ns = int((now - began) * 1e9)
+        arrived = state.collection.arrived()
+        live(
+            [
+                SessionProgress(
+                    name=one.plan.name,
+                    src=one.source.name,
+                    dst=one.target.name,
+                    planned=one.probe.count,
+                    due=int(np.searchsorted(one.due_ns, elapsed_ns, side="right")),
+                    arrived=arrived[one.probe.session],
+                )
+                for one in state.prepared
+            ]
+        )
+        await trio.sleep(max(LIVE_S, 10 * (trio.current_time() - now)))  # of many sessions less often
 
 
 async def _wait_for_the_last(state: RunState) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from netprobe.show.drawing import draw_path
 from netprobe.show.policy import print_verification
 from netprobe.show.stopwatch import print_stopwatch
 from netprobe.show.tables import Document, duration, percent, print_document, print_session, type_p_text, verdict_text
@@ -36,7 +37,7 @@ def print_result(out: Console, document: Document) -> None:
         print_flows(out, group, [row for row in document["flows"] if _group_of(row) == group["name"]])
     sessions = document.get("sessions")
     if sessions is None or (len(sessions) <= FEW and not groups):
-        print_document(out, document)
+        print_document(out, document, draw_path)
         return
     flows = {row["session"] for row in document.get("flows") or []}
     single = [s for s in sessions if s["name"] not in flows]

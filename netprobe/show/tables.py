@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 Document = Mapping[str, Any]
+Draw = Callable[[Console, Document], None]
 INFINITE = "∞"
 NO_TERMINAL_WIDTH = 170  # the widest table fits
 
@@ -224,8 +225,15 @@ def _heading(session: Document, *, is_named: bool) -> str:
     return f"{name}{session['src']} -> {session['dst']}, vantage {session['vantage']}, {type_p_text(session['type_p'])}"
 
 
-def print_session(out: Console, session: Document, *, is_named: bool = False) -> None:
-    """Everything that a person wants to know of one session: the answer first, then what it rests on."""
+def print_session(out: Console, session: Document, *, is_named: bool = False, draw: Draw | None = None) -> None:
+    """Everything that a person wants to know of one session: the answer first, then what it rests on.
+
+    Args:
+        out: where.
+        session: its document.
+        is_named: whether its name is told: there are others.
+        draw: draws its path (show.drawing), None for no picture.
+    """
     out.print()
     out.print(_heading(session, is_named=is_named), style="bold")
     out.print(verdict_text(session))
@@ -235,6 +243,8 @@ def print_session(out: Console, session: Document, *, is_named: bool = False) ->
         out.print(f"  changed: {change_line(change)}", style="yellow")
     if session["changes"] == []:
         out.print("  no segment changed")
+    if draw is not None:
+        draw(out, session)
     changed = frozenset(c["segment"] for c in session["changes"] or [])
     _print_table(out, segment_table(session["segments"], out.width, changed))
     out.print(f"  {ledger_line(session)}", style="dim")
@@ -280,8 +290,8 @@ def _print_oddities(out: Console, session: Document) -> None:
         out.print(f"  note: {note}", style="dim")
 
 
-def print_document(out: Console, document: Document) -> None:
-    """The document of `trace` or `run`."""
+def print_document(out: Console, document: Document, draw: Draw | None = None) -> None:
+    """The document of `trace` or `run`; `draw` draws the path of a single one."""
     sessions = document.get("sessions")
     for session in [document] if sessions is None else sessions:
-        print_session(out, session, is_named=sessions is not None)
+        print_session(out, session, is_named=sessions is not None, draw=None if sessions else draw)
