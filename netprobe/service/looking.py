@@ -19,7 +19,7 @@ from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Report, Ta
 from netprobe.model.points import Direction, Point, PointKind, Stamp
 from netprobe.model.probes import ProbeSession
 from netprobe.observe.observer import Decoding, Observer
-from netprobe.observe.ring import RETIRE_MS
+from netprobe.observe.ring import BLOCKS, RETIRE_MS
 from netprobe.observe.vring import VringPlace, VringWatch
 from netprobe.wire.bpf import probe_filter
 from netprobe.wire.decode import Decoder
@@ -51,14 +51,18 @@ class Looker:
         probes: the sessions to look for.
         emit: takes each report, in order.
         vrings: by host, its vswitch's vrings, or why they may not be looked at.
+        blocks: of each ring; more where many probes a second are expected (observe.ring.blocks_for).
     """
 
-    def __init__(self, probes: Sequence[ProbeSession], emit: Emit, vrings: Vrings | None = None) -> None:
+    def __init__(
+        self, probes: Sequence[ProbeSession], emit: Emit, vrings: Vrings | None = None, *, blocks: int = BLOCKS
+    ) -> None:
         self.program = probe_filter(probes, tunnels=False)
         self._underlay_program = probe_filter(probes, tunnels=True)
         self.steps = StepDetector()
         self._emit = emit
         self._probes = probes
+        self._blocks = blocks
         self._vrings = vrings or {}
         self._watches: dict[str, VringWatch] = {}
         self._decoder = Decoder(probes)
@@ -125,7 +129,7 @@ class Looker:
         try:
             for device, direction in _rings_of(point):
                 place = replace(point, device=device)
-                observer = Observer(place, program, self._decodings[index], direction)
+                observer = Observer(place, program, self._decodings[index], direction, blocks=self._blocks)
                 stack.callback(observer.close)
                 self._observers.append(observer)
         except HostNotReadyError as error:

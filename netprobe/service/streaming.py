@@ -22,11 +22,15 @@ from netprobe.inject.ring_sender import RingSent
 from netprobe.model.observations import Blind, Hops, Report, Tallies, Tally, Unwatched, Watermark
 from netprobe.model.points import Leg, Stop
 from netprobe.model.results import LegResult
+from netprobe.observe.ring import blocks_for
 from netprobe.service.looking import Looker
 from netprobe.service.stream_sender import SenderProcess, Sending, open_sender
 
 DRAIN_S = 0.03
 """How often the rings are read: a decode costs the same for one frame as for hundreds."""
+
+FLAT_OUT_PPS = 500_000
+"""What the rings are made for when nobody says how fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ async def stream(
         HostNotReadyError: the sender's device is not there, or packet sockets are not permitted.
     """
     settling = _Settling(order, on_window)
-    looker = Looker([order.sending.probe], settling.take)
+    looker = Looker([order.sending.probe], settling.take, blocks=_ring_blocks(order))
     cpu_before_s = _cpu_s()
     with ExitStack() as stack:
         sender = stack.enter_context(open_sender(order.sending))
@@ -159,6 +163,12 @@ async def stream(
         await _wait_out(order, windows, looker, settling, sender)
         settling.close_windows(windows.finish(realtime_ns(), is_sender_lost=sender.done is None))
     return _outcome(order, settling, sender, _cpu_s() - cpu_before_s)
+
+
+def _ring_blocks(order: StreamOrder) -> int:
+    """Rings that bear half a second without a reader."""
+    pps = order.sending.pps or FLAT_OUT_PPS
+    return blocks_for(pps, frame_bytes=order.sending.probe.type_p.size_bytes)
 
 
 def _tell_sent(sender: SenderProcess, windows: Windows) -> None:
