@@ -68,13 +68,15 @@ class Measurement:
             tags: by name.
             fields: by name.
         """
-        unknown = (tags.keys() - self.tags.keys()) | (fields.keys() - {f.name for f in self.fields})
-        assert not unknown, f"{self.name} has no {', '.join(sorted(unknown))}"
-        kinds = {f.name: _TYPES[f.kind] for f in self.fields}
+        kinds = _KINDS.get(self.name)
+        if kinds is None:  # once: a window of a large mesh has a hundred thousand readings
+            kinds = _KINDS[self.name] = {f.name: _TYPES[f.kind] for f in self.fields}
+        assert tags.keys() <= self.tags.keys(), f"{self.name} has no {', '.join(tags.keys() - self.tags.keys())}"
         known = {name: kinds[name](value) for name, value in fields.items() if value is not None and value != ""}
         return Reading(self.name, {name: value for name, value in tags.items() if value}, known, t_ns)
 
 
+_KINDS: dict[str, dict[str, Callable[[Value], Value]]] = {}
 _TYPES: dict[FieldKind, Callable[[Value], Value]] = {
     FieldKind.INTEGER: int,
     FieldKind.FLOAT: float,

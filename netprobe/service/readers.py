@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import trio
 
@@ -44,14 +45,11 @@ class Readers:
 
     def put(self, readings: Iterable[Reading]) -> None:
         """Take readings, and return at once."""
-        if self.sink is None and self.page is None:
-            return
-        known = list(readings)
-        if self.sink is not None:
-            known.append(self.sink.reading(self._program))
-            self.sink.put(known)
         if self.page is not None:
-            self.page.put(known, realtime_ns())
+            readings = list(readings)
+            self.page.put(readings, realtime_ns())
+        if self.sink is not None:
+            self.sink.put(chain(readings, [self.sink.reading(self._program)]))
 
     def tell_regularly(self, tell: Callable[[], Iterable[Reading]]) -> None:
         """Put what `tell` says, now and every OWN_S, besides everything else."""

@@ -134,7 +134,7 @@ def _figures(segment: SegmentResult) -> Fields:
 
 def _bucket_readings(segment: SegmentResult, tags: dict[str, str], t_ns: int) -> Iterator[Reading]:
     for edge_ns, count in delay_buckets(segment.delay).items():
-        yield DELAY_BUCKET.reading(t_ns, {**tags, "le_ns": f"{edge_ns:0{LE_DIGITS}d}"}, delays=count)
+        yield DELAY_BUCKET.reading(t_ns, tags | {"le_ns": f"{edge_ns:0{LE_DIGITS}d}"}, delays=count)
 
 
 def delay_buckets(delay: Delay | None) -> dict[int, int]:

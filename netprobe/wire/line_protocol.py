@@ -10,6 +10,7 @@ Source: docs.influxdata.com, "Line protocol", the same for InfluxDB 1.8, 2 and 3
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from netprobe.model.metrics import Reading, Value
 
@@ -35,30 +36,30 @@ def tag_text(text: str) -> str:
     return plain(text, MAX_TAG_CHARS).replace("\\", "/")
 
 
+@lru_cache(maxsize=1 << 16)
+def _tag(value: str) -> str:
+    """A tag's value as it is written; the same few come again and again."""
+    return plain(value, MAX_TAG_CHARS).translate(_TAG)
+
+
 def field_text(value: Value) -> str | None:
     """A field's value as it is written, None for one that cannot be."""
+    if isinstance(value, int):
+        return f"{min(max(int(value), -INT64), INT64 - 1)}i"
     if isinstance(value, str):
         return f'"{plain(value, MAX_TEXT_CHARS).translate(_TEXT)}"'
-    if isinstance(value, int):  # also True and False, and numpy's through __index__ are not: callers convert
-        return f"{min(max(int(value), -INT64), INT64 - 1)}i"
     return repr(float(value)) if math.isfinite(value) else None
 
 
 def line_of(reading: Reading) -> str:
     """One line without its end; "" for a reading of which nothing can be said."""
-    fields = ",".join(
-        f"{name.translate(_TAG)}={text}"
-        for name, value in reading.fields.items()
-        if (text := field_text(value)) is not None
-    )
+    fields = [
+        f"{_tag(name)}={text}" for name, value in reading.fields.items() if (text := field_text(value)) is not None
+    ]
     if not fields:
         return ""
-    tags = "".join(
-        f",{name.translate(_TAG)}={plain(value, MAX_TAG_CHARS).translate(_TAG)}"
-        for name, value in sorted(reading.tags.items())
-        if value
-    )
-    return f"{reading.measurement.translate(_MEASUREMENT)}{tags} {fields} {reading.t_ns}"
+    tags = [f",{_tag(name)}={_tag(value)}" for name, value in sorted(reading.tags.items()) if value]
+    return f"{reading.measurement.translate(_MEASUREMENT)}{''.join(tags)} {','.join(fields)} {reading.t_ns}"
 
 
 def lines_of(readings: Iterable[Reading]) -> list[bytes]:
