@@ -223,7 +223,10 @@ def main() -> None:
     for driver in Path("/lib/modules/order").read_text().split():
         load(driver)
     global agent  # noqa: PLW0603  imported when the machine can read files and no sooner
+    import netprobe_agents.serve  # noqa: PLC0415  what the agent imports when it starts, trio above all
     from netprobe_agents import guest as agent  # noqa: PLC0415
+
+    netprobe_agents.serve.trio.run(netprobe_agents.serve.trio.sleep, 0)
 
     service = Service()
     lab = wait_for(lambda: find_port(LAB_PORT) or (None if find_port(AGENT_PORT) is None else ""))

@@ -228,10 +228,11 @@ def _wait_agent(agent: str, record: process.ProcessRecord) -> None:
 
 
 def _snapshot_key(machine: Machine) -> str:
-    """What a snapshot depends on: the machine's devices, QEMU, and the processor, whose clock the guest has counted."""
+    """What a snapshot depends on: image, devices, QEMU, and the processor, whose clock the guest has counted."""
+    image = [(each.st_size, each.st_mtime_ns) for each in (machine.kernel.stat(), machine.initrd.stat())]
     devices = [word for word in machine.argv if not word.startswith(("/", "unix:", "file:", "socket,"))]
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    text = json.dumps([devices, qemu.version(), model])
+    text = json.dumps([image, devices, qemu.version(), model])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -183,7 +183,7 @@ def test_a_collector_hears_of_machines_clocks_from_their_host(lab, lab_place, tm
         cloud.start_collector()
         cloud.start_agent("hv1", "--test-clock", "offset=300ms")
         cloud.wait_for("collector", "hv1 is on hv1")
-        document = cloud.finish(cloud.run(session("vm1", "vm2", 100, 1)))
+        document = cloud.finish(cloud.run("[governor]\nenabled = false\n" + session("vm1", "vm2", 100, 1)))
     finally:
         cloud.close()
     (one,) = document["sessions"]
