@@ -32,6 +32,7 @@ class TransmitStamps:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sent = array("q")
+        self._stamped = 0
         self._is_on = True
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TX_SOFTWARE | SOFTWARE | OPT_ID | OPT_TSONLY)
@@ -54,11 +55,12 @@ class TransmitStamps:
             times_ns: by index; what `sent` was told of has a time that is not later than its stamp.
             most: how many.
         """
-        for _ in range(most if self._sent else 0):
+        for _ in range(min(most, len(self._sent) - self._stamped)):
             try:
                 _, control, _, _ = self._sock.recvmsg(1, CONTROL_BYTES, socket.MSG_ERRQUEUE)
             except OSError:
                 return  # none is there
+            self._stamped += 1
             number, t_ns = _read(control)
             if 0 <= number < len(self._sent):
                 index = self._sent[number]

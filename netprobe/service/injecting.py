@@ -190,7 +190,7 @@ class Injector:
                 self._held[name].append(await agent.receive_frames())
             except trio.EndOfChannel:
                 return
-            await trio.sleep(GATHER_S)  # a decode costs the same for one frame as for hundreds
+            await looker.gather()
             self._decode(name, agent, looker, point)
 
     def _decode(self, name: str, agent: GuestAgent, looker: Looker, point: int) -> None:
@@ -314,7 +314,6 @@ class Injector:
 
 
 SNAP_BYTES = 2_048
-GATHER_S = 0.02
 MAX_ABSORBED = 64
 """Ports that an agent binds; with a new port for each probe the kernel's rate limit on ICMP errors has to do."""
 

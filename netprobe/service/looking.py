@@ -15,7 +15,7 @@ from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
 from netprobe.host.guest_agent import GuestFrames
 from netprobe.host.ovs_mirror import IN, OUT
-from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Report, Tallies, Tally, Unwatched, Watermark
+from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Hops, Report, Tallies, Tally, Unwatched, Watermark
 from netprobe.model.points import Direction, Point, PointKind, Stamp
 from netprobe.model.probes import ProbeSession
 from netprobe.observe.observer import Decoding, Observer
@@ -25,8 +25,12 @@ from netprobe.wire.bpf import probe_filter
 from netprobe.wire.decode import Decoder
 
 Emit = Callable[[Report], None]
-GATHER_S = 0.04
-"""Blocks are let gather for so long; a ring holds 640 ms of them."""
+GATHER_S, LONG_GATHER_S = 0.04, 0.16
+"""Blocks are let gather for so long, the longer time while probes are sent; a ring holds 640 ms of them. A decode costs
+the same for one frame as for hundreds, and what it costs is taken from tenants."""
+
+BUSY_RECORDS = 1_000
+"""In one decode; with more of them a ring could get full meanwhile, which has room for some 10,000 frames."""
 
 Vrings = Mapping[str, VringPlace | str]
 NOBODY: Mapping[str, str] = {}
@@ -74,6 +78,7 @@ class Looker:
         self._told: dict[int, int] = {}
         self._tallied: dict[int, str] = {}
         self._once: list[Blind | Unwatched] = []
+        self._is_hurrying = trio.Event()
 
     def open_rings(
         self, places: Mapping[int, Point], stack: ExitStack, blind: Mapping[str, str] = NOBODY
@@ -178,10 +183,29 @@ class Looker:
             self._tell(watch.drain())
 
     async def _read(self, observer: Observer) -> None:
+        is_busy = False
         while not observer.failure:  # a ring whose device is down would be readable for ever
             await trio.lowlevel.wait_readable(observer)
+            await self.gather(is_busy=is_busy)
+            reports = list(observer.drain())
+            is_busy = sum(len(r.hops) for r in reports if isinstance(r, Hops)) > BUSY_RECORDS
+            self._tell(reports)
+
+    async def gather(self, *, is_busy: bool = False) -> None:
+        """Let frames gather before they are decoded: long while probes are sent, less when their end is waited for.
+
+        Args:
+            is_busy: so many come that a ring could get full.
+        """
+        if is_busy or self._is_hurrying.is_set():
             await trio.sleep(GATHER_S)
-            self._tell(observer.drain())
+        else:
+            with trio.move_on_after(LONG_GATHER_S):
+                await self._is_hurrying.wait()
+
+    def hurry(self) -> None:
+        """All has been sent, and somebody waits for what is still to be seen."""
+        self._is_hurrying.set()
 
     def _tell(self, reports: Iterable[Report]) -> None:
         for report in reports:

@@ -121,6 +121,7 @@ class Part:
         async with trio.open_nursery() as senders:
             for order in orders_of(self._order.prepared):
                 senders.start_soon(self._send, order, emit)
+        self._looker.hurry()
 
     async def _send(self, order: SendOrder, emit: Emit) -> None:
         for one, sent in zip(order.members, await self._injector.send(order), strict=True):
