@@ -32,6 +32,10 @@ GARBAGE_BYTES = 4 << 20
 
 ANSWER_TIMEOUT_S = 5.0
 FRAME_BATCHES = 1_024
+HELD_BYTES = 64 << 20
+ANSWER_BYTES = 24 << 20
+"""A guest is a tenant's: it fills no more than this of the host's memory. 256 whole frames, or the times of 1,000,000
+probes, are the most that an agent of ours says at once."""
 READ_BYTES = 1 << 18
 DEFAULT_LEAD_NS = 5_000_000
 _I64_BYTES = 8
@@ -180,6 +184,7 @@ class GuestAgent:
         self._read_ns = 0
         self._begun_with = b""
         self._ended = trio.Event()
+        self._held_bytes = 0
         self._frames_in, self._frames_out = trio.open_memory_channel[GuestFrames](FRAME_BATCHES)
 
     async def observe(self, program: bytes, *, snap_bytes: int = 2_048, outgoing: bool = False) -> ObserveStatus:
@@ -353,7 +358,7 @@ class GuestAgent:
         Raises:
             trio.EndOfChannel: the connection is over.
         """
-        return await self._frames_out.receive()
+        return self._handed_out(await self._frames_out.receive())
 
     def receive_frames_nowait(self) -> GuestFrames:
         """The next batch of frames, if one is there.
@@ -362,7 +367,11 @@ class GuestAgent:
             trio.WouldBlock: none is.
             trio.EndOfChannel: the connection is over.
         """
-        return self._frames_out.receive_nowait()
+        return self._handed_out(self._frames_out.receive_nowait())
+
+    def _handed_out(self, frames: GuestFrames) -> GuestFrames:
+        self._held_bytes -= len(frames.buf)
+        return frames
 
     async def _ask(
         self,
@@ -429,7 +438,7 @@ class GuestAgent:
 
     async def read(self) -> None:
         """Take in what the agent sends, until the connection ends; run by `open_guest_agent`."""
-        reader = ControlReader()
+        reader = ControlReader(ANSWER_BYTES)
         try:
             for message in reader.feed(self._begun_with):
                 self._take(message)
@@ -449,10 +458,7 @@ class GuestAgent:
 
     def _take(self, message: Message) -> None:
         if message.type == "frames":
-            try:
-                self._frames_in.send_nowait(GuestFrames.from_message_untrusted(message))
-            except trio.WouldBlock:
-                self.shed_batches += 1
+            self._take_frames(GuestFrames.from_message_untrusted(message))
             return
         if message.type == "observe-status":
             counters = (message.integer(name) for name in ObserveStatus.__slots__)
@@ -464,6 +470,17 @@ class GuestAgent:
         elif pending is not None:
             pending.message, pending.read_ns = message, self._read_ns
             pending.answered.set()
+
+    def _take_frames(self, frames: GuestFrames) -> None:
+        """Keep a batch for its reader, or count it where there is no room."""
+        try:
+            if self._held_bytes + len(frames.buf) <= HELD_BYTES:
+                self._frames_in.send_nowait(frames)
+                self._held_bytes += len(frames.buf)
+                return
+        except trio.WouldBlock:
+            pass
+        self.shed_batches += 1
 
     async def synchronize(self) -> None:
         """Begin a session on a virtio-serial port, whatever was said on it before; run by `open_guest_agent`.

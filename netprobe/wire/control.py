@@ -115,10 +115,15 @@ def encode_message(message_type: str, body: bytes | memoryview = b"", **header: 
 
 
 class ControlReader:
-    """Messages out of a stream of octets, however they are cut. After a WireError it is terminal."""
+    """Messages out of a stream of octets, however they are cut. After a WireError it is terminal.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: of a message; a longer one is refused before it is gathered.
+    """
+
+    def __init__(self, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._buffer = bytearray()
+        self._max_bytes = max_bytes
         self._failure = ""
 
     def feed(self, data: bytes) -> list[Message]:
@@ -145,8 +150,8 @@ class ControlReader:
         if len(buffer) < _LENGTHS.size:
             return None
         total_bytes, header_bytes = _LENGTHS.unpack_from(buffer)
-        if not _LENGTH_BYTES <= total_bytes <= MAX_MESSAGE_BYTES:
-            raise WireError(_WHAT, f"its length is {total_bytes}, not {_LENGTH_BYTES} to {MAX_MESSAGE_BYTES}")
+        if not _LENGTH_BYTES <= total_bytes <= self._max_bytes:
+            raise WireError(_WHAT, f"its length is {total_bytes}, not {_LENGTH_BYTES} to {self._max_bytes}")
         if header_bytes > min(MAX_HEADER_BYTES, total_bytes - _LENGTH_BYTES):
             raise WireError(
                 _WHAT, f"its header's length is {header_bytes}, of {total_bytes} (at most {MAX_HEADER_BYTES})"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from netprobe_agents.port import Port
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host.guest_agent import GuestAgent
-from netprobe.wire.control import ControlReader, encode_message
+from netprobe.host.guest_agent import ANSWER_BYTES, HELD_BYTES, GuestAgent
+from netprobe.wire.control import ControlReader, encode_frames, encode_message
 from netprobe.wire.serial_sync import AGENT_MAGIC, CONTROLLER_MAGIC, NONCE_BYTES, PreambleFinder, preamble
 
 NONCE, OTHER = bytes(range(NONCE_BYTES)), bytes(range(100, 100 + NONCE_BYTES))
@@ -111,3 +111,28 @@ def test_a_port_without_an_agent_is_an_error_that_says_what_is_there(said, text)
 
     with pytest.raises(HostNotReadyError, match=text):
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.2))
+
+
+def test_a_guest_that_floods_its_channel_fills_no_memory():
+    """Frames beyond what is held are shed and counted; a message longer than an agent would say is nonsense at once."""
+
+    async def main():
+        ours, theirs = trio.socket.socketpair()
+        agent = GuestAgent("serial:x", trio.SocketStream(ours))
+        frame = bytes(60_000)
+        big = encode_frames([1] * 250, [0] * 250, [frame] * 250)
+        with ours, theirs:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(agent.read)
+                stream = trio.SocketStream(theirs)
+                for _ in range(6):
+                    await stream.send_all(big)
+                await stream.send_all((ANSWER_BYTES + 1).to_bytes(4, "big") + bytes(4))
+            assert agent._held_bytes <= HELD_BYTES
+            assert agent.shed_batches >= 1
+            while agent._held_bytes:
+                agent.receive_frames_nowait()
+            with pytest.raises(HostNotReadyError, match="sent nonsense: its length is"):
+                await agent.status()
+
+    trio.run(main)
