@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import trio
+
 from netprobe.errors import NetprobeError
 from netprobe.host import iproute, ovn_databases
+from netprobe.host.guest_agent import open_guest_agent
 from netprobe.host.netns import in_netns
 from netprobe.host.ovsdb_idl import Database, read_once
 from netprobe.host.unixctl import UnixctlClient
@@ -181,10 +184,17 @@ def _journals() -> str:
 
 
 def _agent(path: str) -> str:
+    if path.startswith(SERIAL):  # that socket is QEMU's, whoever is behind it
+        return trio.run(_serial_agent, path)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(2)
-        sock.connect(path.removeprefix(SERIAL))
+        sock.connect(path)
     return "answers"
+
+
+async def _serial_agent(path: str) -> str:
+    async with open_guest_agent(path) as agent:
+        return f"answers over virtio-serial, {agent.hello.device} is {agent.hello.mac.hex(':')}"
 
 
 def _switch(host: Host) -> str:
