@@ -13,7 +13,12 @@ from netprobe.collect.windows import ClosedWindow
 from netprobe.model.points import Leg
 from netprobe.model.records import HopBatch
 
-STREAM_COLUMNS = {"run_id": "VARCHAR PRIMARY KEY", "started_ns": "BIGINT", "points": "VARCHAR[]"}
+STREAM_COLUMNS = {
+    "run_id": "VARCHAR PRIMARY KEY",
+    "stream": "INTEGER",
+    "started_ns": "BIGINT",
+    "points": "VARCHAR[]",
+}
 WINDOW_COLUMNS = {
     "run_id": "VARCHAR",
     "session": "UINTEGER",
@@ -54,7 +59,7 @@ WINDOW_SEGMENT_COLUMNS = {
     "stamp": "VARCHAR",
 }
 STREAM_HOP_COLUMNS = {
-    "run_id": "VARCHAR",
+    "stream": "INTEGER",  # for the run's name in each row a fourth of the time would be spent
     "session": "UINTEGER",
     "seq": "UINTEGER",
     "point": "USMALLINT",

@@ -17,7 +17,6 @@ from netprobe.model.records import HopBatch
 from netprobe.store.duckdb_file import open_store
 from netprobe.store.stream_tables import (
     CREATE,
-    TABLES,
     WINDOW_COLUMNS,
     WINDOW_SEGMENT_COLUMNS,
     Row,
@@ -92,6 +91,7 @@ class StreamWriter:
         self._is_over = False
         self._counters = {"windows_stored": 0, "hops_stored": 0, "windows_shed": 0, "hops_shed": 0}
         self._failure = ""
+        self._stream = 0
         self._thread = threading.Thread(target=self._run, name="store-stream", daemon=True)
 
     @property
@@ -180,7 +180,7 @@ class StreamWriter:
             db.register("new_hops", hop_columns(HopBatch.concat(queue.hops)))
             db.execute(
                 "INSERT INTO stream_hops SELECT ?, session, seq, point, direction, leg, t_ns FROM new_hops",
-                [self._run_id],
+                [self._stream],
             )
             db.unregister("new_hops")
         db.commit()
@@ -190,9 +190,13 @@ class StreamWriter:
         db.execute(CREATE)
         others = "SELECT run_id FROM streams WHERE run_id <> ? ORDER BY started_ns DESC LIMIT ?"
         kept = [name for (name,) in db.execute(others, [self._run_id, MAX_STREAMS - 1]).fetchall()]
-        for table in TABLES:
+        for table in ("streams", "windows", "window_segments"):
             db.execute(f"DELETE FROM {table} WHERE NOT list_contains(?::VARCHAR[], run_id)", [kept])  # noqa: S608  own
-        db.execute("INSERT INTO streams VALUES (?, ?, ?)", [self._run_id, self._started_ns, self._points])
+        db.execute("DELETE FROM stream_hops WHERE stream NOT IN (SELECT stream FROM streams)")
+        row = db.execute("SELECT coalesce(max(stream), 0) + 1 FROM streams").fetchone()
+        self._stream = int(row[0]) if row else 1
+        values = [self._run_id, self._stream, self._started_ns, self._points]
+        db.execute("INSERT INTO streams VALUES (?, ?, ?, ?)", values)
 
 
 def _insert(db: "duckdb.DuckDBPyConnection", table: str, columns: dict[str, str], rows: list[Row]) -> None:
