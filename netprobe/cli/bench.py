@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,15 @@ DEFAULT_GUESTS = ("vm1", "vm3")
 CODES = {Verdict.WITHIN: FINE, Verdict.BEYOND: NO, Verdict.OPEN: NO_ANSWER}
 MIN_ROUNDS, MAX_ROUNDS = 2, 1000
 MIN_SLICE_S, MAX_SLICE_S = 0.1, 60.0
+
+
+def _cpus(text: str) -> frozenset[int]:
+    """Processors, as in "0,2"; none for any."""
+    words = text.split(",") if text else []
+    here = range(os.cpu_count() or 1)
+    if not all(word.isdecimal() and int(word) in here for word in words):
+        raise UsageError("--tenant-cpus", f"got {text!r}", allowed="some of " + ",".join(map(str, here)))
+    return frozenset(map(int, words))
 
 
 def order_of(args: argparse.Namespace) -> HarmOrder:
@@ -58,6 +68,7 @@ def order_of(args: argparse.Namespace) -> HarmOrder:
         limit=parse_ratio(args.limit, "--limit"),
         seed=args.seed,
         limits=LoadLimits(is_on=args.governor == "on"),
+        tenant_cpus=_cpus(args.tenant_cpus),
     )
 
 

@@ -306,6 +306,7 @@ def _add_bench(commands: "argparse._SubParsersAction[Parser]") -> None:
     harm.add_argument("--limit", default="5%", metavar="SHARE", help="exit 1 beyond it, 4 when nobody can say")
     harm.add_argument("--vantage", default="guest", help="guest, bypass or vswitch")
     harm.add_argument("--port", type=int, default=5201, help="TCP port of the tenant's server (default: %(default)s)")
+    harm.add_argument("--tenant-cpus", default="", metavar="N,...", help="processors for the tenants (default: any)")
     harm.add_argument("--governor", choices=("on", "off"), default="on", help="whether probing backs off under load")
     harm.add_argument("--seed", type=int, default=1, help="of the probes' schedule")
     _common(harm)

@@ -46,6 +46,7 @@ class HarmOrder:
         slice_s: length of one.
         limit: the largest shift that is fine, as a share.
         limits: of the host's load, beyond which probing backs off.
+        tenant_cpus: processors that the tenants run on; empty for any.
     """
 
     session: SessionPlan
@@ -56,6 +57,7 @@ class HarmOrder:
     limit: float
     seed: int = 1
     limits: LoadLimits = DEFAULT_LIMITS
+    tenant_cpus: frozenset[int] = frozenset()
 
     @property
     def plan(self) -> RunPlan:
@@ -130,6 +132,7 @@ class HarmResult:
             "vantage": session.vantage.value,
             "rate_pps": session.rate_pps,
             "tenants": list(order.tenants),
+            "tenant_cpus": sorted(order.tenant_cpus),
             "rounds": len(self.rounds),
             "slice_s": order.slice_s,
             "limit": order.limit,
@@ -172,7 +175,7 @@ async def measure_harm(order: HarmOrder, topology: Topology, progress: Progress 
     source, target = (topology.guest(name, "bench harm") for name in order.tenants)
     rounds: list[dict[Arm, TenantSlice]] = []
     probing = Probing()
-    with stop_on_signals() as stop, open_tenants(source, target, order.port) as tenants:
+    with stop_on_signals() as stop, open_tenants(source, target, order.port, order.tenant_cpus) as tenants:
         bench = _Slices(order, topology, tenants, probing, stop)
         for number, arms in enumerate(order_of_arms(order.rounds), 1):
             slices = {}

@@ -5,6 +5,7 @@ on this machine can be tenants.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,10 +61,12 @@ def _answer(process: "subprocess.Popen[str]", who: str) -> dict[str, float]:
 
 
 @contextmanager
-def _program(netns: str, role: str, address: str, port: int) -> Iterator["subprocess.Popen[str]"]:
-    argv = [sys.executable, "-I", "-S", str(PROGRAM), role, address, str(port)]
+def _program(netns: str, role: str, place: tuple[str, int], cpus: frozenset[int]) -> Iterator["subprocess.Popen[str]"]:
+    argv = [sys.executable, "-I", "-S", str(PROGRAM), role, place[0], str(place[1])]
 
     def start() -> "subprocess.Popen[str]":
+        if cpus:
+            os.sched_setaffinity(0, cpus)  # of this short-lived thread, which its child inherits
         # A session of its own: Ctrl-C is for us, who then end it.
         return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -76,13 +79,16 @@ def _program(netns: str, role: str, address: str, port: int) -> Iterator["subpro
 
 
 @contextmanager
-def open_tenants(source: Attachment, target: Attachment, port: int) -> Iterator[Tenants]:
+def open_tenants(
+    source: Attachment, target: Attachment, port: int, cpus: frozenset[int] = frozenset()
+) -> Iterator[Tenants]:
     """Start a server in `target` and a client in `source` that is connected to it.
 
     Args:
         source: a guest whose namespace is on this machine.
         target: another.
         port: TCP, of the server.
+        cpus: processors that both run on; empty for any.
 
     Raises:
         UsageError: a guest has no namespace here.
@@ -91,9 +97,9 @@ def open_tenants(source: Attachment, target: Attachment, port: int) -> Iterator[
     for guest in (source, target):
         if not guest.netns:
             raise UsageError(guest.name, "has no network namespace on this machine", advice="use guests of a lab")
-    address = str(target.address(4))
-    with _program(target.netns, "server", address, port) as server:
+    place = str(target.address(4)), port
+    with _program(target.netns, "server", place, cpus) as server:
         _answer(server, f"the tenant's server in {target.name}")
-        with _program(source.netns, "client", address, port) as client:
+        with _program(source.netns, "client", place, cpus) as client:
             _answer(client, f"the tenant's client in {source.name}")
             yield Tenants(client)

@@ -85,6 +85,7 @@ def test_no_place_in_a_round_favours_an_arm():
         (("--slice", "1ms"), "--slice"),
         (("--rate", "0"), "--rate: got 0"),
         (("--vantage", "nowhere"), "nowhere"),
+        (("--tenant-cpus", "9999"), "--tenant-cpus"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words, told):
