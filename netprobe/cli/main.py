@@ -279,7 +279,7 @@ def _web(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--web",
         nargs="?",
-        const="127.0.0.1:8621",
+        const="127.0.0.1:8630",
         metavar="ADDR:PORT",
         help="a page that shows what is in the store; without --listen nothing else is served (default: %(const)s)",
     )

@@ -26,7 +26,7 @@ def place(text: str) -> tuple[str, int]:
     address, colon, port = text.rpartition(":")
     address = address.removeprefix("[").removesuffix("]")
     if not colon or not address or not port.isascii() or not port.isdigit() or not int(port) < 65_536:
-        raise UsageError("--web", f"got {text!r}", allowed="ADDRESS:PORT, such as 127.0.0.1:8621 or [::1]:8621")
+        raise UsageError("--web", f"got {text!r}", allowed="ADDRESS:PORT, such as 127.0.0.1:8630 or [::1]:8630")
     return address, int(port)
 
 

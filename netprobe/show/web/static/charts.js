@@ -52,7 +52,7 @@
         series: [{}, { paths: () => null, points: { show: false } }],
         axes: [
           axis({ splits: () => niceLog(first / 1.15, last * 1.15), values: (_, v) => v.map(duration), space: 60 }),
-          axis({ size: 46, label: "probes", labelSize: 18, labelFont: "11px system-ui", stroke: colour("muted") }),
+          axis({ size: 46, label: "probes", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6], labelSize: 18, labelFont: "11px system-ui", stroke: colour("muted") }),
         ],
         hooks: { draw: [(u) => bars(u, buckets, marks)] },
       },

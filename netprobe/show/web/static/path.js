@@ -24,8 +24,8 @@
     const unsure = s.unobserved + s.pending ? ` Of ${s.unobserved + s.pending} nobody can say.` : "";
     const unsent = s.unsent ? ` ${s.unsent} were not sent.` : "";
     if (s.lost && s.first_missing) {
-      const late = (s.reason || {}).code === "late" ? "came too late" : "were lost";
-      return `${s.lost} of ${s.planned - s.unsent} probes ${late}, most of them between ${s.last_seen} and ${s.first_missing}.${unsure}${unsent}`;
+      const late = (s.reason || {}).code === "late" ? "came too late" : s.lost > 1 ? "were lost" : "was lost";
+      return `${s.lost} of ${s.planned - s.unsent} probes ${late}${s.lost > 1 ? ", most of them" : ""} between ${s.last_seen} and ${s.first_missing}.${unsure}${unsent}`;
     }
     if (!s.delivered) return `No answer: last seen at ${s.last_seen || "no point"}, and nobody can say more.${unsent}`;
     return `${s.received} of ${s.planned - s.unsent} probes arrived${s.complete ? ", seen at every point" : ""}.${unsure}${unsent}`;
