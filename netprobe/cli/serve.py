@@ -85,10 +85,9 @@ async def _serve(
     config: CollectorConfig, told: ReadersConfig, ready: Callable[[int], None], web: WebConfig | None
 ) -> None:
     """Serve, and send readings of runs and agents meanwhile."""
-    hosts: dict[str, str] = {}
     async with open_readers(told, "serve", _say) as readers:
         collector = Collector(replace(config, told=lambda run: readers.put(spread_readings(run))), _say)
-        readers.tell_regularly(lambda: collector_readings(collector.status(), hosts, realtime_ns()))
+        readers.tell_regularly(lambda: collector_readings(collector.status(), realtime_ns()))
         await serve_with_page(web, collector.status, partial(collector.serve, ready), page_ready)
 
 

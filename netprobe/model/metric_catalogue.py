@@ -272,7 +272,7 @@ ENFORCEMENT = Measurement(
 
 AGENT = Measurement(
     "netprobe_agent",
-    "an agent of a collector (`netprobe serve`), every 10 s",
+    "an agent of a collector (`netprobe serve`), every 5 s",
     {"agent": "its name", "host": "the host that it is on; missing until it has said so"},
     (
         *_integers(
@@ -286,14 +286,14 @@ AGENT = Measurement(
 
 COLLECTOR = Measurement(
     "netprobe_collector",
-    "what a collector counts, since it began, every 10 s",
+    "what a collector counts, since it began, every 5 s",
     {"counter": "name of the counter; `runs` and `runs_under_way` among them"},
     _integers(events="how many"),
 )
 
 SINK = Measurement(
     "netprobe_sink",
-    "the way of these readings to their database, every 10 s and with every window",
+    "the way of these readings to their database, every 5 s and with every window",
     {"program": "`run`, `trace`, `watch`, `verify` or `serve`"},
     (
         *_integers(

@@ -123,6 +123,7 @@ class Collector:
         self._peers: set[_Peer] = set()
         self._nursery: trio.Nursery | None = None
         self._follower: Follower | None = None
+        self._away: dict[str, str] = {}  # agents that were connected, and the hosts that they were on
         self.counters: dict[str, int] = {}
 
     async def serve(self, ready: Callable[[int], None] = lambda _port: None) -> None:
@@ -243,6 +244,7 @@ class Collector:
             assert peer.io is not None
             peer.agent = AgentConn(identity, hello, peer.io, realtime_ns(), peer.address)
             self._agents.connected[hello.name] = peer.agent
+            self._away.pop(hello.name, None)
             assert self._nursery is not None
             self._nursery.start_soon(self._learn, peer.agent)
 
@@ -296,6 +298,7 @@ class Collector:
         """An agent's connection has ended."""
         if self._agents.connected.get(agent.name) is agent:
             del self._agents.connected[agent.name]
+            self._away[agent.name] = agent.host
             if self._follower is not None and agent.host:
                 self._follower.lose_host(agent.host, f"the agent {agent.name} is not connected")
 
@@ -506,6 +509,7 @@ class Collector:
                 }
                 for a in self._agents.connected.values()
             ],
+            "away": [{"name": name, "host": host} for name, host in self._away.items()],
             "runs": [{"run": r, "over": e.over.is_set()} for r, e in self._runs.items()],
             "counters": dict(self.counters),
         }

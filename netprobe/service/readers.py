@@ -14,7 +14,7 @@ from netprobe.service.metrics_page import serve_metrics
 from netprobe.service.sink import Say, Sink, SinkConfig, open_sink
 from netprobe.show.exposition import Exposition
 
-OWN_S = 10.0
+OWN_S = 5.0
 """How often a program that runs for good tells of itself."""
 
 

@@ -84,26 +84,24 @@ def _last_offset(offsets: ClockEstimator) -> tuple[int, int] | None:
     return (int(low[0]), int(high[0])) if high[0] < UNBOUNDED_NS else None
 
 
-def collector_readings(status: Mapping[str, Any], known: dict[str, str], now_ns: int) -> Iterator[Reading]:
+def collector_readings(status: Mapping[str, Any], now_ns: int) -> Iterator[Reading]:
     """A collector and its agents.
 
     Args:
-        status: the collector's own (docs/protocol.md).
-        known: host by agent, of all that were ever seen; brought up to date here.
+        status: the collector's own (service.collector.Collector.status).
         now_ns: CLOCK_REALTIME.
     """
-    agents = {agent["name"]: agent for agent in status["agents"]}
-    known |= {name: agent["host"] for name, agent in agents.items() if agent["host"]}
-    for name, host in sorted((dict.fromkeys(agents, "") | known).items()):
-        agent = agents.get(name)
+    for agent in status["agents"]:
         yield AGENT.reading(
             now_ns,
-            {"agent": name, "host": host},
-            connected=int(agent is not None),
-            connected_ns=now_ns - agent["since_ns"] if agent else None,
-            guests=len(agent["guests"]) if agent else None,
-            trouble=agent.get("trouble") if agent else None,
+            {"agent": agent["name"], "host": agent["host"]},
+            connected=1,
+            connected_ns=now_ns - agent["since_ns"],
+            guests=len(agent["guests"]),
+            trouble=agent["trouble"],
         )
+    for agent in status["away"]:
+        yield AGENT.reading(now_ns, {"agent": agent["name"], "host": agent["host"]}, connected=0)
     counters = dict(status["counters"])
     counters["runs"] = len(status["runs"])
     counters["runs_under_way"] = sum(not run["over"] for run in status["runs"])

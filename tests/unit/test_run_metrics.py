@@ -13,7 +13,7 @@ from netprobe.collect.histogram import Histogram, shown_low_ns
 from netprobe.model.metric_catalogue import CATALOGUE
 from netprobe.model.metrics import FieldKind
 from netprobe.model.results import DelayBounds
-from netprobe.service.telemetry import outcome_readings
+from netprobe.service.telemetry import collector_readings, outcome_readings
 from netprobe.show.policy_metrics import enforcement_readings, policy_name, verification_readings
 from netprobe.show.run_metrics import bucket_edge_ns, delay_buckets, session_readings, state_readings
 
@@ -191,3 +191,17 @@ def test_a_policy_is_named_by_its_file():
     assert policy_name("/a/b/web.toml") == "web.toml"
     assert policy_name("unix:/run/ovn/nb.sock") == "nb.sock"
     assert policy_name("policy") == "policy"
+
+
+def test_an_agent_that_was_there_and_is_not_is_told():
+    """Also one that came and went between two looks."""
+    here = {"name": "hv1", "host": "hv1", "since_ns": 5, "guests": ["vm1"], "trouble": ""}
+    status = {
+        "agents": [here], "away": [{"name": "hv2", "host": ""}], "counters": {"links_garbage": 2},
+        "runs": [{"run": "a", "over": False}, {"run": "b", "over": True}],
+    }  # fmt: skip
+    found = checked(collector_readings(status, 9))
+    agents = {r.tags["agent"]: r.fields for r in found if r.measurement == "netprobe_agent"}
+    assert agents == {"hv1": {"connected": 1, "connected_ns": 4, "guests": 1}, "hv2": {"connected": 0}}
+    events = {r.tags["counter"]: r.fields["events"] for r in found if r.measurement == "netprobe_collector"}
+    assert events == {"links_garbage": 2, "runs": 2, "runs_under_way": 1}
