@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
+from support.guest_truth import find_page, true_offset
 from support.spread import session
 from support.spread_vm import SpreadVm
 from support.truth_checks import MS, US, check_fault, log_of, probe, run
+from support.waiting import until
 
 from netprobe.collect.domains import clock_map
 from netprobe.errors import HostNotReadyError
 from netprobe.host import process
-from netprobe.host.clock import realtime_ns
 from netprobe.host.guest_agent import open_guest_agent
 from netprobe.lab import control, machines, state
 from netprobe.model.points import Vantage
@@ -131,29 +132,35 @@ def exchanges_for(count):
     return reports
 
 
-def offsets(reports):
-    """The interval of vm1's offset, at the time by its own clock of each exchange: (times, low, high)."""
-    known = clock_map("hv1", [("hv1", r) for r in reports], bases={"vm1.guest": "hv1"}).offsets["vm1.guest"]
-    times = np.concatenate([r.t2_ns for r in reports])
-    return times, *known.bounds(times)
+def truth_of_vm1():
+    """What vm1's clock is ahead of ours, read from its memory: (lowest, highest, by its clock when)."""
+    magic, pid = os.urandom(16), pid_of("vm1")
+    machines.order(places(), "vm1", do="beacon", magic=magic.hex(), seconds=4.0)
+    address = until(lambda: find_page(pid, machines.MEMORY_MIB << 20, magic), 4.0)
+    return true_offset(pid, address, 0.1)
 
 
 def test_the_interval_of_a_clock_that_is_1_s_off_and_100_ppm_fast_contains_the_truth(lab):
-    """The guest's clock is stepped by exactly 1 s, and made 100 ppm faster than it was."""
-    _, low, high = offsets(exchanges_for(40))
-    at_least, at_most = low.max(), high.min()  # before; in these seconds it hardly moves
-    stepped_ns = realtime_ns()
+    """The truth is read from the machine's memory, before, between and after the exchanges, to a tenth of a ms."""
     machines.order(places(), "vm1", do="clock", step_ns=SECOND_NS, ppm=100.0)
     try:
-        times, low, high = offsets(exchanges_for(60))
+        truths = [truth_of_vm1()]
+        reports = exchanges_for(40)
+        truths.append(truth_of_vm1())
+        reports += exchanges_for(40)
+        truths.append(truth_of_vm1())
         (result,) = run(few()).results
     finally:
         machines.order(places(), "vm1", do="clock", step_ns=-SECOND_NS, ppm=0.0)
-    since = times - at_least - SECOND_NS - stepped_ns
-    gained = SECOND_NS + since * 100e-6
-    slack = 100_000 + since * 20e-6  # the order took a moment, and the clock drifts by itself by less than that
-    assert (low <= at_most + gained + slack).all()
-    assert (high >= at_least + gained - slack).all()
+    lowest, highest, when = (np.array(column, np.int64) for column in zip(*truths, strict=True))
+    assert (highest - lowest < MS).all()
+    assert (lowest > 0.5 * SECOND_NS).all()
+    gained = ((lowest + highest)[-1] - (lowest + highest)[0]) / 2 / (when[-1] - when[0])
+    assert 50e-6 < gained < 150e-6, "it is 100 ppm fast, and by itself drifts less"
+    known = clock_map("hv1", [("hv1", r) for r in reports], bases={"vm1.guest": "hv1"}).offsets["vm1.guest"]
+    low, high = known.bounds(when)
+    assert (low <= highest).all()
+    assert (high >= lowest).all()
     assert (high - low < 20 * MS).all()
     first = result.forward.segments[0]
     assert (first.clock_problem, first.negative) == ("", 0)
