@@ -52,8 +52,14 @@ def checked_url(url: str, where: str) -> str:
     return url.rstrip("/")
 
 
-def influx_table(fields: Fields | None, where: str) -> InfluxPlan | None:
+def influx_table(fields: Fields | None, where: str, *, has_token: bool) -> InfluxPlan | None:
     """The table [influx], None where there is none.
+
+    Args:
+        fields: of the table.
+        where: the file's name, for errors.
+        has_token: whether it may name a token's file. A plan may not: it travels, and whoever runs somebody else's as
+            root would send a file of that one's choice to a server of that one's choice.
 
     Raises:
         UsageError: something in it is not as documented.
@@ -64,7 +70,7 @@ def influx_table(fields: Fields | None, where: str) -> InfluxPlan | None:
         url=checked_url(fields.text("url"), f"{where}.influx.url"),
         bucket=fields.text("bucket", DEFAULT_BUCKET),
         org=fields.text("org", ""),
-        token_file=fields.text("token_file", ""),
+        token_file=fields.text("token_file", "") if has_token else "",
         ca_file=fields.text("ca_file", ""),
     )
     fields.finish()

@@ -315,7 +315,7 @@ def parse_plan(text: str, where: str) -> RunPlan:
         tmax_ns=fields.duration_ns("tmax", "1s"),
         meshes=tuple(_mesh(t, w, i) for i, (w, t) in enumerate(fields.tables("mesh"))),
         watch=_watch(fields.table("watch"), where),
-        influx=influx_table(fields.table("influx"), where),
+        influx=influx_table(fields.table("influx"), where, has_token=False),
         governor=governor_table(fields.table("governor"), where),
     )
     fields.finish()

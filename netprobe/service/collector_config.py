@@ -61,7 +61,7 @@ def parse_file(text: str, where: str) -> CollectorFile:
     fields.integer("schema", SCHEMA, SCHEMA, SCHEMA)
     hosts = tuple(_host(t, w) for w, t in fields.tables("host"))
     ovn = [_ovn(t, w) for w, t in fields.tables("ovn")]
-    influx = influx_table(fields.table("influx"), where)
+    influx = influx_table(fields.table("influx"), where, has_token=True)
     fields.finish()
     if not hosts or len(ovn) > 1:
         raise UsageError(where, f"names {len(hosts)} hosts and {len(ovn)} OVNs", allowed="[[host]]s, one [[ovn]]")

@@ -6,6 +6,7 @@ Network: the lab `single` for watches and proofs, then the lab `pair` for the co
 import copy
 import json
 import os
+import re
 import subprocess
 import urllib.request
 from dataclasses import replace
@@ -25,6 +26,7 @@ from support.spread import NETPROBE, Spread, session
 from support.waiting import until
 
 from netprobe.host.clock import realtime_ns
+from netprobe.host.netns import in_netns
 from netprobe.lab import config, control
 from netprobe.plan.grants import Grants, parse_inject
 from netprobe.service.readers import send_readings
@@ -136,7 +138,15 @@ class Collected(Spread):
 
     def start_collector(self):
         words = ["serve", "--listen", "172.31.0.1:8620", "--pki", self.pki, "--dir", self.folder / "collector"]
-        words += ["--no-store", "--influx", self.url, "--influx-spool", self.folder / "influx"]
+        words += [
+            "--no-store",
+            "--influx",
+            self.url,
+            "--influx-spool",
+            self.folder / "influx",
+            "--metrics",
+            "127.0.0.1:0",
+        ]
         self._start("collector", "central", [*NETPROBE, *words])
         self.wait_for("collector", "ready")
 
@@ -201,12 +211,14 @@ def collected(folder, server, queries, place):
         cloud.start_all()
         document = cloud.finish(cloud.run('name = "spread"\n' + session("vm1", "vm2", 200, 1)))
         until(lambda: queries.panel("itself", "Clocks"), 15)
+        (url,) = re.findall(r"metrics are at (http://\S+)", cloud.said("collector"))
+        page = in_netns("central", lambda: urllib.request.urlopen(url, timeout=5).read().decode())
         cloud.kill("hv2")
         until(lambda: [r for r in queries.panel("itself", "Agents") if not r["connected"]], 15)
     finally:
         cloud.close()
         proxy.close()
-    return document
+    return document, page
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +231,7 @@ def filled_one(influx, lab_place, tmp_path_factory):
     seen.proof, seen.change = proved(folder, influx.url, lab_place)
     control.down()
     control.up("pair")
-    seen.run = collected(folder, influx, queries, lab_place)
+    seen.run, seen.collectors_page = collected(folder, influx, queries, lab_place)
     seen.queries = queries
     return seen
 
@@ -270,6 +282,13 @@ def test_the_page_for_prometheus_tells_of_the_same_fault(filled_one):
     (web,) = [line for line in lines if 'path="web"' in line]
     assert web.endswith(" 2.0")
     assert "netprobe_owdelay_seconds_bucket{" in filled_one.page
+
+
+def test_the_collectors_own_page_tells_of_its_agents_and_runs(filled_one):
+    lines = filled_one.collectors_page.splitlines()
+    assert [line for line in lines if line.startswith("netprobe_agent_connected{") and line.endswith(" 1.0")]
+    run = {line.partition("{")[0] for line in lines if 'plan="spread"' in line}
+    assert run >= {"netprobe_path_received_probes_total", "netprobe_clock_offset_high_seconds"}
 
 
 def test_the_policy_board_says_what_the_proof_said(filled_one):

@@ -105,10 +105,13 @@ def test_plans_and_configurations_have_the_table_and_refuse_what_is_not_in_it():
     assert parse_plan(PLAN.replace("https://db:8086/", "http://db"), "p").influx == InfluxPlan(
         "http://db", "b/rp", "ops"
     )
-    with pytest.raises(UsageError, match="token"):
-        parse_plan(PLAN.replace("org =", "tokenfile ="), "p")
-    table = '[influx]\nurl = "http://db"\n[[host]]\nname = "hv1"\n'
-    assert parse_file(table, "c").influx == InfluxPlan("http://db")
+    with pytest.raises(UsageError, match="buckets"):
+        parse_plan(PLAN.replace("bucket =", "buckets ="), "p")
+    # A plan travels: it must not choose a file that is sent to a server of its choice.
+    with pytest.raises(UsageError, match="token_file"):
+        parse_plan(PLAN.replace("org =", "token_file ="), "p")
+    table = '[influx]\nurl = "http://db"\ntoken_file = "/etc/netprobe/token"\n[[host]]\nname = "hv1"\n'
+    assert parse_file(table, "c").influx == InfluxPlan("http://db", token_file="/etc/netprobe/token")
     assert parse_file('[[host]]\nname = "hv1"\n', "c").influx is None
 
 
