@@ -18,6 +18,10 @@ from netprobe.wire.decode import Decoded, Decoder, Kind
 MAX_CONTEXTS = 4_096
 """Different surroundings that are kept a point: a guest that spoofs must not fill the memory."""
 
+FRAMES_AT_ONCE = 8_192
+"""Frames that are decoded together. The costs of numpy's calls are spread over many, but what is worked on has to stay
+in the processor's cache, and in memory that the C library does not give back at once."""
+
 GUEST_PRESENCE = (Kind.STAMP_REPLY, Kind.ECHO_REPLY, Kind.SYN_ACK, Kind.RST)
 """Answers that only the probed guest can have given; an ICMP error may come from anywhere on the way."""
 _IS_GUEST_PRESENCE = np.array([kind in GUEST_PRESENCE for kind in sorted(Kind)])
@@ -185,6 +189,11 @@ class Observer:
         """For select and trio."""
         return self._ring.fileno()
 
+    @property
+    def memory_bytes(self) -> int:
+        """What its ring takes."""
+        return self._ring.memory_bytes
+
     def drain(self) -> list[Report]:
         """Decode every block that the kernel has handed over.
 
@@ -193,17 +202,17 @@ class Observer:
         """
         point, tally = self.decoding.point, self.decoding.tally
         found: list[Report] = []
-        frames = self._ring.frames()
-        if frames is not None:
+        left = self._ring.ready()  # a ring that fills as fast as it is read has an end too
+        while left > 0 and (frames := self._ring.frames(FRAMES_AT_ONCE)) is not None:
             tally.unstamped += frames.unstamped
             direction = frames.direction
             if self._mirrored is not None:
                 direction = np.full_like(direction, self._mirrored)
-            # All blocks at once: a decode costs nearly the same for one frame as for hundreds.
             found += self.decoding.feed(
                 frames.buffer, frames.offsets, frames.lengths, frames.t_ns, direction, vlan=frames.vlan
             )
             self._ring.release(frames.blocks)
+            left -= frames.blocks
         dropped = self._ring.drops()
         failure = self._ring.failure()
         now_ns = realtime_ns()

@@ -190,14 +190,22 @@ class RxRing:
                 return ahead
         return self._blocks
 
-    def frames(self) -> FrameBlock | None:
-        """The frames of all blocks that the kernel has handed over, None for no block.
+    def frames(self, most: int) -> FrameBlock | None:
+        """The frames of the next blocks that the kernel has handed over, None for no block.
 
         Call `release` with their number when done with them.
+
+        Args:
+            most: no further block is begun after so many frames.
         """
-        count = self.ready()
-        starts = [self._walk(self._next + ahead) for ahead in range(count)]
-        return self._columns(np.concatenate(starts), count) if starts else None
+        starts: list[npt.NDArray[np.int64]] = []
+        while len(starts) < self._blocks and most > 0:
+            block = self._next + len(starts)
+            if not self._word(block, _STATUS) & TP_STATUS_USER:
+                break
+            starts.append(self._walk(block))
+            most -= len(starts[-1])
+        return self._columns(np.concatenate(starts), len(starts)) if starts else None
 
     def blocks(self) -> "list[FrameBlock]":
         """The same block by block. Call `release` with how many of them are done with."""

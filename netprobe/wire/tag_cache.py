@@ -66,17 +66,18 @@ class TagCache:
     def _make(self, sessions: I64, runs: I64) -> None:
         """Make runs of which many numbers are wanted, or that are few."""
         # One after the other they are mostly the same: no need to sort them all.
-        change = np.flatnonzero((sessions[1:] != sessions[:-1]) | (runs[1:] != runs[:-1]))
+        which = sessions << 32 | runs
+        change = np.flatnonzero(which[1:] != which[:-1])
         if len(change) > len(runs) // 8 + _FEW:
             return
         first = np.concatenate([[0], change + 1])
-        wanted, which = np.unique(np.stack([sessions[first], runs[first]], axis=1), axis=0, return_inverse=True)
+        wanted, place = np.unique(which[first], return_inverse=True)
         if len(wanted) > _FEW:
             sizes = np.diff(np.concatenate([first, [len(runs)]]))
-            wanted = wanted[np.bincount(which.reshape(-1), sizes) >= _DENSE]
+            wanted = wanted[np.bincount(place, sizes) >= _DENSE]
             if not len(wanted):
                 return
-        session, run = wanted[:, 0], wanted[:, 1]
+        session, run = wanted >> 32, wanted & 0xFFFF_FFFF
         seqs = (run[:, None] << _RUN_BITS) + np.arange(RUN)
         words = self._table.number[session][:, None] << np.uint64(32) | seqs.astype(np.uint64)
         k0, k1 = self._table.key0[session], self._table.key1[session]

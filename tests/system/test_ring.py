@@ -108,7 +108,7 @@ def taken(ring, wanted):
     found = []
 
     def enough():
-        whole, blocks = ring.frames(), ring.blocks()
+        whole, blocks = ring.frames(300), ring.blocks()
         if whole is None:
             return False
         own = rows_of(whole)
