@@ -16,7 +16,6 @@ import trio
 from netprobe.collect.epochs import Epoch
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host.clock import realtime_ns
-from netprobe.host.priority import yielding
 from netprobe.host.signals import StopRequest, stop_on_signals
 from netprobe.inject.pacer import SWITCH_INTERVAL_S
 from netprobe.judge.reason import Reason
@@ -123,7 +122,7 @@ async def run_plan(
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        with yielding(), stop_on_signals() as stop, chosen_vrings(plan, topology, vrings) as looked_at:
+        with stop_on_signals() as stop, chosen_vrings(plan, topology, vrings) as looked_at:
             async with open_follower(looked_at, state_file=state_file) as follower:
                 _check_present(plan, looked_at, follower.topology)
                 return await _run(plan, follower, stop, progress, live)
