@@ -36,11 +36,17 @@ def _signs(out: Console) -> Signs:
 
 
 def _chain(segments: Sequence[Document]) -> list[Document]:
-    """Neighbours, from the first point on; wider spans are for the table."""
+    """Neighbours, from the first point on; where nobody looked in between, a wider span instead of what it spans."""
     found: list[Document] = []
+    wide: list[Document] = []
     for segment in segments:
-        if not found or found[-1]["to"] == segment["from"]:
-            found.append(segment)
+        is_next = not found or found[-1]["to"] == segment["from"]
+        (found if is_next else wide).append(segment)
+    for span in wide:
+        starts = [i for i, x in enumerate(found) if x["from"] == span["from"]]
+        ends = [i + 1 for i, x in enumerate(found) if x["to"] == span["to"]]
+        if starts and ends and all(x["delay_ns"] is None and not x["lost"] for x in found[starts[0] : ends[0]]):
+            found[starts[0] : ends[0]] = [span]
     return found
 
 

@@ -70,6 +70,20 @@ def session(src, dst, *, lost=0, name="mesh", points=("guest", "backend", "backe
     return SessionResult(**given)
 
 
+def with_unseen_point(result, lost):
+    """The same path with one more point in its middle where nobody looks: what is lost is lost across it."""
+    first, middle, last = result.forward.segments
+    unseen = {"delay": None, "pdv": None, "lost": 0}
+    to, onward = (f"{middle.first}..fabric", f"fabric..{middle.second}")
+    inner = (
+        replace(middle, id=to, second="fabric", **unseen),
+        replace(middle, id=onward, first="fabric", **unseen),
+    )
+    wide = replace(middle, lost=lost)
+    leg = replace(result.forward, segments=(first, inner[0], wide, inner[1], last))
+    return replace(result, forward=leg)
+
+
 def save_run(path, run_id, started_ns, results, *, command="run", states=None, changes=()):
     """Results into a store, as `run` and `watch` save them."""
     document = {

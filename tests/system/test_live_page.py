@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import duckdb
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from support.pages import BROWSER, FLAGS, page_of, save_document, save_run, session
+from support.pages import BROWSER, FLAGS, page_of, save_document, save_run, session, with_unseen_point
 
 from netprobe.lab import control
 from netprobe.show.report_html import report_html
@@ -108,11 +108,13 @@ def verification(**changes):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A store with three guests, one lossy path, two runs and a verification."""
+    """A store with three guests, two lossy paths (one past a point that nobody sees), two runs, a verification."""
     store, now = tmp_path_factory.mktemp("small") / "small.duckdb", time.time_ns()
     names = ("vm1", "vm2", "vm3")
     for age, lost in ((20, 0), (10, 30)):
-        results = [session(a, b, lost=lost if (a, b) == ("vm1", "vm2") else 0) for a in names for b in names if a != b]
+        pairs = [(a, b) for a in names for b in names if a != b and (a, b) != ("vm3", "vm1")]
+        results = [session(a, b, lost=lost if (a, b) == ("vm1", "vm2") else 0) for a, b in pairs]
+        results.append(with_unseen_point(session("vm3", "vm1", lost=20), 20))
         save_run(store, f"run{age}", now - age * 1_000_000_000, results)
     save_document(store, "v", now - 5_000_000_000, verification())
     return store
@@ -257,6 +259,14 @@ def test_dark_follows_the_system_and_the_switch_is_kept(small_url, tab):
     assert tab.evaluate(paper) == light
     tab.reload()
     assert tab.evaluate(paper) == light
+
+
+def test_what_is_lost_across_a_point_where_nobody_looked_is_drawn_as_one_segment(small_url, tab):
+    """Its two halves would look fine."""
+    tab.goto(f"{small_url}#/path/{path_id(session('vm3', 'vm1'))}")
+    expect(tab.locator("li.segment")).to_have_count(3)
+    expect(tab.locator("li.segment.degraded")).to_contain_text("past 1 unseen")
+    expect(tab.locator("li.segment.degraded")).to_contain_text("2.00 % lost")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -4,7 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
-from support.pages import session
+from support.pages import session, with_unseen_point
 
 from netprobe.model.progress import SessionProgress
 from netprobe.show.drawing import draw_path
@@ -56,6 +56,16 @@ def test_a_narrow_terminal_gets_it_one_below_the_other():
     lines = drawing(lost=20, width=40, is_terminal=False).splitlines()
     assert [line.split()[1] for line in lines[::2]] == ["vm1.guest", "vm1.backend", "vm2.backend", "vm2.guest"]
     assert lines[3].split(maxsplit=1)[1].strip() == "30.0 us  20 lost (2.00 %)"
+
+
+def test_a_point_where_nobody_looked_is_spanned():
+    """What was lost across it is drawn, not two segments that look fine."""
+    out = terminal(is_terminal=False)
+    draw_path(out, with_unseen_point(session("vm1", "vm2", lost=20), 20).to_json())
+    names, line, below = text_of(out).splitlines()
+    assert names.split() == ["vm1.guest", "vm1.backend", "vm2.backend", "vm2.guest"]
+    assert "=" in line
+    assert below.strip() == "20 lost (2.00 %)"
 
 
 def test_the_path_is_drawn_for_one_session_alone():

@@ -66,7 +66,7 @@
       return h("li", {}, path ? h("a", { href: app.link(["path", path]) }, words) : h("div", {}, words));
     });
     return h("section", { class: "panel", "aria-labelledby": "changed-title" }, h("h2", { id: "changed-title" }, "Last changes"),
-      items.length ? h("ol", { class: "list" }, items) : h("p", { class: "muted" }, "None. `netprobe watch` tells of changes."));
+      items.length ? h("ol", { class: "list" }, items) : h("p", { class: "muted" }, "None. ", h("code", {}, "netprobe watch"), " tells of changes."));
   }
 
   // The matrix with its choices. `open(path)` is told which path was chosen.

@@ -10,15 +10,29 @@
   }
   const health = (s) => (s.lost ? (s.received ? "degraded" : "unreachable") : s.sent && !s.received ? "unobserved" : s.sent ? "reachable" : "unobserved");
 
-  // The chain of segments from the first point on; rows for wider spans stand apart.
+  // The chain of segments from the first point on, and wider spans. Where nobody looked in between, the span takes the
+  // place of what it spans (`via`: those points); where somebody did, what lies within a lossy span is marked (`within`).
   function chain(segments) {
-    const line = [], wide = [];
+    let line = [];
+    const wide = [], within = new Map(), via = new Map();
     for (const segment of segments) {
       const last = line[line.length - 1];
       if (!last || last.to === segment.from) line.push(segment);
       else wide.push(segment);
     }
-    return [line, wide];
+    const apart = [];
+    for (const span of wide) {
+      const first = line.findIndex((x) => x.from === span.from), end = line.findIndex((x) => x.to === span.to) + 1;
+      const inner = first < 0 || end <= first ? [] : line.slice(first, end);
+      if (inner.length && inner.every((x) => !x.delay_ns && !x.delay_bounds_ns && !x.lost)) {
+        via.set(span.id, inner.slice(1).map((x) => x.from));
+        line = [...line.slice(0, first), span, ...line.slice(end)];
+      } else {
+        apart.push(span);
+        if (span.lost) for (const x of inner) within.set(x.id, span);
+      }
+    }
+    return { line, wide: apart, within, via };
   }
   function verdict(s) {
     const unsure = s.unobserved + s.pending ? ` Of ${s.unobserved + s.pending} nobody can say.` : "";
@@ -41,21 +55,22 @@
   }
 
   // Points as circles, segments as buttons between them.
-  function drawLine(segments, whole, chosen, choose) {
+  function drawLine({ line: segments, within, via }, whole, chosen, choose) {
     const total = (whole && whole.delay_ns && whole.delay_ns.p50) || segments.reduce((n, s) => n + ((s.delay_ns && s.delay_ns.p50) || 0), 0);
     const items = [];
     segments.forEach((segment, i) => {
       if (!i) items.push(point(segment.from, segment.sent));
       const share = total && segment.delay_ns && segment.delay_ns.p50 !== null ? Math.min(1, segment.delay_ns.p50 / total) : 0;
-      const state = health(segment);
-      const loss = segment.sent ? (segment.loss_ratio === null ? "loss ?" : `${percent(segment.loss_ratio)} lost`) : "none came so far";
+      const span = within.get(segment.id), between_ = via.get(segment.id);
+      const state = span && !segment.lost ? "degraded" : health(segment);
+      const loss = span && !segment.lost ? `${span.lost} lost in ${span.from} … ${span.to}` : segment.sent ? (segment.loss_ratio === null ? "loss ?" : `${percent(segment.loss_ratio)} lost`) : "none came so far";
       const bar = svg("svg", { class: "share", viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" },
         svg("rect", { width: 100, height: 4, class: "track" }), svg("rect", { width: (100 * share).toFixed(1), height: 4, class: "fill" }));
       items.push(h("li", { class: `segment ${state}` }, h("button", {
         type: "button", "aria-pressed": String(segment.id === chosen), "data-segment": segment.id, onclick: () => choose(segment.id),
       },
         h("span", { class: "unseen" }, `${segment.from} to ${segment.to}: `),
-        h("span", { class: "kind" }, segment.kind),
+        h("span", { class: "kind" }, segment.kind, between_ ? h("i", { title: between_.join(", ") }, ` past ${between_.length} unseen`) : null),
         h("span", { class: "median" }, figure(segment, "p50")),
         h("span", { class: "wire", "aria-hidden": "true" }, h("i", {})),
         h("span", { class: "p99" }, `p99 ${figure(segment, "p99")}`),
@@ -137,9 +152,9 @@
     const s = found.session, legs = { forward: s };
     if (s.return && s.return.planned) legs.return = s.return;
     const leg = legs[view.leg] ? view.leg : "forward";
-    const [line, wide] = chain(legs[leg].segments);
+    const drawn = chain(legs[leg].segments), { line, wide } = drawn;
     const all = [...line, ...wide, legs[leg].end_to_end].filter(Boolean);
-    const busiest = line.reduce((a, b) => (b.lost > a.lost ? b : a), line[0] || legs[leg].end_to_end);
+    const busiest = [...line, ...wide].reduce((a, b) => (b.lost > a.lost ? b : a), line[0] || legs[leg].end_to_end);
     const chosen = all.find((x) => x.id === view.segment) || (s.lost && leg === "forward" ? busiest : null) || legs[leg].end_to_end;
     const e2e = legs[leg].end_to_end;
     return { leg, chosen, nodes: [
@@ -149,7 +164,7 @@
             type: "button", "aria-pressed": String(name === leg), onclick: () => view.choose(name, null) }, name === "forward" ? "probes" : "answers")))),
         h("p", { class: "verdict" }, leg === "forward" ? verdict(s) : np.ledger(legs.return)),
         leg === "forward" && reason(s.reason),
-        drawLine(line, e2e, chosen.id, (id) => view.choose(leg, id)),
+        drawLine(drawn, e2e, chosen.id, (id) => view.choose(leg, id)),
         h("div", { class: "chips" }, [...wide.map((w) => [w, "wider span"]), [e2e, "end to end"]].map(([segment, word]) => h("button", {
           type: "button", class: `chip ${health(segment)}`, "aria-pressed": String(chosen.id === segment.id && chosen === segment), "data-segment": segment.id,
           onclick: () => view.choose(leg, segment.id) }, `${word}: ${word === "end to end" ? "" : `${segment.from} … ${segment.to}, `}p50 ${figure(segment, "p50")}, p99 ${figure(segment, "p99")}, ${percent(segment.loss_ratio)} lost`)))),
