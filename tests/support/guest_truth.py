@@ -7,6 +7,7 @@ into a page as fast as it can; we read that page through QEMU's memory.
 import os
 import re
 import time
+from collections import deque
 from pathlib import Path
 
 PAGE = 4096
@@ -49,8 +50,7 @@ def true_offset(pid, address, seconds):
     100 ppm by 10 us in 0.1 s, so that the two bounds may pass each other by as much.
     """
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
-    low, high, before, last_read = -(1 << 62), 1 << 62, {}, 0
-    shown = 0
+    low, high, shown, reads = -(1 << 62), 1 << 62, 0, deque()
     try:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -62,12 +62,11 @@ def true_offset(pid, address, seconds):
                 continue
             shown = shown_now
             low = max(low, shown - now)
-            before[count] = began
-            if count - 3 in before:
-                high = min(high, shown - before[count - 3])
-            if count != last_read:
-                before = {n: t for n, t in before.items() if n >= count - 3}
-                last_read = count
+            while len(reads) > 1 and reads[1][0] <= count - 3:
+                reads.popleft()
+            if reads and reads[0][0] <= count - 3:
+                high = min(high, shown - reads[0][1])
+            reads.append((count, began))
     finally:
         os.close(fd)
     return min(low, high), max(low, high), shown

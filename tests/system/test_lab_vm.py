@@ -137,11 +137,17 @@ def truth_of_vm1():
     magic, pid = os.urandom(16), pid_of("vm1")
     machines.order(places(), "vm1", do="beacon", magic=magic.hex(), seconds=4.0)
     address = until(lambda: find_page(pid, machines.MEMORY_MIB << 20, magic), 4.0)
-    return true_offset(pid, address, 0.1)
+    found = []
+    for _ in range(20):  # we and the machine must run at the same time; on a busy host that takes some looks
+        found.append(true_offset(pid, address, 0.1))
+        if found[-1][1] - found[-1][0] < 200 * US:
+            break
+    return min(found, key=lambda truth: truth[1] - truth[0])
 
 
 def test_the_interval_of_a_clock_that_is_1_s_off_and_100_ppm_fast_contains_the_truth(lab):
     """The truth is read from the machine's memory, before, between and after the exchanges, to a tenth of a ms."""
+    before = truth_of_vm1()
     machines.order(places(), "vm1", do="clock", step_ns=SECOND_NS, ppm=100.0)
     try:
         truths = [truth_of_vm1()]
@@ -153,8 +159,8 @@ def test_the_interval_of_a_clock_that_is_1_s_off_and_100_ppm_fast_contains_the_t
     finally:
         machines.order(places(), "vm1", do="clock", step_ns=-SECOND_NS, ppm=0.0)
     lowest, highest, when = (np.array(column, np.int64) for column in zip(*truths, strict=True))
-    assert (highest - lowest < MS).all()
-    assert (lowest > 0.5 * SECOND_NS).all()
+    assert (highest - lowest < 5 * MS).all()
+    assert abs(lowest[0] - before[0] - SECOND_NS) < 10 * MS
     gained = ((lowest + highest)[-1] - (lowest + highest)[0]) / 2 / (when[-1] - when[0])
     assert 50e-6 < gained < 150e-6, "it is 100 ppm fast, and by itself drifts less"
     known = clock_map("hv1", [("hv1", r) for r in reports], bases={"vm1.guest": "hv1"}).offsets["vm1.guest"]
