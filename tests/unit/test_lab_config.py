@@ -3,7 +3,7 @@
 import pytest
 
 from netprobe.errors import UsageError
-from netprobe.lab import config
+from netprobe.lab import config, layout, topology
 
 TINY = """
 [[group]]
@@ -155,3 +155,28 @@ def test_an_unknown_lab_and_an_unreadable_file_are_refused(tmp_path):
     (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="cannot be read"):
         config.load("single", tmp_path / "latin.toml")
+
+
+def test_machines_are_few_and_may_have_no_agent():
+    """Only where guests are virtual machines; the key is unknown elsewhere."""
+    text = '[[group]]\nname = "g"\n' + "".join(f'[[guest]]\nname = "m{n}"\ngroups = ["g"]\n' for n in range(9))
+    with pytest.raises(UsageError, match=r"has 9 guests.*1-8"):
+        config.parse(text, where="x", lab="vm")
+    silent = '[[group]]\nname = "g"\n[[guest]]\nname = "m1"\ngroups = ["g"]\nagent = false\n'
+    assert not config.parse(silent, where="x", lab="vm").guest("m1").has_agent
+    with pytest.raises(UsageError, match="agent"):
+        config.parse(silent, where="x", lab="single")
+
+
+def test_a_machine_has_no_namespace_and_its_point_no_device():
+    """What is behind a tap can be looked at by the machine's agent alone; the tap is a device like a veth."""
+    lab = config.load("vm")
+    ends = topology.endpoints(lab)
+    machine, bypass = ends[0], ends[-1]
+    assert (machine.is_machine, machine.netns, machine.tap) == (True, "", "tapvm1")
+    assert not bypass.is_machine
+    chains = layout.layout(lab.shape, ends).chains
+    assert [(p.id, p.netns, p.device) for p in chains["vm1"]] == [
+        ("vm1.guest", "", ""),
+        ("vm1.backend", "hv1", "tapvm1"),
+    ]
