@@ -33,6 +33,7 @@ COLUMN_FRAMES = 8192
 """Probes whose tags are computed at once: 65 ns each, against 160 at 1,024. That takes 0.6 ms, during which nothing is
 sent, so a paced sender takes fewer (0.13 ms), while it waits if that is long enough."""
 PACED_COLUMN_FRAMES = 512
+MOST_PATCH_NS, MOST_FRAME_NS = 100_000, 2_000  # what took longer was the machine, and says nothing of the next call
 SCALAR_FRAMES = 8  # 3 us for the T1 of one frame by itself, 25 us for those of any few at once
 
 
@@ -43,7 +44,8 @@ class SentBlock:
     Attributes:
         first_seq: number of the first.
         times_ns: shape (n,), CLOCK_REALTIME ns: when the call began that handed each to the kernel, with others: it did
-            not leave before. Of STAMP packets this is T1, which takes into account what those in front of it take.
+            not leave before. T1 of a STAMP packet is closer to when it left, but may lie behind that: what the frames
+            in front of it take is foreseen. Either is within the 1 ms of the packet's Error Estimate.
         errors_ns: shape (n,): how long after its due time the kernel had taken each probe, at the latest. No probe is
             early. None when sent flat out.
     """
@@ -303,21 +305,17 @@ class _Sending:
         """Send the next claimed slots: how many were sent, when (realtime), and when the last was (monotonic)."""
         clock, count = self._clocks.monotonic, len(frames)
         wall_ns, start_ns = self._clocks.realtime(), clock()
-        steps = np.arange(count, dtype=np.int64)
         if self._t1_offset is not None:
-            times_ns = wall_ns + self._patch_ns + (steps * self._frame_ns).astype(np.int64)
-            self._stamp(frames, self._t1_offset, times_ns)
+            steps_ns = (np.arange(count, dtype=np.int64) * self._frame_ns).astype(np.int64)
+            self._stamp(frames, self._t1_offset, wall_ns + self._patch_ns + steps_ns)
             patched_ns = clock()
-            self._patch_ns, start_ns = patched_ns - start_ns, patched_ns
+            self._patch_ns, start_ns = min(patched_ns - start_ns, MOST_PATCH_NS), patched_ns
         handed = self._ring.hand_over(count)
         end_ns = clock()
         self._window.sent(handed.taken, end_ns)
         self.failure = handed.failure
-        frame_ns = (end_ns - start_ns) / count
-        self._frame_ns += (frame_ns - self._frame_ns) / 8
-        if self._t1_offset is None:
-            times_ns = np.full(count, wall_ns, np.int64)
-        return handed.taken, times_ns[: handed.taken], end_ns
+        self._frame_ns += (min((end_ns - start_ns) / count, MOST_FRAME_NS) - self._frame_ns) / 8
+        return handed.taken, np.full(handed.taken, wall_ns, np.int64), end_ns
 
     def _stamp(self, frames: npt.NDArray[np.uint8], t1_offset: int, times_ns: I64) -> None:
         """Write T1: one by one where that is quicker."""

@@ -118,7 +118,7 @@ def test_every_frame_arrives_once_in_order_octet_by_octet(pair, both_ends, proto
         assert frames == [row.tobytes() for row in wanted]
 
 
-def test_stamp_frames_carry_the_reported_time_a_right_checksum_and_a_right_tag(pair, both_ends):
+def test_stamp_frames_carry_a_time_within_their_estimate_a_right_checksum_and_a_right_tag(pair, both_ends):
     """Few at a time and many at a time: T1 is patched in by two ways."""
     session, sender = open_sender(pair, Protocol.UDP)
     blocks = []
@@ -135,7 +135,8 @@ def test_stamp_frames_carry_the_reported_time_a_right_checksum_and_a_right_tag(p
     assert decoded.seq.tolist() == list(range(2_050))  # and so with the right tag
     for frame, t_ns in zip(frames, times_ns.tolist(), strict=True):
         seconds, fraction = struct.unpack_from("!II", frame, 46)
-        assert (seconds - 2_208_988_800) * 10**9 + ((fraction * 10**9 + 2**31) >> 32) == t_ns
+        t1_ns = (seconds - 2_208_988_800) * 10**9 + ((fraction * 10**9 + 2**31) >> 32)
+        assert 0 <= t1_ns - t_ns <= 1_000_000  # RFC 4656's Error Estimate of a probe: mark.ERROR_ESTIMATE
     for frame in frames[::97]:
         fresh = Ether(frame)
         del fresh[IP].chksum, fresh[UDP].chksum

@@ -186,17 +186,41 @@ def test_a_device_that_lost_its_carrier_ends_the_send_soon():
     assert (done.sent, done.failure) == (COLUMN_FRAMES, "device veth: it has no carrier")
 
 
+def t1_of(ring):
+    """T1 of each frame that left, ns on the ring's clock."""
+    raw = np.array([int.from_bytes(frame[46:54], "big") for frame, _ in ring.sent], np.uint64)
+    seconds = (raw >> np.uint64(32)).astype(np.int64) - 2_208_988_800
+    fraction_ns = ((raw & np.uint64(0xFFFFFFFF)).astype(np.int64) * 10**9 + 2**31) >> 32
+    return seconds * 1_000_000_000 + fraction_ns - EPOCH_NS
+
+
 @pytest.mark.parametrize("pps", [2_000, 400_000])
-def test_t1_is_the_time_that_is_reported_and_close_to_when_the_frame_left(pps):
+def test_t1_is_close_to_when_the_frame_left_and_the_reported_time_never_later(pps):
     """One by one and by rows."""
     made, ring = sender(Protocol.UDP)
     blocks = []
     made.send(0, 3_000, EvenSchedule(1_000_000, pps), burst_frames=None, gather_ns=100_000, on_block=blocks.append)
-    raw = np.array([int.from_bytes(frame[46:54], "big") for frame, _ in ring.sent], np.uint64)
-    seconds = (raw >> np.uint64(32)).astype(np.int64) - 2_208_988_800
-    t1 = seconds * 1_000_000_000 + (((raw & np.uint64(0xFFFFFFFF)).astype(np.int64) * 10**9 + 2**31) >> 32)
-    assert np.array_equal(t1, np.concatenate([block.times_ns for block in blocks]))
-    assert (np.abs(t1 - EPOCH_NS - [at for _, at in ring.sent]) < 50_000).all()
+    left_ns = np.array([at for _, at in ring.sent])
+    reported_ns = np.concatenate([block.times_ns for block in blocks]) - EPOCH_NS
+    assert (reported_ns < left_ns).all()
+    assert (reported_ns <= t1_of(ring)).all()
+    assert (np.abs(t1_of(ring) - left_ns) < 5_000).all()
+
+
+def test_a_call_that_hung_does_not_spoil_the_t1_of_those_after_it():
+    made, ring = sender(Protocol.UDP)
+    hang = ring.hand_over
+
+    def hang_once(count):
+        if len(ring.calls) == 10:
+            ring.now_ns += 50_000_000
+        return hang(count)
+
+    ring.hand_over = hang_once
+    made.send(0, 3_000, EvenSchedule(1_000_000, 400_000), burst_frames=None, gather_ns=100_000)
+    late_ns = np.abs(t1_of(ring) - np.array([at for _, at in ring.sent]))
+    after = np.cumsum([count for _, count in ring.calls])[10]
+    assert late_ns[after:].max() < 64 * 200  # the ring has 64 slots
 
 
 def test_numbers_outside_the_session_are_refused_before_anything_is_sent():
