@@ -5,7 +5,6 @@ starts the benchmark as its child and buries orphans. When it dies, the kernel k
 then nobody is left to hold the mounts and the namespaces. It is killed when unshare dies, and that when we die.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -19,8 +18,6 @@ from netprobe.errors import NetprobeError
 from netprobe.host import iproute
 
 PRIVATE = ("/run/netns", "/run/netprobe", "/var/log/netprobe", "/var/lib/netprobe")
-
-NICE = -10
 
 UNSHARE = (
     # Not preexec_fn: a Ctrl-C that meets Python's hooks around a fork is swallowed.
@@ -61,13 +58,6 @@ def run_apart(key: str, bench: Bench, *, timeout_s: float) -> dict[str, object]:
     if "failed" in answer:
         raise FailedError(str(answer["failed"]))
     return dict(answer["figure"])
-
-
-def _go_first() -> None:
-    """Own and peer alike: what else runs on the machine disturbs a slice less, with autogroups and without."""
-    os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICE))
 
 
 def _prepare() -> None:
@@ -112,8 +102,6 @@ def main(writer: int, order: dict[str, object]) -> int:
                 return os.waitstatus_to_exitcode(status)
     os.set_inheritable(writer, False)  # daemons that outlive the benchmark do not keep the pipe open
     _prepare()
-    if not order["short"]:  # in CI other tests run beside it, and no time is judged
-        _go_first()
     answer = json.dumps(_measure(order)).encode()
     with os.fdopen(writer, "wb") as out:
         out.write(answer)

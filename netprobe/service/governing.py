@@ -19,6 +19,7 @@ from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.device_counters import DeviceCounters
 from netprobe.host.load import MachineTimes, machine_times
+from netprobe.host.signals import StopRequest
 from netprobe.judge.governor import Governor, LoadSample, PortLoad
 from netprobe.model.load import Backoff, LoadLimits
 from netprobe.model.topology import Attachment, Topology
@@ -30,6 +31,7 @@ SAMPLE_S = 0.5
 """Long enough for /proc/stat, which counts in ticks of 10 ms; twice that passes until a passed limit has an effect."""
 
 VARIABLE = "NETPROBE_GOVERNOR"
+STREAM_ENDS_AT = 0.25
 LEGS = 2  # a probe and its answer
 
 
@@ -155,6 +157,36 @@ async def govern(
         if step is not None:
             await act(step.share)
             tell(step)
+
+
+def is_ended_by_governor(steps: Sequence[Backoff]) -> bool:
+    """Whether these steps end a stream."""
+    return any(step.share <= STREAM_ENDS_AT for step in steps)
+
+
+async def govern_stream(limits: LoadLimits, stop: StopRequest, tell: Callable[[Backoff], None]) -> None:
+    """Govern a stream until cancelled. It is too fast to be thinned: where a quarter would be left, it is ended.
+
+    Args:
+        limits: of the load; a stream's ports are not looked at.
+        stop: is asked to.
+        tell: takes each step.
+    """
+    limits = limits_here(limits)
+    if not limits.is_on:
+        return
+
+    def end_or_tell(step: Backoff) -> None:
+        tell(step)
+        if is_ended_by_governor([step]):
+            stop.ask(f"the governor ended it: {step.why}")
+
+    async def nothing(_share: float) -> None:
+        """The next step may be the last."""
+        await trio.lowlevel.checkpoint()
+
+    with ExitStack() as stack:
+        await govern(Governor(limits), LoadProbe((), lambda: 0, stack).sample, nothing, end_or_tell)
 
 
 @dataclass(frozen=True, slots=True)

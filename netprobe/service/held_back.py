@@ -1,8 +1,9 @@
 """What a result says of the governor: how much was held back, when, and why. No I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from netprobe.model.load import Backoff
 from netprobe.model.results import Json
 from netprobe.service.collection import Collection
 
@@ -19,6 +20,16 @@ def governor_json(collection: Collection, session: int) -> Json | None:
     """
     held = collection.sendings[session].held
     steps = [step for part in collection.parts.values() if session in part.sessions for step in part.backoffs]
+    return backoffs_json(held, steps)
+
+
+def backoffs_json(held: int, steps: Sequence[Backoff]) -> Json | None:
+    """The same of steps.
+
+    Args:
+        held: probes that were held back.
+        steps: in order of time.
+    """
     if not held and not steps:
         return None
     return {

@@ -9,16 +9,21 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import trio
+
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
 from netprobe.inject.pacer import BURST_FRAMES
 from netprobe.inject.ring_sender import RingSent
+from netprobe.model.load import Backoff
 from netprobe.model.observations import Tally
 from netprobe.model.points import Vantage
 from netprobe.model.probes import Flow, Protocol
 from netprobe.model.results import Pacing, SessionResult
 from netprobe.model.topology import Topology
 from netprobe.plan.plans import RunPlan, Schedule, SessionPlan
+from netprobe.service.governing import govern_stream, is_ended_by_governor
+from netprobe.service.held_back import backoffs_json
 from netprobe.service.journal import open_journal
 from netprobe.service.permits import SwitchDrops, permit_run, port_source
 from netprobe.service.prepare import Prepared, max_order_count, prepare_session, type_p_json
@@ -100,10 +105,15 @@ async def run_stream(plan: RunPlan, topology: Topology, stop: StopRequest) -> tu
     )
     with open_journal([one], topology) as journal:
         drops = SwitchDrops([one], topology)
-        outcome = await stream(order, stop)
+        steps: list[Backoff] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(govern_stream, plan.governor, stop, steps.append)
+            outcome = await stream(order, stop)
+            nursery.cancel_scope.cancel()
         dropped = drops.since_then()
     undone = {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept, "port_dropped": dropped}
-    return one, _result(plan, one, outcome, undone)
+    governor = backoffs_json(outcome.result.unsent if is_ended_by_governor(steps) else 0, steps)
+    return one, replace(_result(plan, one, outcome, undone), governor=governor)
 
 
 def _result(plan: RunPlan, one: Prepared, outcome: StreamOutcome, undone: Mapping[str, int]) -> SessionResult:

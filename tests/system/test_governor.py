@@ -11,6 +11,7 @@ import trio
 
 from netprobe.model.load import LoadLimits
 from netprobe.model.points import Vantage
+from netprobe.model.probes import Protocol
 from netprobe.plan.plans import RunPlan, SessionPlan, checked
 from netprobe.service.discovery import read_topology, state_path
 from netprobe.service.governing import VARIABLE
@@ -69,3 +70,27 @@ def test_within_the_limits_it_sends_all(lab, monkeypatch):
     monkeypatch.setenv(VARIABLE, "on")
     for result in run(LoadLimits(cpu=1.0, pressure=1.0, drops=1e9)):
         assert (result.governor, result.forward.unsent) == (None, 0)
+
+
+def test_a_stream_is_ended_and_says_why(lab, busy, monkeypatch):
+    """It cannot be thinned. What was not sent is unsent, and nothing is called lost for it."""
+    monkeypatch.setenv(VARIABLE, "on")
+    session = SessionPlan(
+        "stream",
+        "vm1",
+        "vm3",
+        vantage=Vantage.BYPASS,
+        protocol=Protocol.RAW_UDP,
+        count=900_000,
+        rate_pps=1000,
+        dst_port=862,
+    )
+    outcome = trio.run(
+        partial(run_plan, RunPlan("stream", (checked(session, "test"),), governor=TIGHT), read_topology(state_path()))
+    )
+    (result,) = outcome.results
+    assert "the governor ended it" in outcome.stopped
+    assert "processors were busy" in outcome.stopped
+    assert result.governor["held_back"] == result.forward.unsent > 0
+    leg = result.forward
+    assert leg.planned == leg.unsent + leg.delivered + leg.lost + leg.unobserved + leg.pending
