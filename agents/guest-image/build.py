@@ -23,7 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KEPT_IMAGES = 5
+KEPT_IMAGES = 3
 STALE_S = 600.0
 """A snapshot is written in a second."""
 META_KERNEL = "linux-image-cloud-amd64"
