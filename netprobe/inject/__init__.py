@@ -1,1 +1,1 @@
-"""Probes into the network: pacing, a probe NIC, packet-out. I/O."""
+"""Probes into the network: pacing, transmit rings, packet-out, links into taps. I/O."""
