@@ -74,15 +74,15 @@ def reordered(probes: Passings) -> Flags:
 
 
 class Overtaking:
-    """Reordering between two stops, window by window; what is known of closed windows is kept while it can matter.
+    """Reordering between two stops, window by window; closed probes are kept as long as they can have overtaken others.
 
-    Exact as long as no probe is seen before it was sent, and later windows are sent later.
+    Exact as long as no probe is seen before it was sent, or at a stop before the one before it, and later windows are
+    sent later: what passed the second stop before a later window was sent has not overtaken any of it.
     """
 
     def __init__(self) -> None:
         nothing = np.empty(0, np.int64)
         self._open = Passings(nothing, nothing.astype(np.int32), nothing, nothing.astype(np.int32))
-        self._floor: tuple[int, int] | None = None
 
     def count(self, here: Passings, later: Passings, horizon_ns: int) -> int:
         """How many probes of the next window were reordered.
@@ -90,25 +90,13 @@ class Overtaking:
         Args:
             here: the window's probes, in the order of their numbers.
             later: probes of later windows; at least those that passed the second stop before the last one of `here`.
-            horizon_ns: no probe of a later window passes the second stop before.
+            horizon_ns: no probe of a later window was sent before.
         """
         together = Passings.concat([self._open, here, later]) if len(self._open) or len(later) else here
-        flags = reordered(together)[len(self._open) : len(self._open) + len(here)]
-        if self._floor is not None:
-            newest_ns, newest = self._floor
-            flags |= (here.first_ns < newest_ns) | ((here.first_ns == newest_ns) & (here.first < newest))
-        self._close(together.where(slice(len(self._open) + len(here))), horizon_ns)
+        closed = len(self._open) + len(here)
+        flags = reordered(together)[len(self._open) : closed]
+        self._open = together.where(slice(closed)).where(together.second_ns[:closed] >= horizon_ns)
         return int(np.count_nonzero(flags))
-
-    def _close(self, closed: Passings, horizon_ns: int) -> None:
-        """Of those that passed the second stop before all that are to come only the newest at the first one matters."""
-        stays = closed.second_ns >= horizon_ns
-        gone_ns, gone = closed.first_ns[~stays], closed.first[~stays]
-        if len(gone):
-            newest_ns = int(gone_ns.max())
-            newest = newest_ns, int(gone[gone_ns == newest_ns].max())
-            self._floor = newest if self._floor is None else max(self._floor, newest)
-        self._open = closed.where(stays)
 
     def renumber(self, first: int, second: int) -> None:
         """Numbers that are to come are smaller by this much at either stop."""
@@ -116,5 +104,3 @@ class Overtaking:
         self._open = Passings(
             probes.first_ns, probes.first - np.int32(first), probes.second_ns, probes.second - np.int32(second)
         )
-        if self._floor is not None:
-            self._floor = self._floor[0], self._floor[1] - first

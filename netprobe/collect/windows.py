@@ -64,7 +64,8 @@ class Windows:
     """One leg of one session, settled window by window.
 
     All points share one clock. Before the watermark passes a time, everything until then has been told: what was sent,
-    what was seen, and when points were blind. A probe is not seen before it is sent, and sending follows the numbers.
+    what was seen, and when points were blind. Probes are sent in the order of their numbers, and pass the stops in that
+    of the path: otherwise some reordering across windows may not be noticed.
 
     Args:
         stops: in travel order; the first is where probes are sent.

@@ -212,6 +212,23 @@ def test_numbers_of_records_are_made_anew_before_they_overflow(monkeypatch):
         assert one.totals.result() == two.totals.result()
 
 
+def test_a_window_closes_when_its_last_deadline_is_past_and_gives_its_room_back():
+    """Not a nanosecond later; a window that found no room before stays shed, the next one has it."""
+    windows = Windows(path(2), range(2), count=10, tmax_ns=TMAX_NS, span=2, max_live=4)
+    for seq in range(6):
+        windows.sent(seq, np.array([100 + seq]))
+        windows.feed(HopBatch.of([HopRecord(150, 1, seq, 1, 0, 0)] * 2))
+    assert windows.counters["shed"] == 4
+    assert windows.live == 6
+    assert windows.advance(101 + TMAX_NS) == []
+    (first,) = windows.advance(102 + TMAX_NS)
+    assert (first.first, first.end, first.from_ns, first.until_ns, first.is_shed) == (0, 2, 100, 101, False)
+    windows.sent(6, np.array([500, 501, 502, 503]))
+    windows.feed(HopBatch.of([HopRecord(510, 1, 6, 1, 0, 0)]))
+    closed = windows.advance(10_000)
+    assert [(one.is_shed, one.result.unobserved) for one in closed] == [(False, 0), (True, 2), (False, 0), (True, 2)]
+
+
 def test_copies_beyond_the_bound_change_no_fate():
     """A loop makes thousands of copies: they are counted as shed, and the first arrival stands."""
     stops = path(3)

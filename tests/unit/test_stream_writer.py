@@ -89,6 +89,24 @@ def test_what_finds_no_room_is_shed_and_counted_and_nobody_waits(tmp_path, monke
     assert asked(tmp_path / "s.duckdb", "SELECT count(*), max(seq) FROM stream_hops") == [(250, 274)]
 
 
+def test_what_is_written_makes_room_again(tmp_path, monkeypatch):
+    """The bound is on what waits, not on what has ever been put."""
+    monkeypatch.setattr(stream_writer, "PIECE_ROWS", 50)
+    written = threading.Semaphore(0)
+    real = stream_writer.StreamWriter._write_or_shed
+
+    def told(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        written.release()
+
+    monkeypatch.setattr(stream_writer.StreamWriter, "_write_or_shed", told)
+    with stream(tmp_path / "s.duckdb", max_queued=60) as writer:
+        for low in (0, 50, 100):
+            writer.put_hops(hops_of(np.arange(low, low + 50), 1))
+            assert written.acquire(timeout=30)
+    assert writer.counters["hops_stored"] == 150
+
+
 def test_a_run_stores_no_more_than_its_bound(tmp_path):
     with stream(tmp_path / "s.duckdb", max_hops=150) as writer:
         for low in (0, 100, 200):
