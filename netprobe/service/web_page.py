@@ -17,7 +17,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 
-from netprobe.errors import HostNotReadyError, NetprobeError, NoAnswerError
+from netprobe.errors import HostNotReadyError, NetprobeError, NoAnswerError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.model.results import Json
 from netprobe.show.web.app import make_app
@@ -202,6 +202,30 @@ def _listen(address: str, port: int) -> socket.socket:
     return sock
 
 
+def _server(config: WebConfig) -> Config:
+    """How HTTP is spoken; where, is told later.
+
+    Raises:
+        UsageError: the certificate cannot be used.
+    """
+    server = Config()
+    server.errorlog = None
+    server.include_server_header = False
+    server.graceful_timeout = 0.5
+    server.keep_alive_timeout = 30
+    if config.certificate and config.key:
+        server.certfile, server.keyfile = str(config.certificate), str(config.key)
+        try:
+            server.create_ssl_context()
+        except OSError as error:  # ssl.SSLError is one
+            raise UsageError(
+                f"--web-cert {config.certificate}, --web-key {config.key}",
+                f"cannot be used: {error}",
+                advice="give a certificate and its own key, both in PEM",
+            ) from error
+    return server
+
+
 async def serve_page(config: WebConfig, ready: Callable[[str], None] = lambda _url: None) -> None:
     """Serve the page until cancelled.
 
@@ -210,22 +234,15 @@ async def serve_page(config: WebConfig, ready: Callable[[str], None] = lambda _u
         ready: is told the page's address when it can be opened.
 
     Raises:
-        UsageError: others can reach the address, and there is no token.
+        UsageError: others can reach the address, and there is no token; or the certificate cannot be used.
         HostNotReadyError: the address cannot be listened at.
     """
     address, port = config.listen
     guard = guard_of(address, config.token)
-    page = Page(config)
+    page, server = Page(config), _server(config)
     sock = _listen(address, port)
-    server = Config()
     port = sock.getsockname()[1]
     server.bind = [f"fd://{sock.detach()}"]  # from now on its own, to close too
-    server.errorlog = None
-    server.include_server_header = False
-    server.graceful_timeout = 0.5
-    server.keep_alive_timeout = 30
-    if config.certificate and config.key:
-        server.certfile, server.keyfile = str(config.certificate), str(config.key)
     name = f"[{address}]" if ":" in address else address
     scheme = "https" if config.certificate else "http"
     async with trio.open_nursery() as nursery:

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import ssl
+import urllib.request
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 
@@ -10,9 +13,9 @@ import pytest
 import trio
 from support.pages import save_document, save_run, session
 
+from netprobe.cli.main import main
 from netprobe.errors import HostNotReadyError, UsageError
-from netprobe.model.results import SessionResult
-from netprobe.service.web_page import Page, WebConfig, serve_page
+from netprobe.service.web_page import Page, WebConfig, serve_page, serve_with_page
 from netprobe.show.web.guard import Guard, guard_of, is_loopback
 from netprobe.store.duckdb_file import open_store
 from netprobe.store.history import open_history
@@ -228,6 +231,55 @@ def test_agents_of_a_collector_in_this_process_are_shown(tmp_path):
     assert beside.agents()["collector"] == {"agents": [{"name": "hv1"}]}
 
 
-def test_sessions_are_results():
-    """The helper makes what runs make."""
-    assert isinstance(session("a", "b"), SessionResult)
+def get(url, place, context=None):
+    """What a page answers."""
+    with urllib.request.urlopen(url + place, timeout=10, context=context) as answer:
+        return json.loads(answer.read())
+
+
+def test_the_page_is_served_beside_a_collector_and_ends_with_it(tmp_path):
+    """In one process, with what the collector says of its agents."""
+    config = WebConfig(("127.0.0.1", 0), "", tmp_path / "s")
+    told = {"agents": [{"name": "hv1"}], "away": [], "counters": {}}
+    served = trio.Event()
+    urls = []
+
+    async def collect():
+        await served.wait()
+        found = await trio.to_thread.run_sync(get, urls[0], "api/agents")
+        assert found["collector"] == told
+        raise KeyError("the collector's end")
+
+    def ready(url):
+        urls.append(url)
+        served.set()
+
+    with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
+        trio.run(serve_with_page, config, lambda: told, collect, ready)
+    with pytest.raises(OSError, match="refused"):
+        get(urls[0], "api/agents")
+
+
+def test_https_is_served_with_a_certificate_and_its_key(tmp_path):
+    """One that is none is a wrong option, not a fault."""
+    assert main(["pki", "init", "--dir", str(tmp_path)]) == 0
+    issue = ["pki", "issue", "page", "--role", "collector", "--dir", str(tmp_path), "--address", "127.0.0.1"]
+    assert main(issue) == 0
+    certificate, key = tmp_path / "page.crt", tmp_path / "page.key"
+    config = WebConfig(("127.0.0.1", 0), "", tmp_path / "s", certificate, key)
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+
+    async def look():
+        async with trio.open_nursery() as nursery:
+            found = trio.Event()
+            urls = []
+            nursery.start_soon(serve_page, config, lambda url: (urls.append(url), found.set()))
+            await found.wait()
+            assert urls[0].startswith("https://")
+            answer = await trio.to_thread.run_sync(get, urls[0], "api/overview", trusting)
+            assert answer["paths"] == []
+            nursery.cancel_scope.cancel()
+
+    trio.run(look)
+    with pytest.raises(UsageError, match="cannot be used"):
+        trio.run(serve_page, replace(config, key=tmp_path / "ca.crt"))

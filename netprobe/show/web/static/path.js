@@ -133,6 +133,7 @@
       ["vantage", session.vantage], ["Type-P", typeP(session.type_p)], ["Tmax", `${session.tmax_ms} ms`], ["seed", session.seed],
       ["schedule", `${session.schedule}, ${session.rate_pps} per second`], ["begun", clock(run.started_ns, true)], ["run", run.run_id],
     ];
+    if (session.epoch) rows.push(["epoch", `${session.epoch.number + 1} of ${session.epoch.of}${session.epoch.because ? `: ${session.epoch.because}` : ""}`]);
     if (run.stopped) rows.push(["ended early", run.stopped]);
     if (session.pacing) rows.push(["pacing error", `p50 ${duration(session.pacing.p50_ns)}, p99 ${duration(session.pacing.p99_ns)}`]);
     const counted = Object.entries(session.counters).filter(([, n]) => n);
