@@ -322,6 +322,9 @@ def build_parser() -> Parser:
     _add_trace(commands)
     run = commands.add_parser("run", help="run a plan (docs/plans.md)")
     run.add_argument("plan", metavar="PLAN", help="TOML file")
+    run.add_argument(
+        "--keep-hops", action="store_true", help="store the hop records of a stream too, not its windows alone"
+    )
     _remote(run)
     _result(run)
     run.set_defaults(call=_run("plan"))

@@ -25,6 +25,7 @@ from netprobe.plan.plans import RunPlan
 from netprobe.service.discovery import state_path
 from netprobe.service.run import RunOutcome, run_plan
 from netprobe.service.spreading import FlowVerdict, flow_verdicts
+from netprobe.service.stream_keeping import StreamKeep
 from netprobe.service.telemetry import outcome_readings
 from netprobe.service.viewing import view_topology
 from netprobe.service.vrings import VringWish
@@ -59,6 +60,14 @@ def _compared(result: SessionResult, store: Store) -> SessionResult:
         return replace(result, notes=(*result.notes, f"the earlier result cannot be read: {error!r}"))
     now = [*result.forward.segments, *(result.returned.segments if result.returned else ())]
     return replace(result, changes=tuple(c.to_json() for c in changes_between(before, now)))
+
+
+def _stream_keep(args: argparse.Namespace) -> StreamKeep | None:
+    """Where the windows of a stream go while it runs."""
+    if args.no_store:
+        return None
+    path = Path(args.store) if args.store else DEFAULT_PATH
+    return StreamKeep(path, str(uuid.uuid4()), hops=getattr(args, "keep_hops", False))
 
 
 def head_of(run_id: str, started_ns: int, stopped: str) -> Json:
@@ -116,7 +125,7 @@ def keep_outcome(
         states: of a watch: each path's state and since when, by the session's name.
         changes: of a watch: of states, as in docs/watch.md.
     """
-    run_id = str(uuid.uuid4())
+    run_id = outcome.run_id or str(uuid.uuid4())
     is_compared = getattr(args, "compare", False)
     if args.no_store and not is_compared:
         return {**document_of(outcome, run_id), "stored": False}
@@ -228,7 +237,7 @@ def execute(args: argparse.Namespace, plan: RunPlan) -> int:
     for report in compiled.meshes:
         say(report.line())
     with stop_on_signals():  # to the last line: a signal must not throw away what was measured
-        start = partial(run_plan, state_file=state_path(), vrings=vring_wish(args))
+        start = partial(run_plan, state_file=state_path(), vrings=vring_wish(args), keep=_stream_keep(args))
         with run_table() as table:
             start = partial(start, live=table.update if table is not None else None)
             outcome = trio.run(start, compiled.plan, topology, telling())

@@ -38,6 +38,7 @@ from netprobe.service.prepare import PortSource, Prepared, prepare_run
 from netprobe.service.reasons import Inquiry, find_reason
 from netprobe.service.run_clocks import clock_maps
 from netprobe.service.settling import RunFacts, Settled, session_result, settle_run
+from netprobe.service.stream_keeping import StreamKeep
 from netprobe.service.streamed_run import is_stream, run_stream
 from netprobe.service.vrings import AS_ALLOWED, VringWish, chosen_vrings
 
@@ -86,6 +87,7 @@ class RunOutcome:
         hops: all hop records; points are indices into `points`.
         sessions: number of the session behind each result.
         stopped: why the run ended early, "" when it did not.
+        run_id: under which parts of it are stored already, "" for none.
     """
 
     started_ns: int
@@ -94,6 +96,7 @@ class RunOutcome:
     points: tuple[str, ...]
     sessions: tuple[int, ...]
     stopped: str
+    run_id: str = ""
 
 
 async def run_plan(
@@ -104,6 +107,7 @@ async def run_plan(
     vrings: VringWish = AS_ALLOWED,
     *,
     live: Live | None = None,
+    keep: StreamKeep | None = None,
 ) -> RunOutcome:
     """Run a plan. Ctrl-C or SIGTERM ends it early: what is known by then is the result, the rest unsent or pending.
 
@@ -114,6 +118,7 @@ async def run_plan(
         state_file: where the topology was read from, to be read again when it changes; None for nowhere.
         vrings: how points behind vhost-user ports are to be looked at.
         live: is told how far each session is, every LIVE_S while probes are sent and awaited.
+        keep: where the windows of a stream go while it runs; None for nowhere.
 
     Raises:
         UsageError, RefusedError: the plan does not fit the cloud, or the host does not allow it; nothing was sent.
@@ -125,7 +130,7 @@ async def run_plan(
         with stop_on_signals() as stop, chosen_vrings(plan, topology, vrings) as looked_at:
             async with open_follower(looked_at, state_file=state_file) as follower:
                 _check_present(plan, looked_at, follower.topology)
-                return await _run(plan, follower, stop, progress, live)
+                return await _run(plan, follower, stop, progress, live=live, keep=keep)
     finally:
         sys.setswitchinterval(before)
 
@@ -147,14 +152,21 @@ def _check_present(plan: RunPlan, before: Topology, now: Topology) -> None:
 
 
 async def _run(
-    plan: RunPlan, follower: Follower, stop: StopRequest, progress: Progress, live: Live | None
+    plan: RunPlan,
+    follower: Follower,
+    stop: StopRequest,
+    progress: Progress,
+    *,
+    live: Live | None,
+    keep: StreamKeep | None,
 ) -> RunOutcome:
     started_ns = realtime_ns()
     topology = follower.topology
     if is_stream(plan):
         progress(f"streaming {plan.sessions[0].count} probes")
-        one, result = await run_stream(plan, topology, stop)
-        return RunOutcome(started_ns, (result,), HopBatch.empty(), (), (one.probe.session,), stop.why)
+        one, result = await run_stream(plan, topology, stop, keep)
+        run_id = keep.run_id if keep is not None else ""
+        return RunOutcome(started_ns, (result,), HopBatch.empty(), (), (one.probe.session,), stop.why, run_id)
     ports = port_source(topology)
     prepared = prepare_run(plan, topology, ports)
     allowlists = permit_run(prepared, topology, started_ns)

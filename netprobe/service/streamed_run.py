@@ -1,7 +1,7 @@
 """A run of one session that is too long to be one order: raw UDP from a bypass NIC, as a stream (service.streaming).
 
-Permitted, written down and audited like any run; what is different is said in the result's notes: single records are
-not kept, and a loss is placed but not explained by a rule.
+Permitted, written down and audited like any run; what is different is said in the result's notes: a loss is placed but
+not explained by a rule. Windows, and single records when asked, go to the store meanwhile (service.stream_keeping).
 """
 
 import math
@@ -28,6 +28,7 @@ from netprobe.service.journal import open_journal
 from netprobe.service.permits import SwitchDrops, permit_run, port_source
 from netprobe.service.prepare import Prepared, max_order_count, prepare_session, type_p_json
 from netprobe.service.settling import PROTOCOL_NOTES, VANTAGE_NOTES
+from netprobe.service.stream_keeping import StreamKeep, open_keeper
 from netprobe.service.stream_sender import Sending
 from netprobe.service.streaming import StreamOrder, StreamOutcome, stream
 
@@ -38,7 +39,7 @@ GATHER_NS = 500_000
 """Probes may be late by so much that several go at once: a stream must not take a processor for itself."""
 
 STREAM_NOTES = (
-    "streamed: settled window by window; single records are not kept, and no rule is named for what was lost",
+    "streamed: settled window by window, and no rule is named for what was lost",
     "the sender tells when frames were handed over, many at a time: no delay is stated from there to the first ring",
 )
 
@@ -74,13 +75,16 @@ def prepare_stream(plan: RunPlan, topology: Topology) -> Prepared:
     return replace(one, plan=session, probe=replace(one.probe, count=session.count))
 
 
-async def run_stream(plan: RunPlan, topology: Topology, stop: StopRequest) -> tuple[Prepared, SessionResult]:
+async def run_stream(
+    plan: RunPlan, topology: Topology, stop: StopRequest, keep: StreamKeep | None = None
+) -> tuple[Prepared, SessionResult]:
     """Permit, write down, stream, tidy up.
 
     Args:
         plan: of one session; see `is_stream`.
         topology: where things are.
         stop: once asked, nothing more is sent.
+        keep: where windows go meanwhile; None for nowhere.
 
     Raises:
         UsageError, RefusedError: the plan does not fit the cloud, or the host does not allow it; nothing was sent.
@@ -102,18 +106,21 @@ async def run_stream(plan: RunPlan, topology: Topology, stop: StopRequest) -> tu
         one.path.forward,
         plan.tmax_ns,
         unobserved=dict(topology.unobserved),
+        keeps_hops=keep is not None and keep.hops,
     )
+    names = [s.point.id for s in one.path.forward]
     with open_journal([one], topology) as journal:
         drops = SwitchDrops([one], topology)
         steps: list[Backoff] = []
-        async with trio.open_nursery() as nursery:
+        async with open_keeper(keep, one.probe.session, names) as keeper, trio.open_nursery() as nursery:
             nursery.start_soon(govern_stream, plan.governor, stop, steps.append)
-            outcome = await stream(order, stop)
+            outcome = await stream(order, stop, keeper.take)
             nursery.cancel_scope.cancel()
         dropped = drops.since_then()
     undone = {"conntrack_deleted": journal.deleted, "conntrack_kept": journal.kept, "port_dropped": dropped}
     governor = backoffs_json(outcome.result.unsent if is_ended_by_governor(steps) else 0, steps)
-    return one, replace(_result(plan, one, outcome, undone), governor=governor)
+    result = _result(plan, one, outcome, {**undone, **keeper.counters})
+    return one, replace(result, governor=governor, notes=(*result.notes, *keeper.notes))
 
 
 def _result(plan: RunPlan, one: Prepared, outcome: StreamOutcome, undone: Mapping[str, int]) -> SessionResult:

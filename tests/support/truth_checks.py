@@ -1,6 +1,7 @@
 """What truth tests share: a run, what its hop records really say, and a fault's log held against them."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import trio
@@ -19,10 +20,10 @@ US = 1_000
 MS = 1_000_000
 
 
-def run(*sessions, tmax_ns=500 * MS, seed=7, progress=lambda _: None):
+def run(*sessions, tmax_ns=500 * MS, seed=7, progress=lambda _: None, **wishes):
     """Run sessions together and return the outcome; all that is planned is sent, however busy the machine is."""
     plan = RunPlan("truth", sessions, seed=seed, tmax_ns=tmax_ns, governor=LoadLimits(is_on=False))
-    return trio.run(run_plan, plan, read_topology(), progress)
+    return trio.run(partial(run_plan, plan, read_topology(), progress, **wishes))
 
 
 def probe(**changes):

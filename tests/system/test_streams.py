@@ -18,8 +18,10 @@ from netprobe.host.signals import StopRequest
 from netprobe.inject.templates import build_template
 from netprobe.model.points import Vantage
 from netprobe.model.probes import Protocol
+from netprobe.service.stream_keeping import StreamKeep
 from netprobe.service.stream_sender import Sending
 from netprobe.service.streaming import StreamOrder, stream
+from netprobe.store.duckdb_file import open_store
 
 pytestmark = [
     pytest.mark.system,
@@ -136,15 +138,27 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_sent(path):
         PATH["sender"] = sender
 
 
-def test_a_run_that_is_too_long_for_one_order_is_streamed(lab):
-    """The result is a run's: ledger, segments, Type-P, and a note that says how it came about."""
+def test_a_run_that_is_too_long_for_one_order_is_streamed_and_stored_meanwhile(lab, tmp_path):
+    """The result is a run's: ledger, segments, Type-P, and a note that says how; windows and records are stored."""
+    keep = StreamKeep(tmp_path / "s.duckdb", "this-run", hops=True)
     long = probe(
         vantage=Vantage.BYPASS, protocol=Protocol.RAW_UDP, dst_port=862, size_bytes=1400, count=30_000, rate_pps=10_000
     )
-    (result,) = run(long).results
+    outcome = run(long, keep=keep)
+    (result,) = outcome.results
     leg = result.forward
     assert leg.planned == 30_000 == leg.unsent + leg.delivered + leg.lost + leg.unobserved + leg.pending
     assert leg.delivered > 15_000  # beside others the rings and the switch have little of the processors
     assert [s.id for s in leg.segments] == ["bypass.guest..bypass.backend", "bypass.backend..vm2.backend"]
     assert any("streamed" in note for note in result.notes)
     assert result.to_json()["sent"] == 30_000 - leg.unsent
+    assert outcome.run_id == "this-run"
+    with open_store(keep.path, read_only=True) as store:
+        ledger = "sum(planned), sum(delivered), sum(lost), sum(unobserved)"
+        (stored,) = store.connection.execute(f"SELECT {ledger} FROM windows WHERE run_id = 'this-run'").fetchall()
+        (points,) = store.connection.execute("SELECT points FROM streams").fetchone()
+        kept = store.connection.execute("SELECT count(*) FROM stream_hops WHERE point = 2").fetchone()
+    assert stored == (leg.planned, leg.delivered, leg.lost, leg.unobserved)
+    assert points == ["bypass.guest", "bypass.backend", "vm2.backend"]
+    assert kept == (leg.delivered,)
+    assert (result.counters["store_hops_shed"], result.counters["store_windows_shed"]) == (0, 0)
