@@ -163,7 +163,10 @@ def test_a_fault_appears_and_is_followed_to_its_segment_and_a_finding_to_its_evi
     verify = [*NETPROBE, "verify", str(policy), "--store", str(store), "--prove-rules", "0", "--json"]
     proved = subprocess.run(verify, capture_output=True, text=True, timeout=120, check=False)
     assert proved.returncode == 1, proved.stderr
-    watch = subprocess.Popen([*NETPROBE, "watch", str(plan), "--store", str(store)], stdout=subprocess.DEVNULL)
+    words = ["watch", str(plan), "--store", str(store), "--json"]
+    lines = tmp_path / "watch.jsonl"
+    with lines.open("w") as out:
+        watch = subprocess.Popen([*NETPROBE, *words], stdout=out)
     try:
         with shown(tab, store) as url:
             tab.goto(url)
@@ -192,6 +195,9 @@ def test_a_fault_appears_and_is_followed_to_its_segment_and_a_finding_to_its_evi
     finally:
         watch.terminate()
         assert watch.wait(timeout=20) == 130
+    windows = [line for line in map(json.loads, lines.read_text().splitlines()) if line["type"] == "window"]
+    assert windows
+    assert all(window["stored"] for window in windows)  # the page keeps no writer waiting for too long
 
 
 # ---------------------------------------------------------------------------------------------------------------------
