@@ -97,7 +97,7 @@ def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
     lab = commands.add_parser("lab", help="a small cloud on this machine, for trials, tests and demos")
     parts = lab.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
     up = parts.add_parser("up", help="bring the lab up (repairs a broken one)")
-    up.add_argument("name", nargs="?", default="single", help="single (the default), vm, dpdk, bridge or pair")
+    up.add_argument("name", nargs="?", default="single", help="single (default), vm, dpdk, ovs-kernel, bridge, pair")
     up.add_argument("--config", metavar="TOML", help="guests and security groups of your own")
     down = parts.add_parser("down", help="take it down; cleans up after a crash too")
     status = parts.add_parser("status", help="hosts, guests, points, segments, faults")

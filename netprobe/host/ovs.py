@@ -14,7 +14,9 @@ from netprobe.errors import HostNotReadyError
 from netprobe.host import process
 
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
-TOOL_TIMEOUT_S = 5
+TOOL_TIMEOUT_S = int(os.environ.get("NETPROBE_TOOL_TIMEOUT_S", "5"))
+"""For how long OVS's tools may wait; an emulated machine needs more."""
+
 PLACES = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR", "OVN_RUNDIR", "OVN_DBDIR", "OVN_LOGDIR")
 """Environment variables that tell the programs of OVS and OVN where to look."""
 
@@ -49,12 +51,13 @@ class PortSpec:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSpec:
-    """A bridge of the userspace datapath.
+    """A bridge.
 
     Attributes:
         fail_mode: `secure` (no flow, no traffic) or `standalone` (a learning switch).
         mac: of its own port; empty for one that the switch makes up.
         mtu: of its own port, octets; 0 for what follows from its other ports.
+        datapath: `netdev` (userspace) or `system` (the kernel's module openvswitch).
     """
 
     name: str
@@ -62,6 +65,7 @@ class BridgeSpec:
     fail_mode: str = "secure"
     mac: str = ""
     mtu: int = 0
+    datapath: str = "netdev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +153,9 @@ class PrivateSwitch:
         """Run one ovs-vsctl transaction and wait until the switch has taken it over."""
         return self._run(["ovs-vsctl", f"--timeout={TOOL_TIMEOUT_S}", f"--db=unix:{self.db_socket}", *words])
 
-    def add_bridge(self, bridge: str, ports: Iterable[PortSpec]) -> None:
+    def add_bridge(self, bridge: str, ports: Iterable[PortSpec], *, datapath: str = "netdev") -> None:
         """Make a bridge with its ports, in one transaction."""
-        self.add_bridges(BridgeSpec(bridge, tuple(ports)))
+        self.add_bridges(BridgeSpec(bridge, tuple(ports), datapath=datapath))
 
     def add_bridges(self, *bridges: BridgeSpec) -> None:
         """Make bridges with their ports, in one transaction."""
@@ -213,8 +217,8 @@ class PrivateSwitch:
 
 def _add_bridge(bridge: BridgeSpec) -> list[str]:
     name = bridge.name
-    words = ["add-br", name, "--", "set", "bridge", name, "datapath_type=netdev", f"fail-mode={bridge.fail_mode}"]
-    words += [f"protocols={BRIDGE_PROTOCOLS}"]
+    words = ["add-br", name, "--", "set", "bridge", name, f"datapath_type={bridge.datapath}"]
+    words += [f"fail-mode={bridge.fail_mode}", f"protocols={BRIDGE_PROTOCOLS}"]
     if bridge.mac:
         words += [f'other_config:hwaddr="{bridge.mac}"']
     if bridge.mtu:

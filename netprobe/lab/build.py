@@ -44,6 +44,8 @@ OVN_PACKAGES = "ovn-central ovn-host"
 HYBRID_PACKAGES = "iptables ipset"
 VIRTUAL_TOOLS, VIRTUAL_PACKAGES = (qemu.PROGRAM,), qemu.PACKAGE
 
+OPENVSWITCH_MODULE = Path("/sys/module/openvswitch")
+
 AGENT_WAIT_S = 10.0
 AGENT_LOOK_S = 0.005
 STAMP_PORT = 862  # RFC 8762 §4.1
@@ -79,6 +81,12 @@ def check_host(shape: Shape | None = None) -> None:
         tools, packages = [*tools, *VIRTUAL_TOOLS], f"{packages} {VIRTUAL_PACKAGES}"
     if shape is not None and shape.is_dpdk:
         tools, packages = [*tools, str(ovs_dpdk.PROGRAM)], f"{packages} {ovs_dpdk.PACKAGES}"
+    if shape is not None and shape.is_kernel and not OPENVSWITCH_MODULE.exists():
+        raise HostNotReadyError(
+            f"lab {shape.name}",
+            "needs the kernel's module openvswitch, which is not loaded",
+            advice="modprobe openvswitch, or run it in a machine of its own: agents/guest-image/hypervisor.py",
+        )
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         raise HostNotReadyError("lab", f"needs {', '.join(missing)}", advice=f"apt-get install {packages}")
@@ -207,7 +215,8 @@ def port_spec(end: Endpoint, device: str, shape: Shape, places: Places) -> ovs.P
 def _make_bridge(switch: ovs.PrivateSwitch, config: LabConfig, ends: Sequence[Endpoint], places: Places) -> None:
     """The one hypervisor's bridge, with the policy, or what is left of it there, as flows."""
     shape = config.shape
-    switch.add_bridge(BRIDGE, (port_spec(end, end.plug(shape), shape, places) for end in ends))
+    datapath = "system" if shape.is_kernel else "netdev"
+    switch.add_bridge(BRIDGE, (port_spec(end, end.plug(shape), shape, places) for end in ends), datapath=datapath)
     flows = compile_forwarding(config, ends) if shape.is_hybrid else compile_flows(config, ends, _zone(shape))
     switch.replace_flows(BRIDGE, flows.flows)
     check_ofports(switch, {end.plug(shape): end.ofport for end in ends})

@@ -97,6 +97,7 @@ class Shape:
         gateway: hypervisor through which traffic to and from the provider network goes, empty without OVN.
         is_hybrid: a Linux bridge with iptables stands between each guest and the vswitch.
         is_virtual: guests are virtual machines, with a tap behind each one's NIC, and no namespaces.
+        is_kernel: the kernel's module openvswitch forwards, and the kernel tracks connections.
         is_dpdk: the vswitch is one with DPDK: a vhost-user port behind each virtual machine's NIC, in place of a tap.
     """
 
@@ -107,6 +108,7 @@ class Shape:
     is_hybrid: bool = False
     is_virtual: bool = False
     is_dpdk: bool = False
+    is_kernel: bool = False
 
     @property
     def has_ovn(self) -> bool:
@@ -163,6 +165,7 @@ SHAPES = {
     ),  # one conntrack zone a network, as Neutron does
     "vm": Shape("vm", (Hypervisor("hv1", 1, zone=1),), (_FLAT,), is_virtual=True),
     "dpdk": Shape("dpdk", (Hypervisor("hv1", 1, zone=1),), (_FLAT,), is_virtual=True, is_dpdk=True),
+    "ovs-kernel": Shape("ovs-kernel", (Hypervisor("hv1", 1, zone=1),), (_FLAT,), is_kernel=True),
     "bridge": Shape("bridge", (Hypervisor("hv1", 1),), (_FLAT,), is_hybrid=True),
     "pair": Shape(
         "pair",

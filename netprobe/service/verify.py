@@ -21,7 +21,7 @@ from netprobe.judge.findings import Evidence, Finding, FindingKind, Findings, Ju
 from netprobe.judge.gaps import gap_findings
 from netprobe.judge.proof import Outcome, Proofs
 from netprobe.model.model_answers import ModelAnswer, ModelQuestion
-from netprobe.model.packets import Cover
+from netprobe.model.packets import Cover, Fragment, Step
 from netprobe.model.points import PointKind
 from netprobe.model.policy import Policy, PolicyPort
 from netprobe.model.topology import Attachment, Topology
@@ -50,6 +50,8 @@ OVN_REJECTS_PPS = 10
 
 BURSTS = 2_000
 """More packets than the proof of one rule sends."""
+
+REASSEMBLED = "the kernel puts fragments together before it asks the rules, and a trace of the tables does not"
 
 Tell = Callable[[str], None]
 
@@ -165,6 +167,16 @@ def backend_on(backend: str, datapaths: str, commands: str = "") -> str:
     return "ovn-kernel" if backend == "ovn" else "ovs-kernel"
 
 
+def is_kernel_datapath(backend: str) -> bool:
+    """Whether the kernel's module forwards for Open vSwitch."""
+    return backend.endswith("-kernel")
+
+
+def is_tracked_by_kernel(backend: str) -> bool:
+    """Whether the kernel tracks connections there: for iptables, or for its own datapath of Open vSwitch."""
+    return backend == "bridge" or is_kernel_datapath(backend)
+
+
 def plan_verify(order: VerifyOrder, topology: Topology) -> VerifyPlan:
     """Bind the policy and compute its covering scenarios; sends nothing.
 
@@ -202,7 +214,7 @@ async def verify(
     """
     started_ns = realtime_ns()
     plan = replace(plan, backend=await trio.to_thread.run_sync(_real_backend, plan, topology))
-    is_kernel = plan.backend == "bridge"
+    is_kernel = is_tracked_by_kernel(plan.backend)
     terms = (order.vantage, order.rate_pps)
     tries = plan.cover.probes * order.rounds + BURSTS * order.rules_proved
     most = permit_verify(plan.attachments, topology, tries, terms, started_ns, is_kernel=is_kernel)
@@ -305,12 +317,19 @@ def _judged(plan: VerifyPlan, proofs: Proofs, answers: Mapping[int, ModelAnswer]
             number,
             outcomes[place],
             _evidence(plan, proofs, place, outcomes[place], vantage),
-            answers.get(place),
+            _answer(plan.backend, scenario.steps[number], answers.get(place)),
         )
         for scenario in plan.cover.scenarios
         for number in range(len(scenario.steps))
         for place in (proofs.index(scenario.number, number),)
     ]
+
+
+def _answer(backend: str, step: Step, said: ModelAnswer | None) -> ModelAnswer | None:
+    """What the model says of a step, unless the enforcement does what its model cannot: reassemble first."""
+    if said is None or step.packet.fragment is Fragment.NONE or not is_kernel_datapath(backend):
+        return said
+    return ModelAnswer(None, detail=REASSEMBLED)
 
 
 def _is_contradicted(plan: VerifyPlan, rounds: Rounds) -> bool:
@@ -333,7 +352,7 @@ def _taken(plan: VerifyPlan, topology: Topology) -> frozenset[FiveTuple]:
     found: set[FiveTuple] = set()
     for host in topology.hosts:
         if any(one.host == host.name for one in plan.attachments):
-            for entry in read_entries(host, is_hybrid=plan.backend == "bridge"):
+            for entry in read_entries(host, is_hybrid=is_tracked_by_kernel(plan.backend)):
                 found |= {entry.original, entry.reply}
     return frozenset(found)
 

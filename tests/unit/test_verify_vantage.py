@@ -19,7 +19,7 @@ from netprobe.model.packets import (
 )
 from netprobe.model.points import Point, PointKind
 from netprobe.model.topology import Attachment
-from netprobe.service.verify import backend_on
+from netprobe.service.verify import backend_on, is_tracked_by_kernel
 from netprobe.service.verify_vantage import cover_from, routed
 
 PACKET = Packet(
@@ -107,3 +107,12 @@ def test_what_a_userspace_datapath_does_by_its_nature_excuses_no_kernel(backend,
 def test_a_switch_with_dpdk_is_one_by_its_own_commands():
     assert backend_on("ovs-ct", "netdev@ovs-netdev\n", "dpctl/show\ndpdk/log-list\n") == "ovs-dpdk"
     assert backend_on("ovs-ct", "netdev@ovs-netdev\n", "dpctl/show\n") == "ovs-ct"
+
+
+@pytest.mark.parametrize(
+    ("backend", "is_kernel"),
+    [("bridge", True), ("ovs-kernel", True), ("ovn-kernel", True), ("ovs-ct", False), ("ovs-dpdk", False)],
+)
+def test_connections_are_looked_for_where_they_are_tracked(backend, is_kernel):
+    """Of other protocols than TCP and UDP, what the kernel tracks for Open vSwitch can only be deleted over netlink."""
+    assert is_tracked_by_kernel(backend) is is_kernel
