@@ -104,11 +104,14 @@ def test_the_page_is_served_over_http_and_a_taken_port_is_told():
     page = Exposition()
     page.put([AGENT.reading(1, {"agent": "a"}, connected=1)], 2**62)
 
+    def fetch(url):
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+            return response.status, response.headers["content-type"], response.read()
+
     async def live():
         async with trio.open_nursery() as nursery:
             (url,) = await nursery.start(serve_metrics, page, ("127.0.0.1", 0))
-            with await trio.to_thread.run_sync(urllib.request.urlopen, f"{url}/metrics") as response:
-                found = response.status, response.headers["content-type"], response.read()
+            found = await trio.to_thread.run_sync(fetch, url)  # all of it: the server needs this thread to answer
             port = int(url.rpartition(":")[2])
             with pytest.raises(HostNotReadyError, match="cannot be listened at"):
                 await serve_metrics(page, ("127.0.0.1", port))
