@@ -51,7 +51,7 @@
         scales: { x: { time: false, distr: 3, log: 10, range: () => [first / 1.15, last * 1.15] }, y: { range: () => [0, peak * 1.08] } },
         series: [{}, { paths: () => null, points: { show: false } }],
         axes: [
-          axis({ splits: () => niceLog(first / 1.15, last * 1.15), values: (_, v) => v.map((x) => (x === null ? "" : duration(x))), space: 60 }),
+          axis({ splits: () => niceLog(first / 1.15, last * 1.15), filter: (_, v) => v, values: (_, v) => v.map((x) => (x === null ? "" : duration(x))), space: 60 }),
           axis({ size: 46, label: "probes", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6], labelSize: 18, labelFont: "11px system-ui", stroke: colour("muted") }),
         ],
         hooks: { draw: [(u) => bars(u, buckets, marks)] },
