@@ -16,8 +16,6 @@ PACKET_TX_TIMESTAMP = 16
 TX_SOFTWARE, SOFTWARE, OPT_ID, OPT_TSONLY = 1 << 1, 1 << 4, 1 << 7, 1 << 11
 ORIGIN_TIMESTAMPING, SCM_TSTAMP_SND = 4, 0
 CONTROL_BYTES = 256
-A_SEND = 2
-"""Stamps that are looked for after each frame: one more than come, so that a device that is slow is caught up with."""
 
 _EXTENDED_ERROR = struct.Struct("@IBBBBII")  # errno, origin, type, code, pad, info, data
 
@@ -48,7 +46,7 @@ class TransmitStamps:
         """A frame was not taken. Whether the kernel counted it nobody knows, so later stamps cannot be told apart."""
         self._is_on = False
 
-    def collect(self, times_ns: "array[int]", most: int = A_SEND) -> None:
+    def collect(self, times_ns: "array[int]", most: int) -> None:
         """Put the stamps that are there into `times_ns`, in the place of earlier times.
 
         Args:

@@ -44,7 +44,9 @@ def run_apart(key: str, bench: Bench, *, timeout_s: float) -> dict[str, object]:
     argv = [*UNSHARE, sys.executable, "-m", "bench.harness.worlds", str(writer), order]
     with os.fdopen(reader, "rb") as answers:
         # A session of its own: Ctrl-C is for us, who then end all of it at once.
-        child = subprocess.Popen(argv, pass_fds=(writer,), stdin=subprocess.DEVNULL, start_new_session=True)
+        child = subprocess.Popen(
+            argv, pass_fds=(writer,), stdin=subprocess.DEVNULL, start_new_session=True, env=_environment()
+        )
         os.close(writer)
         try:
             child.wait(timeout_s)
@@ -58,6 +60,12 @@ def run_apart(key: str, bench: Bench, *, timeout_s: float) -> dict[str, object]:
     if "failed" in answer:
         raise FailedError(str(answer["failed"]))
     return dict(answer["figure"])
+
+
+def _environment() -> dict[str, str]:
+    """The default places, which are private there, and no governor: it would hold back what is to be measured."""
+    places = {"NETPROBE_RUN_DIR", "NETPROBE_AUDIT"}
+    return {name: value for name, value in os.environ.items() if name not in places} | {"NETPROBE_GOVERNOR": "off"}
 
 
 def _prepare() -> None:

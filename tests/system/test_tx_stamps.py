@@ -67,7 +67,7 @@ def test_after_a_frame_that_was_refused_times_are_our_own_again(pair):
             for i in range(3):
                 sock.send(bytes(60))
                 stamps.sent(i)
-                stamps.collect(times)
+                stamps.collect(times, 2)
                 if i == 1:
                     stamps.refused()
             return times.tolist()
