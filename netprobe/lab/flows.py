@@ -59,9 +59,12 @@ class _Compiler(FlowTable):
     Attributes:
         answers: where the answers of connections go on after the sender's port. Where a port asks about each packet by
             itself that is its table, otherwise nobody asks any more.
+        neighbour_code: what a match of neighbour discovery's fields needs with it. Open vSwitch 3.1 forgets them on the
+            way to the kernel's datapath where the ICMP code is not matched too (CVE-2023-5366, as measured on Debian's
+            3.1.0-2+deb12u1: the cached flow of one advertisement then decides about all of that port).
     """
 
-    def __init__(self, policy: Policy, zone: int) -> None:
+    def __init__(self, policy: Policy, zone: int, *, is_kernel: bool = False) -> None:
         super().__init__()
         self.policy = policy
         self.zone = zone
@@ -69,6 +72,7 @@ class _Compiler(FlowTable):
         asks_each |= any(is_stateless(policy, port) for port in policy.ports)
         self.answers = "resubmit(,73)" if asks_each else "resubmit(,94)"
         self.ranks = _ranks(policy)
+        self.neighbour_code = ",icmp_code=0" if is_kernel else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ def compile_flows(config: LabConfig, ends: Sequence[Endpoint], zone: int) -> Com
         UsageError: more rules at a port than cookies can tell apart, or something that no OpenFlow match can say.
     """
     policy = bound_policy(config, ends)
-    compiler = _Compiler(policy, zone)
+    compiler = _Compiler(policy, zone, is_kernel=config.shape.is_kernel)
     _shared(compiler)
     for end in ends:
         port = policy.port(end.name)
@@ -213,7 +217,7 @@ def _anti_spoofing(c: _Compiler, here: _Port) -> None:
 
 def _neighbours(c: _Compiler, cookie: int, sender: str, mac: str, prefix: IPNetwork) -> None:
     for match in neighbour_matches(sender, mac, prefix):
-        c.add(cookie, 71, 95, match, "resubmit(,94)")
+        c.add(cookie, 71, 95, match + c.neighbour_code if "nd_" in match else match, "resubmit(,94)")
 
 
 def _rules(c: _Compiler, here: _Port, way: Way) -> None:
