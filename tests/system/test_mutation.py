@@ -6,7 +6,9 @@ from mutation.score import score
 
 pytestmark = pytest.mark.system
 
-SAMPLE = 20
+SAMPLE, SMALL = 20, {"ovs-dpdk": 6}
+"""How many; few where the flows are those of another backend, and another datapath carries them out."""
+
 PACKETS = 10_000
 """A survivor is equivalent only when none of so many, near the policy's own boundaries, fares otherwise."""
 
@@ -14,10 +16,11 @@ PACKETS = 10_000
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_verify_finds_each_mutant_that_any_packet_shows(backend, lab_place, tmp_path):
     """Each sort of change is in the sample, at the user's level and at the compiled one."""
-    found = score(backend, tmp_path, count=SAMPLE, seed=3, packets=PACKETS)
-    assert found.mutants == SAMPLE
-    assert found.killed + len(found.survivors) == SAMPLE
+    count = SMALL.get(backend, SAMPLE)
+    found = score(backend, tmp_path, count=count, seed=3, packets=PACKETS)
+    assert found.mutants == count
+    assert found.killed + len(found.survivors) == count
     missed = [f"{one.mutant.name}: {one.difference}" for one in found.survivors if one.difference]
     assert not missed
     assert all(one.packets >= PACKETS for one in found.survivors)
-    assert found.killed >= SAMPLE * 0.8
+    assert found.killed >= count * 0.8
