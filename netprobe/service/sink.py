@@ -9,7 +9,7 @@ import hashlib
 import random
 import secrets
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,8 +118,7 @@ class Sink:
         """Take readings, and return at once."""
         lines = lines_of(readings)
         now_ns = realtime_ns()
-        for first in range(0, len(lines), BATCH_LINES):
-            piece = lines[first : first + BATCH_LINES]
+        for piece in _pieces(lines):
             number = self._spools[0].append(RUN, zlib.compress(b"\n".join(piece), 1), (now_ns, now_ns))
             self._counts[number] = len(piece)
             self.counters.put += len(piece)
@@ -278,6 +277,20 @@ class Sink:
             for number in range(batch.spool.acked(batch.key), batch.end):
                 self._counts.pop(number, None)
         batch.spool.ack(batch.key, batch.end)
+
+
+def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
+    """Lines in blocks of BATCH_LINES, or less where they are long: what unpacks to too much would not be sent."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if len(piece) == BATCH_LINES or (piece and size + len(line) > REQUEST_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line) + 1
+    if piece:
+        yield piece
 
 
 def _unpacked(item: SpooledBlock | None) -> list[bytes]:

@@ -6,8 +6,9 @@ import trio
 
 from netprobe.host.spool import MIN_LIMIT_BYTES, Spool
 from netprobe.model.metrics import Reading
-from netprobe.service.sink import BATCH_LINES, REQUEST_LINES, Sink, SinkConfig, _open_spools
+from netprobe.service.sink import BATCH_LINES, MAX_BLOCK_BYTES, REQUEST_LINES, Sink, SinkConfig, _open_spools
 from netprobe.store.influx import Answer, InfluxTarget, Taking, _answer_of
+from netprobe.wire.line_protocol import MAX_TEXT_CHARS
 
 BOOT = "0" * 32
 LATER = "1" * 32
@@ -79,6 +80,19 @@ def test_readings_arrive_in_order_and_few_requests(tmp_path):
     assert told == ""
     assert own.fields["written_readings"] == 5000
     assert own.fields["waiting_batches"] == 0
+
+
+def test_long_readings_arrive_however_many_come_at_once(tmp_path):
+    """A block of a thousand of them would unpack to more than is taken for one of ours, and nobody would miss it."""
+    database = Database()
+    long = "\u20ac" * MAX_TEXT_CHARS
+    count = MAX_BLOCK_BYTES // len(2 * long.encode()) + 1
+    put = [Reading("m", {}, {"packet": long, "detail": long}, n) for n in range(count)]
+    _, told, own = send(tmp_path, database, lambda s: s.put(put))
+    assert count < BATCH_LINES
+    assert database.times == list(range(count))
+    assert told == ""
+    assert own.fields["written_readings"] == count
 
 
 def test_what_a_program_could_not_send_the_next_one_sends_once(tmp_path):
@@ -162,6 +176,9 @@ def test_answers_of_servers_are_understood():
     assert _answer_of(413, "too large").taking is Taking.REFUSED
     partial = _answer_of(400, '{"error":"partial write: field type conflict: input field ... dropped=3"}')
     assert (partial.taking, partial.dropped) == (Taking.TAKEN, 3)
+    told = '{"error":"partial write of line protocol occurred","data":[{"original_line":"a"},{"original_line":"b"}]}'
+    assert (_answer_of(400, told).taking, _answer_of(400, told).dropped) == (Taking.TAKEN, 2)
+    assert _answer_of(400, "partial write").dropped == 1
     assert "\n" not in _answer_of(400, "a\nb\x1b[31m").why
     assert "\x1b" not in _answer_of(400, "a\nb\x1b[31m").why
 
