@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -132,7 +133,8 @@ def _statements(document: Document) -> str:
         )
     elif "matrix" in document:
         words = [
-            "netprobe verify",
+            "netprobe",
+            "verify",
             str(document["source"]),
             "--vantage",
             document["vantage"],
@@ -140,7 +142,7 @@ def _statements(document: Document) -> str:
             document["seed"],
         ]
         words += ["--rate", document["rate_pps"], "--tmax", f"{document['tmax_ms']:g}ms", "--alpha", document["alpha"]]
-        parts.append(f"<p>Repeat it: <code>{escape(' '.join(map(str, words)))}</code></p>")
+        parts.append(f"<p>Repeat it: <code>{escape(shlex.join(map(str, words)))}</code></p>")
     return "".join(parts)
 
 

@@ -3,12 +3,15 @@
 import csv
 import io
 import re
+import shlex
+from html import unescape
 
 import pytest
 from support.pages import save_document, save_run, session
 
 from netprobe.cli.main import main
 from netprobe.plan.plans import parse_plan
+from netprobe.show.policy_metrics import KINDS
 from netprobe.show.report_csv import csv_text
 from netprobe.show.report_html import report_html
 from netprobe.show.report_plan import limits, plan_text, statements
@@ -83,6 +86,15 @@ def test_html_is_one_file_that_asks_nobody_and_has_the_numbers_without_scripts()
     tables = html[html.index("All numbers as tables") : html.index('id="data"')]
     assert "&lt;b&gt;a&lt;/b&gt;.backend..b.backend" in tables
     assert "2.00 % [1.23, 3.07]" in tables
+
+
+def test_the_command_that_repeats_a_proof_is_one_command_whatever_the_policy_is_called():
+    """Somebody pastes it into a shell."""
+    words = {"vantage": "backend", "rate_pps": 100, "tmax_ms": 200, "alpha": 0.01, "backend": "ovn", "sent": 0}
+    proof = {"run": "r", "started": "s", "stopped": None, "seed": 1, "source": "a b;reboot $(id).toml", "matrix": [],
+             "findings": [], "counts": dict.fromkeys(KINDS, 0), "seconds": 1.0, "rounds": 1, **words}  # fmt: skip
+    line = unescape(re.search(r"Repeat it: <code>(.*?)</code>", report_html(proof, {}))[1])
+    assert shlex.split(line)[:3] == ["netprobe", "verify", "a b;reboot $(id).toml"]
 
 
 @pytest.fixture
