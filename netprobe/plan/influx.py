@@ -47,7 +47,15 @@ def checked_url(url: str, where: str) -> str:
         raise UsageError(
             where, "holds a name or a password", allowed=allowed, advice="others see it there: use a token file"
         )
-    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or parts.query or parts.fragment:
+    is_one_word = url.isprintable() and " " not in url
+    if (
+        not is_one_word
+        or parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or port == 0
+        or parts.query
+        or parts.fragment
+    ):
         raise UsageError(where, f"got {url!r}", allowed=allowed)
     return url.rstrip("/")
 

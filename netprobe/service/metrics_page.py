@@ -1,7 +1,7 @@
 """The page /metrics by itself: one small ASGI application, served over HTTP in the nursery of the program that has it.
 
-Read-only, and there is nothing else behind it. Beyond loopback it asks for a token. `netprobe serve --web` has the same
-page among its own.
+Read-only, and there is nothing else behind it. Beyond loopback it asks for a token. The live page (show.web) is another
+server, at another address, and has no such page.
 """
 
 import hmac

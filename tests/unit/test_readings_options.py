@@ -68,7 +68,17 @@ def test_tokens_are_in_files_or_the_environment(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url", ["db:8086", "ftp://db", "http://", "http://user:pw@db", "http://db:99999", "http://db?x=1", "http://[::1"]
+    "url",
+    [
+        "db:8086",
+        "ftp://db",
+        "http://",
+        "http://user:pw@db",
+        "http://db:99999",
+        "http://db?x=1",
+        "http://[::1",
+        "http://my db",
+    ],
 )
 def test_what_is_no_url_is_refused_and_passwords_in_it_too(url):
     with pytest.raises(UsageError) as refused:
