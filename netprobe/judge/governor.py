@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from netprobe.model.load import Backoff, LoadLimits
 
-SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
-"""What is sent of what is due, step by step."""
+SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+"""What is sent of what is due, step by step. Never nothing: a host where something is wrong must still be measured."""
 
 PATIENCE = 2
 """So many samples in a row must be beyond a limit: a short peak is nobody's harm. Drops are not waited for."""

@@ -33,7 +33,7 @@ class Backoff:
     """From `at_ns` (CLOCK_REALTIME of the host) on, only `share` of the probes that are due are sent.
 
     Attributes:
-        share: 1 is all, 0 none.
+        share: 1 is all; judge.governor never goes below a sixteenth.
         why: which limit was passed, or that all is well again.
     """
 

@@ -8,6 +8,7 @@ import pytest
 from netprobe.errors import UsageError
 from netprobe.host.device_counters import parse_packets
 from netprobe.host.load import parse_times
+from netprobe.inject.pacer import is_held
 from netprobe.judge.governor import BUSY_PPS, SHARES, Governor, LoadSample, PortLoad
 from netprobe.model.load import DEFAULT_LIMITS, LoadLimits
 from netprobe.plan.plans import parse_plan
@@ -32,9 +33,25 @@ def test_a_short_peak_changes_nothing():
     assert set(shares([FINE, BUSY, FINE, BUSY, FINE, BUSY])) == {1.0}
 
 
-def test_half_as_many_at_each_step_down_to_none():
-    """Two samples beyond the limit are one step."""
-    assert shares([BUSY] * 12) == [1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625, 0, 0, 0]
+def test_half_as_many_at_each_step_down_to_a_trickle():
+    """Two samples beyond the limit are one step; the last is a sixteenth, however long it lasts."""
+    assert shares([BUSY] * 12) == [1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625, 0.0625, 0.0625, 0.0625]
+    assert shares([{"cpu": 1.0, "pressure": 1.0, "drops_pps": 1e6}] * 100)[-1] == 0.0625
+
+
+@pytest.mark.parametrize("count", [32, 100, 1_000])
+def test_a_trickle_is_some_probes_of_every_session_spread_over_it(count):
+    """Whatever number a stretch begins with: there is no stretch of 32 probes without one."""
+    sent = [number for number in range(count) if not is_held(number, SHARES[-1])]
+    assert sent
+    assert max(b - a for a, b in itertools.pairwise([-1, *sent, count])) <= 32
+
+
+def test_at_the_trickle_nothing_more_is_reported():
+    """A step is told once, not again with each look."""
+    governor = Governor(LoadLimits())
+    told = [step for t in range(50) if (step := governor.take(LoadSample(t * S, **BUSY)))]
+    assert [step.share for step in told] == list(SHARES[1:])
 
 
 def test_two_seconds_without_trouble_are_a_step_back():
@@ -86,8 +103,8 @@ def test_the_limits_are_those_that_were_set():
 
 
 def test_every_share_is_half_of_the_one_before():
-    assert all(math.isclose(a / 2, b) for a, b in itertools.pairwise(SHARES[:-1]))
-    assert SHARES[-1] == 0
+    assert all(math.isclose(a / 2, b) for a, b in itertools.pairwise(SHARES))
+    assert SHARES[-1] == 1 / 16
 
 
 STAT = "cpu  {} 0 100 {} 50 0 0 0 999 0\ncpu0 1 2 3 4\n"
