@@ -33,12 +33,12 @@ class Watch:
         self.sessions: list[ProbeSession] = list({kind.session.session: kind.session for kind in kinds}.values())
         self.right = right
         self.sender = load.start(left, "eth0", kinds, bench.cpus[0])
-        blocks = blocks_for(PPS, frame_bytes=300 if len(kinds) > 1 else 92)
+        blocks = blocks_for(PPS, frame_bytes=300 if len(kinds) > 1 else kinds[0].session.type_p.size_bytes, seconds=1.0)
         self.watcher = watching.start(
             right, ["eth0"], self.sessions, cpu=bench.cpus[-1], blocks=blocks, tunnels=tunnels
         )
         self.memory_bytes = 0
-        self.sent = self.lost = self.others = 0
+        self.sent = self.lost = self.dropped = self.others = 0
         self.slowest_pps = float(PPS)
 
     def watch(self, seconds: float, pps: float) -> float:
@@ -51,6 +51,7 @@ class Watch:
         cost: watching.Cost = self.watcher.recv()
         self.sent += sent
         self.lost += sent - cost.hops
+        self.dropped += cost.dropped
         self.others += cost.others
         self.memory_bytes = cost.memory_bytes
         if pps == PPS:
@@ -111,7 +112,8 @@ def observe(bench: Bench, kinds: Sequence[Kind], target: float, *, tunnels: bool
             {"own": lambda: watch.watch(bench.seconds(1.0), pps), "tshark": tshark.slice}, rounds=8
         )
         slow = [watch.watch(bench.seconds(2.0, 0.8), SLOW_PPS) for _ in range(bench.rounds(4))]
-        watch.sent = watch.lost = 0
+        watch.sent = watch.lost = watch.dropped = 0
+        watch.slowest_pps = float(PPS)  # the pace of the long slice is told, not that of a short one
         long = watch.watch(bench.seconds(SECONDS, 0.2), pps)
     seconds, rate = bench.seconds(SECONDS, 0.2), min(watch.slowest_pps, pps)
     main = measure(
@@ -120,8 +122,8 @@ def observe(bench: Bench, kinds: Sequence[Kind], target: float, *, tunnels: bool
         target=at_least(target),
         peer="tshark (its start taken off; no tag verified)",
         peer_values=slices["tshark"],
-        note=f"{watch.sent} frames in {seconds:g} s at {rate:,.0f}/s: {watch.lost} lost, {long / 1e6:.2f} M per CPU-s; "
-        f"ring {watch.memory_bytes >> 20} MiB",
+        note=f"{watch.sent} frames in {seconds:g} s at {rate:,.0f}/s: {watch.lost} lost ({watch.dropped} by the ring), "
+        f"{long / 1e6:.2f} M per CPU-s; ring {watch.memory_bytes >> 20} MiB",
         broken=f"{watch.lost} frames lost, {watch.others} not recognised" if watch.lost or watch.others else "",
     )
     return main.also(measure(slow, unit="frames/CPU-s", target=None, label=f"at {SLOW_PPS:,}/s: small blocks"))
