@@ -1,7 +1,7 @@
 """`python -m bench.peers.chain ORDER`: one stream over a path of devices, in a process of its own; JSON on stdout.
 
 An order: {"sender": {netns, device, mac, ip}, "target": {mac, ip}, "rings": [[kind, netns, device, direction], ...],
-"pps", "seconds", "burst", "cpu"}; 0 pps is flat out, 0 burst no limit, no rings none: then it only sends.
+"pps", "seconds", "burst", "cpu", "template" (hex)}; 0 pps is flat out, 0 burst no limit; without rings it only sends.
 """
 
 import json
@@ -14,7 +14,6 @@ import trio
 
 from netprobe.collect.windows import ClosedWindow
 from netprobe.host.signals import stop_on_signals
-from netprobe.inject.templates import build_template
 from netprobe.model.points import Direction, Point, PointKind, Stamp, Stop
 from netprobe.model.probes import Flow, ProbeSession, Protocol, TypeP
 from netprobe.service.stream_sender import Sending
@@ -90,7 +89,7 @@ async def main(order: Order) -> None:
     probe, sender = session(order), order["sender"]
     sending = Sending(
         probe,
-        build_template(probe),
+        bytes.fromhex(order["template"]),
         sender["netns"],
         sender["device"],
         order["pps"],
