@@ -10,6 +10,7 @@ import pytest
 from support.clouds import pair
 
 from netprobe.collect.arrivals import Arrivals
+from netprobe.collect.cells import Aside
 from netprobe.collect.ledger import Fate, Ledger
 from netprobe.collect.session import LegOutcome
 from netprobe.errors import HostNotReadyError
@@ -80,7 +81,15 @@ def outcome(one, first, second, *, lost=COUNT, late=0):
     was_late = np.zeros(shape, np.bool_)
     was_late[at[1], :late] = True
     times = np.zeros(shape, np.int64)
-    arrivals = Arrivals(times, times, times, times, np.zeros(shape, np.bool_), was_late, 0)
+    arrivals = Arrivals(
+        first_ns=times,
+        number=np.zeros(shape, np.int32),
+        late=was_late,
+        again=Aside.concat([]),
+        alone=np.empty(0, np.int64),
+        seen=np.zeros(shape, np.bool_),
+        forged=0,
+    )
     return LegOutcome(stops, arrivals, ledger, (), None)
 
 
