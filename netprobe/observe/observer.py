@@ -12,7 +12,7 @@ from netprobe.model.contexts import HopContext
 from netprobe.model.observations import FOR_EVER_NS, Blind, Hops, Report, Sightings, Tally, Unwatched
 from netprobe.model.points import Direction, Leg, Point
 from netprobe.model.records import NO_CONTEXT, HopBatch
-from netprobe.observe.ring import BLOCK_BYTES, BLOCKS, RxRing
+from netprobe.observe.ring import BLOCK_BYTES, BLOCKS, RUN_RETIRE_MS, RxRing
 from netprobe.wire.decode import Decoded, Decoder, Kind
 
 MAX_CONTEXTS = 4_096
@@ -176,6 +176,7 @@ class Observer:
             incoming_only=mirrored is not None,
             block_bytes=block_bytes,
             blocks=blocks,
+            retire_ms=RUN_RETIRE_MS,
         )
         self.failure = ""  # why the ring sees nothing any more
         self._checked_ns = realtime_ns()

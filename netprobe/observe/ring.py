@@ -39,6 +39,9 @@ ETH_P_ALL = 3
 BLOCK_BYTES = 1 << 17  # holds a 64 KiB merged frame
 BLOCKS = 32  # so a ring is 4 MiB of memory that is not swapped
 RETIRE_MS = 20  # a decode costs the same for one frame as for hundreds
+RUN_RETIRE_MS = 40
+"""Of rings whose reader may be kept from the processor for long: at probe rates a ring holds 1.28 s then."""
+
 MIN_HELD_MS = 500
 """A block holds at least one frame, and is handed over after RETIRE_MS: a ring holds what comes in so long a time."""
 HEADER_BYTES = 96  # in front of each frame; where it starts is a multiple of 8
@@ -101,7 +104,7 @@ def attach_filter(sock: socket.socket, program: bytes) -> None:
 
 
 def _open_socket(
-    device: str, program: bytes, *, incoming_only: bool, block_bytes: int, blocks: int
+    device: str, program: bytes, *, incoming_only: bool, block_bytes: int, blocks: int, retire_ms: int
 ) -> tuple[socket.socket, mmap.mmap]:
     # Protocol 0: nothing is received before filter, stamps and ring are in place; bind() starts it. Python binds to no
     # "all devices": such a socket receives at once, and the kernel drops what came before its ring (packet_set_ring).
@@ -114,7 +117,7 @@ def _open_socket(
         sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
         frame_bytes = 2048
         frames = block_bytes * blocks // frame_bytes
-        request = struct.pack("7I", block_bytes, blocks, frame_bytes, frames, RETIRE_MS, 0, 0)
+        request = struct.pack("7I", block_bytes, blocks, frame_bytes, frames, retire_ms, 0, 0)
         sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
         memory = mmap.mmap(sock.fileno(), block_bytes * blocks)
         if device:
@@ -136,6 +139,7 @@ class RxRing:
         incoming_only: frames that leave are not seen.
         block_bytes: a power of two, at least a page. A frame that is longer, with HEADER_BYTES, is dropped.
         blocks: how many. All of the memory is taken at once and stays in place.
+        retire_ms: after so long a block is handed over though it is not full.
 
     Raises:
         UsageError: so few blocks that a reader must not stall for MIN_HELD_MS.
@@ -152,16 +156,22 @@ class RxRing:
         incoming_only: bool = False,
         block_bytes: int = BLOCK_BYTES,
         blocks: int = BLOCKS,
+        retire_ms: int = RETIRE_MS,
     ) -> None:
         where = f"packet ring on {device or f'all devices of {netns}'}"
-        if blocks * RETIRE_MS < MIN_HELD_MS:
-            raise UsageError(where, f"{blocks} blocks", allowed=f"at least {math.ceil(MIN_HELD_MS / RETIRE_MS)}")
+        if blocks * retire_ms < MIN_HELD_MS:
+            raise UsageError(where, f"{blocks} blocks", allowed=f"at least {math.ceil(MIN_HELD_MS / retire_ms)}")
         self._block_bytes, self._blocks = block_bytes, blocks
         try:
             self._sock, self._memory = in_netns(
                 netns,
                 lambda: _open_socket(
-                    device, program, incoming_only=incoming_only, block_bytes=block_bytes, blocks=blocks
+                    device,
+                    program,
+                    incoming_only=incoming_only,
+                    block_bytes=block_bytes,
+                    blocks=blocks,
+                    retire_ms=retire_ms,
                 ),
             )
         except PermissionError as error:

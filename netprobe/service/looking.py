@@ -19,14 +19,14 @@ from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Hops, Repo
 from netprobe.model.points import Direction, Point, PointKind, Stamp
 from netprobe.model.probes import ProbeSession
 from netprobe.observe.observer import Decoding, Observer
-from netprobe.observe.ring import BLOCKS, RETIRE_MS
+from netprobe.observe.ring import BLOCKS, RUN_RETIRE_MS
 from netprobe.observe.vring import VringPlace, VringWatch
 from netprobe.wire.bpf import probe_filter
 from netprobe.wire.decode import Decoder
 
 Emit = Callable[[Report], None]
-GATHER_S, LONG_GATHER_S = 0.04, 0.16
-"""Blocks are let gather for so long, the longer time while probes are sent; a ring holds 640 ms of them. A decode costs
+GATHER_S, LONG_GATHER_S = 0.04, 0.06
+"""Blocks are let gather for so long, the longer time while probes are sent; a ring holds 1.28 s of them. A decode costs
 the same for one frame as for hundreds, and what it costs is taken from tenants."""
 
 BUSY_RECORDS = 1_000
@@ -37,7 +37,7 @@ NOBODY: Mapping[str, str] = {}
 UNDERLAY = frozenset({PointKind.NIC, PointKind.FABRIC})
 """Where frames are in the cloud's own tunnels. Elsewhere a tunnel is a guest's, which could wrap what it likes."""
 
-HANDED_OVER_NS = int(2.5 * RETIRE_MS * 1e6)
+HANDED_OVER_NS = int(2.5 * RUN_RETIRE_MS * 1e6)
 """A frame that was stamped longer ago has been handed over by its ring, and a drain has seen it."""
 
 

@@ -21,7 +21,7 @@ from netprobe.model.load import DEFAULT_LIMITS, LoadLimits
 from netprobe.model.points import Point
 from netprobe.model.probes import ProbeSession
 from netprobe.model.topology import Host, Topology
-from netprobe.observe.ring import RETIRE_MS
+from netprobe.observe.ring import RUN_RETIRE_MS
 from netprobe.plan.allowlist import Allowlist
 from netprobe.plan.budget import is_too_full
 from netprobe.service.behind import BehindCounts
@@ -34,7 +34,7 @@ from netprobe.service.permits import SwitchDrops
 from netprobe.service.prepare import Prepared
 from netprobe.service.vrings import vrings_of
 
-SETTLE_S = 2.5 * RETIRE_MS / 1e3
+SETTLE_S = 2.5 * RUN_RETIRE_MS / 1e3
 """After the last frame that matters: every ring's open block is handed over within its retire time."""
 
 CHECK_S = 0.1
