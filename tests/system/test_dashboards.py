@@ -212,13 +212,18 @@ def collected(folder, server, queries, place):
         document = cloud.finish(cloud.run('name = "spread"\n' + session("vm1", "vm2", 200, 1)))
         until(lambda: queries.panel("itself", "Clocks"), 15)
         (url,) = re.findall(r"metrics are at (http://\S+)", cloud.said("collector"))
-        page = in_netns("central", lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+
+        def page():
+            return in_netns("central", lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+
+        # Of its agents a collector tells regularly, so later than of a run that was short.
+        both = until(lambda: (text := page()).count("\nnetprobe_agent_connected{") == 2 and text, 15)
         cloud.kill("hv2")
         until(lambda: [r for r in queries.panel("itself", "Agents") if not r["connected"]], 15)
     finally:
         cloud.close()
         proxy.close()
-    return document, page
+    return document, both
 
 
 @pytest.fixture(scope="module")
