@@ -127,7 +127,7 @@ def _stamp(first: Stop, second: Stop) -> str:
     return names[0] if names[0] == names[1] else f"{names[0]}/{names[1]}"
 
 
-def _ratio(lost: int, received: int, undecided: int) -> float | None:
+def loss_ratio(lost: int, received: int, undecided: int) -> float | None:
     """Loss among the decided probes; None where too many are undecided for it to mean anything."""
     known = received + lost
     if not known or undecided > MAX_UNDECIDED * (known + undecided):
@@ -205,7 +205,7 @@ def segment_row(stops: Sequence[Stop], pair: tuple[int, int], counts: Counts, fi
         received=counts.received,
         lost=counts.lost,
         undecided=undecided,
-        loss_ratio=_ratio(counts.lost, counts.received, undecided),
+        loss_ratio=loss_ratio(counts.lost, counts.received, undecided),
         loss_interval_95=loss_bounds(counts.lost, undecided, counts.sent),
         delay=figures.delay,
         pdv=figures.pdv,

@@ -66,6 +66,7 @@ def _row_of(session: Document, number: int) -> Json:
         **{k: session[k] for k in ("name", "src", "dst", "vantage", "type_p", "lost", "last_seen", "first_missing")},
         "delivered": delivered,
         "undecided": undecided,
+        "loss_ratio": whole["loss_ratio"],
         "loss_low": whole["loss_interval_95"][0],
         "loss_high": whole["loss_interval_95"][1],
         "delay_p50": delay.get("p50"),

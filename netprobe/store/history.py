@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from netprobe.collect.segments import loss_ratio
 from netprobe.errors import UsageError
 from netprobe.model.results import Json
 from netprobe.store.duckdb_file import Store, open_store
@@ -131,7 +132,8 @@ def _parsed(row: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _with_state(row: dict[str, Any]) -> dict[str, Any]:
-    """A row that says whether its path is watched; of one that is not, what its last run alone says."""
+    """A row with its loss, that says whether its path is watched; of one that is not, what its last run alone says."""
+    row = {**row, "loss_ratio": loss_ratio(row["lost"], row["delivered"], row["undecided"])}
     if row["state"]:
         return {**row, "is_watched": True}
     lost, delivered = row["lost"], row["delivered"]

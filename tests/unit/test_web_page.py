@@ -124,6 +124,18 @@ def test_a_path_that_nobody_watches_is_as_its_last_run_says(tmp_path, changes, s
         assert [row["state"] for row in history.newest(["one"])] == [state]
 
 
+@pytest.mark.parametrize(("unobserved", "loss"), [(0, 0.01), (50, 10 / 950), (51, None)])
+def test_where_too_much_is_undecided_no_loss_is_stated_as_in_the_documents(tmp_path, unobserved, loss):
+    """5 % at most; what is lost for certain is told all the same, in the interval's lower end."""
+    one = session("a", "b", lost=10)
+    one = replace(one, forward=replace(one.forward, delivered=990 - unobserved, unobserved=unobserved))
+    save_run(tmp_path / "s.duckdb", "one", 1, [one])
+    with open_history(tmp_path / "s.duckdb") as history:
+        (row,) = history.newest(["one"])
+    assert row["loss_ratio"] == (loss if loss is None else pytest.approx(loss))
+    assert row["loss_low"] > 0
+
+
 def test_a_store_of_an_older_netprobe_is_told_and_brought_up_to_date_by_a_writer(tmp_path):
     """Its rows have no paths: they are kept, and left out."""
     store = tmp_path / "s.duckdb"

@@ -4,7 +4,8 @@
   const { h, duration, percent, interval, clock, badge, plural, worst, SIGNS, STATES } = np;
   const METRICS = { loss: "Loss", delay_p50: "Median delay", delay_p99: "p99 delay" };
   const STALE_NS = 600e9;
-  const lossOf = (p) => (p.delivered + p.lost ? p.lost / (p.delivered + p.lost) : null);
+  // Where too much is undecided no loss is stated (docs/json.md), but what is lost for certain decides the order.
+  const byLoss = (a, b) => STATES.indexOf(a.state) - STATES.indexOf(b.state) || (b.loss_low || 0) - (a.loss_low || 0);
 
   function pairsOf(paths, vantage) {
     const pairs = new Map();
@@ -20,17 +21,15 @@
   function cellOf(found, metric, newest) {
     if (!found) return null;
     const state = worst(found.map((p) => p.state));
-    const losses = found.map(lossOf).filter((x) => x !== null);
     const delays = found.filter((p) => p.delivered).map((p) => (p.delay_p99 === null && p.samples ? Infinity : p.delay_p99)).filter((x) => x !== null);
     const medians = found.filter((p) => p.delivered).map((p) => (p.delay_p50 === null && p.samples ? Infinity : p.delay_p50)).filter((x) => x !== null);
     const top = (list) => (list.length ? Math.max(...list) : null);
-    const loss = top(losses);
+    const bad = found.slice().sort(byLoss)[0];
+    const lossText = bad.loss_ratio === null && bad.lost ? "loss ?" : percent(bad.loss_ratio);
     const show = (ns) => (ns === null ? "–" : duration(ns === Infinity ? null : ns));
-    const text = metric === "loss" ? percent(loss) : show(top(metric === "delay_p99" ? delays : medians));
+    const text = metric === "loss" ? lossText : show(top(metric === "delay_p99" ? delays : medians));
     const at = Math.max(...found.map((p) => p.started_ns));
-    const sorted = found.slice().sort((a, b) => STATES.indexOf(a.state) - STATES.indexOf(b.state) || (lossOf(b) || 0) - (lossOf(a) || 0));
-    const bad = sorted[0];
-    const label = `${bad.src} to ${bad.dst}: ${state}; loss ${percent(loss)} (${interval(bad.loss_low, bad.loss_high)}), median ${show(top(medians))}, p99 ${show(top(delays))}`
+    const label = `${bad.src} to ${bad.dst}: ${state}; loss ${percent(bad.loss_ratio)} (${interval(bad.loss_low, bad.loss_high)}), median ${show(top(medians))}, p99 ${show(top(delays))}`
       + (found.length > 1 ? `; the worst of ${found.length} paths` : "") + (newest - at > STALE_NS ? "; an old result" : "");
     return { state, text, sign: state === "reachable" ? null : SIGNS[state], label, stale: newest - at > STALE_NS, path: bad.path };
   }
@@ -46,10 +45,10 @@
   }
   function broken(app, paths) {
     const bad = paths.filter((p) => p.state !== "reachable")
-      .sort((a, b) => STATES.indexOf(a.state) - STATES.indexOf(b.state) || (lossOf(b) || 0) - (lossOf(a) || 0));
+      .sort(byLoss);
     const items = bad.slice(0, 12).map((p) => h("li", {}, h("a", { href: app.link(["path", p.path]) },
       h("span", { class: "ends" }, badge(p.state, p.is_watched), ` ${p.src} → ${p.dst}`),
-      h("small", {}, [where(p), p.lost ? `${percent(lossOf(p))} lost` : "", p.reason ? p.reason.code : "", p.since_ns ? `since ${clock(p.since_ns)}` : ""].filter(Boolean).join(" · ")))));
+      h("small", {}, [where(p), p.lost ? (p.loss_ratio === null ? `${p.lost} lost` : `${percent(p.loss_ratio)} lost`) : "", p.reason ? p.reason.code : "", p.since_ns ? `since ${clock(p.since_ns)}` : ""].filter(Boolean).join(" · ")))));
     return h("section", { class: "panel", "aria-labelledby": "broken-title" }, h("h2", { id: "broken-title" }, bad.length ? `Not fine (${bad.length.toLocaleString("en")})` : "All fine"),
       items.length ? h("ol", { class: "list" }, items) : h("p", { class: "muted" }, "Every path that was probed delivers all it should."),
       bad.length > items.length ? h("p", { class: "muted" }, `and ${plural(bad.length - items.length, "path")} more, in the matrix`) : null);
