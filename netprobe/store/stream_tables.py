@@ -12,6 +12,7 @@ import numpy.typing as npt
 from netprobe.collect.windows import ClosedWindow
 from netprobe.model.points import Leg
 from netprobe.model.records import HopBatch
+from netprobe.store.tables import SEGMENT_FIGURES
 
 STREAM_COLUMNS = {
     "run_id": "VARCHAR PRIMARY KEY",
@@ -41,22 +42,7 @@ WINDOW_SEGMENT_COLUMNS = {
     "session": "UINTEGER",
     "leg": "VARCHAR",
     "first_seq": "UINTEGER",
-    "segment": "VARCHAR",
-    "kind": "VARCHAR",
-    "sent": "BIGINT",
-    "received": "BIGINT",
-    "lost": "BIGINT",
-    "loss_low": "DOUBLE",
-    "loss_high": "DOUBLE",
-    "delay_min": "BIGINT",
-    "delay_p50": "BIGINT",
-    "delay_p90": "BIGINT",
-    "delay_p99": "BIGINT",
-    "delay_max": "BIGINT",
-    "samples": "BIGINT",
-    "reordered": "BIGINT",
-    "duplicated": "BIGINT",
-    "stamp": "VARCHAR",
+    **SEGMENT_FIGURES,
 }
 STREAM_HOP_COLUMNS = {
     "stream": "INTEGER",  # for the run's name in each row a fourth of the time would be spent

@@ -54,10 +54,7 @@ SESSION_COLUMNS = {
     "document": "JSON",
 }
 _OF_VERSION_3 = list(SESSION_COLUMNS)[list(SESSION_COLUMNS).index("path") :]
-SEGMENT_COLUMNS = {
-    "run_id": "VARCHAR",
-    "session": "UINTEGER",
-    "leg": "VARCHAR",
+SEGMENT_FIGURES = {
     "segment": "VARCHAR",
     "kind": "VARCHAR",
     "sent": "BIGINT",
@@ -74,6 +71,13 @@ SEGMENT_COLUMNS = {
     "reordered": "BIGINT",
     "duplicated": "BIGINT",
     "stamp": "VARCHAR",
+}
+"""What a row says of a segment, of a whole run or of one window of a stream."""
+SEGMENT_COLUMNS = {
+    "run_id": "VARCHAR",
+    "session": "UINTEGER",
+    "leg": "VARCHAR",
+    **SEGMENT_FIGURES,
     "clock_error": "BIGINT",
     "clock_problem": "VARCHAR",
 }
