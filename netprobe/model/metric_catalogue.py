@@ -273,7 +273,7 @@ ENFORCEMENT = Measurement(
 AGENT = Measurement(
     "netprobe_agent",
     "an agent of a collector (`netprobe serve`), every 5 s",
-    {"agent": "its name", "host": "the host that it is on; missing until it has said so"},
+    {"agent": "its name", "host": "the host that it is on; missing where it never said so"},
     (
         *_integers(
             connected="1: it is; 0: it was, since the collector began",

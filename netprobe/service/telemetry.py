@@ -87,11 +87,16 @@ def _last_offset(offsets: ClockEstimator) -> tuple[int, int] | None:
 def collector_readings(status: Mapping[str, Any], now_ns: int) -> Iterator[Reading]:
     """A collector and its agents.
 
+    Of an agent that has only just dialled in nothing is told until it has said where it is: under another name it would
+    go on being connected when it is long gone.
+
     Args:
         status: the collector's own (service.collector.Collector.status).
         now_ns: CLOCK_REALTIME.
     """
     for agent in status["agents"]:
+        if not agent["host"] and not agent["trouble"]:
+            continue
         yield AGENT.reading(
             now_ns,
             {"agent": agent["name"], "host": agent["host"]},

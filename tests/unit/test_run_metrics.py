@@ -205,3 +205,13 @@ def test_an_agent_that_was_there_and_is_not_is_told():
     assert agents == {"hv1": {"connected": 1, "connected_ns": 4, "guests": 1}, "hv2": {"connected": 0}}
     events = {r.tags["counter"]: r.fields["events"] for r in found if r.measurement == "netprobe_collector"}
     assert events == {"links_garbage": 2, "runs": 2, "runs_under_way": 1}
+
+
+def test_an_agent_is_told_of_when_it_has_said_where_it_is_or_why_it_does_not():
+    """Else it would be two: one without a host stays connected on a page for Prometheus when the other one is gone."""
+    new = {"name": "hv1", "host": "", "since_ns": 5, "guests": [], "trouble": ""}
+    status = {"agents": [new], "away": [], "counters": {}, "runs": []}
+    assert not [r for r in collector_readings(status, 9) if r.measurement == "netprobe_agent"]
+    status["agents"] = [{**new, "trouble": "speaks of another host"}]
+    (told,) = [r for r in collector_readings(status, 9) if r.measurement == "netprobe_agent"]
+    assert told.fields["trouble"] == "speaks of another host"
