@@ -217,6 +217,9 @@ def test_the_page_is_used_by_keyboard_alone_and_a_deep_link_holds(small_url, tab
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("vm1 to vm2: degraded")
     tab.keyboard.press("Enter")
     expect(tab.get_by_role("heading", level=1)).to_have_text("vm1 → vm2")
+    expect(
+        tab.locator("[data-segment='vm2.backend..vm2.guest']").first
+    ).to_be_visible()  # the heading is there before it
     for _ in range(20):
         tab.keyboard.press("Tab")
         if tab.evaluate("document.activeElement.dataset.segment") == "vm2.backend..vm2.guest":
