@@ -192,7 +192,7 @@ def of_web(rows, **values):
 
 
 def whole(rows):
-    """influxd 1.6 shows the fields of a point one after the other while it takes it in; the interval is among the last."""
+    """Rows with all their fields: while influxd takes a point in, it shows them one after the other."""
     return [r for r in rows if r["owloss_low_ratio"] is not None]
 
 
