@@ -40,8 +40,10 @@ BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 FLUSH_S = 5.0
 """A program that ends gives the database so long; what is left waits in the spool."""
 
-MAX_SPLITS = 64
-"""Requests that are spent to find the lines that a database refuses."""
+ROUND_REQUESTS = 64
+"""Requests that are spent in a row to find the lines that a database refuses; the next ones come after a pause."""
+
+ROUND_PAUSE_S = 0.2
 
 SYNC_S = 1.0
 SLOTS = 64
@@ -86,12 +88,20 @@ class SinkCounters:
 
 @dataclass(slots=True)
 class _Batch:
-    """What goes in one request: blocks of one part, up to below `end`."""
+    """What goes in one request: blocks of one part, up to below `end`. They wait in the spool until all is decided.
+
+    Attributes:
+        first: number of its first block.
+        lines: of all its blocks.
+        undecided: lines that the database has neither taken nor refused, by requests; the next one is the last.
+    """
 
     spool: Spool
     key: PartKey
+    first: int
     end: int
     lines: list[bytes] = field(default_factory=list)
+    undecided: list[list[bytes]] = field(default_factory=list)
 
 
 class Sink:
@@ -188,27 +198,37 @@ class Sink:
             write: blocks while it writes lines.
         """
         failures = 0
+        batch: _Batch | None = None
         while True:
-            batch = self._next()
+            batch = self._still(batch) or self._next()
             if batch is None:
                 self._is_idle.set()
                 await self._news.wait()
                 self._news = trio.Event()
-            elif await self._write(write, batch.lines, [MAX_SPLITS]):
+                continue
+            if await self._write(write, batch):
                 if failures:
                     self._say(f"InfluxDB at {self.config.target.url} takes readings again")
                 failures = 0
-                self._acknowledge(batch)
-            else:
-                failures += 1
-                self.counters.failures += 1
-                if failures == 1:
-                    self._say(f"InfluxDB at {self.config.target.url}: {self.trouble}; readings wait meanwhile")
-                if self._is_ending.is_set():
-                    self._is_idle.set()
-                    return
-                with trio.move_on_after(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1] * random.uniform(0.5, 1.0)):
-                    await self._is_ending.wait()
+                if not batch.undecided:
+                    self._acknowledge(batch)
+                    batch = None
+                else:
+                    await self._pause(ROUND_PAUSE_S)
+                continue
+            failures += 1
+            self.counters.failures += 1
+            if failures == 1:
+                self._say(f"InfluxDB at {self.config.target.url}: {self.trouble}; readings wait meanwhile")
+            if self._is_ending.is_set():
+                self._is_idle.set()
+                return
+            await self._pause(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1] * random.uniform(0.5, 1.0))
+
+    async def _pause(self, seconds: float) -> None:
+        """Unless the program ends."""
+        with trio.move_on_after(seconds):
+            await self._is_ending.wait()
 
     async def sync_spools(self) -> None:
         """A loss of power takes no more than this."""
@@ -217,31 +237,44 @@ class Sink:
             for spool in self._spools:
                 await trio.to_thread.run_sync(spool.sync)
 
-    async def _write(self, write: Write, lines: list[bytes], splits: list[int]) -> bool:
-        """Write lines; those that are refused are looked for by halves, and left out. False: later.
+    async def _write(self, write: Write, batch: _Batch) -> bool:
+        """Write a batch, or go on with one of which some is undecided; False: later.
+
+        Of lines that are refused those that the database names are left out, else the wrong ones are looked for by
+        halves. What ROUND_REQUESTS do not decide stays in `undecided`, and in the spool: no good line goes with them.
 
         Args:
             write: blocks.
-            lines: what to write.
-            splits: how many more requests that may take; one number.
+            batch: its `undecided` is brought up to date.
         """
-        if not lines:
-            return True
-        answer = await trio.to_thread.run_sync(write, b"\n".join(lines), abandon_on_cancel=True)
-        self.trouble = answer.why or self.trouble
-        if answer.taking is Taking.LATER:
-            return False
-        if answer.taking is Taking.TAKEN:
-            dropped = min(answer.dropped, len(lines))
-            self.counters.written += len(lines) - dropped
-            self.counters.refused += dropped
-            return True
-        splits[0] -= 2
-        if len(lines) == 1 or splits[0] < 0:
-            self.counters.refused += len(lines)
-            return True
-        middle = len(lines) // 2
-        return await self._write(write, lines[:middle], splits) and await self._write(write, lines[middle:], splits)
+        for _ in range(ROUND_REQUESTS):
+            if not batch.undecided:
+                break
+            lines = batch.undecided[-1]
+            answer = await trio.to_thread.run_sync(write, b"\n".join(lines), abandon_on_cancel=True)
+            self.trouble = answer.why or self.trouble
+            if answer.taking is Taking.LATER:
+                return False
+            batch.undecided.pop()
+            if answer.taking is Taking.TAKEN:
+                dropped = min(answer.dropped, len(lines))
+                self.counters.written += len(lines) - dropped
+                self.counters.refused += dropped
+                continue
+            refused = len(lines) if len(lines) == 1 else sum(line in answer.named for line in lines)
+            self.counters.refused += refused
+            if not refused:
+                middle = len(lines) // 2
+                batch.undecided += [lines[middle:], lines[:middle]]
+            elif refused < len(lines):
+                batch.undecided.append([line for line in lines if line not in answer.named])
+        return True
+
+    def _still(self, batch: _Batch | None) -> _Batch | None:
+        """A batch of which some is undecided, unless the spool has lost it meanwhile; else it is read anew."""
+        if batch is None or batch.undecided == [batch.lines]:
+            return None
+        return None if isinstance(batch.spool.item(batch.key, batch.first), ShedRange) else batch
 
     def _next(self) -> _Batch | None:
         """The oldest blocks of some part that fit into a request."""
@@ -254,12 +287,13 @@ class Sink:
 
     def _collect(self, spool: Spool, key: PartKey, end: int) -> _Batch | None:
         number = spool.acked(key)
-        batch = _Batch(spool, key, number)
+        batch = _Batch(spool, key, number, number)
         size = 0
         while number < end:
             item = spool.item(key, number)
             if isinstance(item, ShedRange):
                 number = batch.end = item.end
+                batch.first = batch.first if batch.lines else number
                 continue
             lines = _unpacked(item)
             size += sum(map(len, lines))
@@ -269,6 +303,7 @@ class Sink:
             number = batch.end = number + 1
         if batch.end == spool.acked(key):
             return None
+        batch.undecided = [batch.lines] if batch.lines else []
         return batch
 
     def _acknowledge(self, batch: _Batch) -> None:

@@ -4,6 +4,7 @@ The only module that imports influxdb_client, and not before a writer is made. O
 waits meanwhile, and what is tried again, is service.sink's. Times are ns: InfluxDB 1.x takes "us" for ns, silently.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,13 +15,15 @@ from netprobe.errors import HostNotReadyError
 TIMEOUT_S = 10.0
 _DROPPED = re.compile(r"dropped=(\d+)")
 _PARTIAL = "partial write"
-_LINE_TOLD = '"original_line"'
-"""Once for each line that InfluxDB 3 did not want, which gives no sum (its documentation of write requests)."""
+_UNPARSED = "unable to parse '"
+"""Before each line that InfluxDB 1 and 2 cannot read; behind it `': ` and why (models.ParsePointsWithPrecision)."""
 
-REFUSED = frozenset({400, 413, 422})
+TOO_LARGE = 413
+REFUSED = frozenset({400, TOO_LARGE, 422})
 """Statuses after which the same lines would be refused again; all others pass, or somebody can mend them."""
 
 MAX_TOLD = 200
+MAX_QUOTES = 20  # in a line that is named; each makes one more text that may be the line
 
 
 class Taking(Enum):
@@ -55,11 +58,13 @@ class Answer:
     Attributes:
         why: in words, "" where all were taken.
         dropped: of lines that were taken otherwise, how many the database did not want.
+        named: what may be lines that it named as those that it cannot read; who has the lines sees which are.
     """
 
     taking: Taking
     why: str = ""
     dropped: int = 0
+    named: frozenset[bytes] = frozenset()
 
 
 class InfluxWriter:
@@ -116,10 +121,41 @@ class InfluxWriter:
 
 def _answer_of(status: int, text: str) -> Answer:
     why = f"answers {status}: {_short(text)}"
-    if status == 400 and _PARTIAL in text:
-        found = _DROPPED.search(text)
-        return Answer(Taking.TAKEN, why, int(found[1]) if found else max(1, text.count(_LINE_TOLD)))
-    return Answer(Taking.REFUSED if status in REFUSED else Taking.LATER, why)
+    if status not in REFUSED:
+        return Answer(Taking.LATER, why)
+    words, told = _untrusted_error(text)
+    if _PARTIAL in words:  # 400 of InfluxDB 1 and 3, 422 of InfluxDB 2
+        found = _DROPPED.search(words)
+        count = max(int(found[1]) if found else 0, words.count(_UNPARSED), len(told))
+        return Answer(Taking.TAKEN, why, count if found or count else 1)
+    if status != TOO_LARGE and text.lstrip().startswith("<"):
+        # A page for people: no database said that of these lines, but a proxy or web server, of how it was asked.
+        return Answer(Taking.LATER, why)
+    return Answer(Taking.REFUSED, why, named=frozenset(told) | _unparsed(words))
+
+
+def _untrusted_error(text: str) -> tuple[str, list[bytes]]:
+    """What a server's answer says in words, and the lines that InfluxDB 3 names in it."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return text, []
+    if not isinstance(document, dict):
+        return text, []
+    words = " ".join(str(document[key]) for key in ("error", "message") if key in document)
+    data = document.get("data")
+    rows = data if isinstance(data, list) else [data]
+    lines = [row["original_line"] for row in rows if isinstance(row, dict) and "original_line" in row]
+    return words or text, [str(line).encode() for line in lines]
+
+
+def _unparsed(words: str) -> frozenset[bytes]:
+    """Whatever may be a line that InfluxDB 1 or 2 names: from each opening quote to each closing one."""
+    found = set()
+    for piece in words.split(_UNPARSED)[1:]:
+        parts = piece.split("': ")
+        found |= {"': ".join(parts[:n]).encode() for n in range(1, min(len(parts), MAX_QUOTES))}
+    return frozenset(found)
 
 
 def _text_of(body: object) -> str:

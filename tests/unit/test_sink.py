@@ -1,12 +1,24 @@
 """The way of readings to a database: nothing waits, what is lost is counted, and a refusal holds up no others."""
 
+import json
 import random
 
+import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from netprobe.host.spool import MIN_LIMIT_BYTES, Spool
 from netprobe.model.metrics import Reading
-from netprobe.service.sink import BATCH_LINES, MAX_BLOCK_BYTES, REQUEST_LINES, Sink, SinkConfig, _open_spools
+from netprobe.service.sink import (
+    BATCH_LINES,
+    MAX_BLOCK_BYTES,
+    REQUEST_LINES,
+    ROUND_PAUSE_S,
+    ROUND_REQUESTS,
+    Sink,
+    SinkConfig,
+    _open_spools,
+)
 from netprobe.store.influx import Answer, InfluxTarget, Taking, _answer_of
 from netprobe.wire.line_protocol import MAX_TEXT_CHARS
 
@@ -30,12 +42,14 @@ class Database:
         self.requests = 0
         self.answers = []  # for the next requests
         self.wrong = ()  # lines with these words are refused, and all others of the request with them
+        self.names = False  # it says which
 
     def write(self, octets):
         self.requests += 1
         answer = self.answers.pop(0) if self.answers else Answer(Taking.TAKEN)
         if any(word in octets for word in self.wrong):
-            return Answer(Taking.REFUSED, "answers 400: no")
+            wrong = [line for line in octets.split(b"\n") if any(word in line for word in self.wrong)]
+            return Answer(Taking.REFUSED, "answers 400: no", named=frozenset(wrong if self.names else ()))
         if answer.taking is Taking.TAKEN:
             self.lines += octets.split(b"\n")
         return answer
@@ -147,23 +161,78 @@ def test_what_finds_no_room_is_the_oldest_and_counted(tmp_path):
     assert database.times == list(range(sink.shed, len(given)))
 
 
-def test_a_line_that_is_refused_holds_up_no_others(tmp_path):
-    database = Database()
-    database.wrong = (b" 77", b" 1234")
-    sink, told, _ = send(tmp_path, database, lambda s: s.put(readings(0, 2000)))
-    refused = [n for n in range(2000) if str(n).startswith(("77", "1234"))]
-    assert sink.counters.refused >= 1
-    assert len(database.times) + sink.counters.refused == 2000
-    assert set(range(2000)) - set(database.times) >= set(refused)
-    assert "refused" in told
+SCATTERED = tuple(b" %d" % n for n in range(1050, 2000, 20))
+"""Words of 48 lines among 2,000, far from each other."""
 
 
-def test_all_refused_costs_a_bounded_number_of_requests(tmp_path):
+@pytest.mark.parametrize(("names", "most"), [(False, 48 * 2 * 12), (True, 4)])
+def test_lines_that_are_refused_take_no_good_line_with_them(tmp_path, names, most):
+    """However many they are: those that the database names at once, others by halves, round after round."""
     database = Database()
+    database.wrong, database.names = SCATTERED, names
+    _, told, own = send(tmp_path, database, lambda s: s.put(readings(0, 2000)))
+    assert sorted(database.times) == [n for n in range(2000) if b" %d" % n not in SCATTERED]
+    assert own.fields["refused_readings"] == len(SCATTERED)
+    assert own.fields["written_readings"] == 2000 - len(SCATTERED)
+    assert own.fields["waiting_batches"] == 0
+    assert "refused 48 readings" in told
+    assert database.requests <= most
+
+
+def test_what_is_undecided_when_a_program_ends_waits_for_the_next_one(tmp_path):
+    """The database goes away in the midst of the halving: no line is given up for that, and each is there once."""
+    database = Database()
+    database.wrong = SCATTERED
+    database.answers = [Answer(Taking.TAKEN)] * 30 + [Answer(Taking.LATER, "gone")] * 100
+    _, told, own = send(tmp_path, database, lambda s: s.put(readings(0, 2000)))
+    assert own.fields["waiting_batches"] == 2
+    assert 0 < len(database.times) < 1900
+    assert "batches of readings wait" in told
+    database.answers = []
+    send(tmp_path, database, lambda s: None, boot=LATER)
+    assert sorted(set(database.times)) == [n for n in range(2000) if b" %d" % n not in SCATTERED]
+
+
+def test_between_two_rounds_the_database_has_a_pause(tmp_path):
+    """Of one that refuses everything so much is asked in a row, and no more before the pause is over."""
+    clock, database = MockClock(), Database()
     database.wrong = (b"m",)
-    sink, _, _ = send(tmp_path, database, lambda s: s.put(readings(0, 5000)))
-    assert sink.counters.refused == 5000
-    assert database.requests < 100
+    reached = trio.Event()
+
+    def write(octets):
+        answer = database.write(octets)
+        if database.requests % ROUND_REQUESTS == 0:
+            trio.from_thread.run_sync(reached.set)
+        return answer
+
+    async def live():
+        nonlocal reached
+        (spool,) = _open_spools(config(tmp_path), BOOT)
+        sink = Sink(config(tmp_path), [spool], BOOT)
+        sink.put(readings(0, 500))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sink.send, write)
+            await reached.wait()
+            await wait_all_tasks_blocked(0.05)
+            assert database.requests == ROUND_REQUESTS
+            reached = trio.Event()
+            clock.jump(ROUND_PAUSE_S)
+            await reached.wait()
+            await wait_all_tasks_blocked(0.05)
+            assert database.requests == 2 * ROUND_REQUESTS
+            nursery.cancel_scope.cancel()
+        assert 0 < sink.counters.refused < 500
+        assert sink.waiting == 1
+        spool.close()
+
+    trio.run(live, clock=clock)
+
+
+def test_a_page_for_people_is_no_databases_refusal():
+    """A proxy or a web server at that address knows nothing of lines: they wait until somebody mends it."""
+    html = "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"
+    assert _answer_of(400, html).taking is Taking.LATER
+    assert _answer_of(413, html).taking is Taking.REFUSED  # half of it may be small enough
 
 
 def test_answers_of_servers_are_understood():
@@ -179,8 +248,24 @@ def test_answers_of_servers_are_understood():
     told = '{"error":"partial write of line protocol occurred","data":[{"original_line":"a"},{"original_line":"b"}]}'
     assert (_answer_of(400, told).taking, _answer_of(400, told).dropped) == (Taking.TAKEN, 2)
     assert _answer_of(400, "partial write").dropped == 1
+    later = '{"code":"unprocessable entity","message":"failure writing points: partial write: beyond policy dropped=5"}'
+    assert (_answer_of(422, later).taking, _answer_of(422, later).dropped) == (Taking.TAKEN, 5)
     assert "\n" not in _answer_of(400, "a\nb\x1b[31m").why
     assert "\x1b" not in _answer_of(400, "a\nb\x1b[31m").why
+
+
+def test_lines_that_a_server_names_are_recognised():
+    """InfluxDB 1 and 2 quote each line that they cannot read, InfluxDB 3 lists them; texts may hold quotes."""
+    lines = [b"m,a=<b> n=,t=\"it's 'x': y\" 1", b"m n= 2"]
+    words = "\n".join(f"unable to parse '{line.decode()}': missing field value" for line in lines)
+    assert _answer_of(400, json.dumps({"code": "invalid", "message": words})).named >= set(lines)
+    partial = _answer_of(400, json.dumps({"error": f"partial write: {words} dropped=0"}))
+    assert (partial.taking, partial.dropped) == (Taking.TAKEN, 2)
+    data = [{"original_line": line.decode(), "line_number": 1} for line in lines]
+    whole = _answer_of(400, json.dumps({"error": "parsing failed for write_lp endpoint", "data": data}))
+    assert (whole.taking, whole.named) == (Taking.REFUSED, set(lines))
+    assert _answer_of(400, json.dumps(["odd"])).named == set()
+    assert _answer_of(400, json.dumps({"error": 1, "data": [1, {"original_line": None}]})).taking is Taking.REFUSED
 
 
 def test_two_programs_write_to_one_database_with_a_spool_each(tmp_path):
