@@ -66,14 +66,19 @@ def trace_flow(
         CommandError: the switch does not understand the flow, or has no such bridge.
         HostNotReadyError: the switch is gone.
     """
-    words = [word for state in states for word in ("--ct-next", state.value)]
-    trace = parse_trace(switch.call("ofproto/trace", "--names", bridge, flow, *words))
+    words = trace_words(bridge, flow, states)
+    trace = parse_trace(switch.call("ofproto/trace", *words))
     for _ in range(neighbour_tries):
         if not trace.missing_neighbour:
             break
         time.sleep(NEIGHBOUR_WAIT_S)
-        trace = parse_trace(switch.call("ofproto/trace", "--names", bridge, flow, *words))
+        trace = parse_trace(switch.call("ofproto/trace", *words))
     return trace
+
+
+def trace_words(bridge: str, flow: str, states: Sequence[CtState]) -> list[str]:
+    """The arguments of `ofproto/trace` for `trace_flow`'s question."""
+    return ["--names", bridge, flow, *(word for state in states for word in ("--ct-next", state.value))]
 
 
 def trace_probe(

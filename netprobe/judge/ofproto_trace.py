@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 from netprobe.judge.conntrack import (
     ECHO_REQUEST,
@@ -221,6 +222,60 @@ _SILENT = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What a line says by itself, wherever it stands.
+
+    Attributes:
+        text: it, without the space around it.
+        indent: how deep it stands.
+        bridge: the bridge whose tables come next, None where it names none.
+        resumed: the state of a recirculation through conntrack, "" of another one, None where it is none.
+        thawed: the table that a pass goes on from, "" where it says none.
+        forked: the table that another pass will go on from, "" where it says none.
+        step: a table and its rule, None where it is none.
+        is_silent: it is known, and says nothing.
+    """
+
+    text: str
+    indent: int
+    bridge: str | None = None
+    resumed: str | None = None
+    thawed: str = ""
+    forked: str = ""
+    step: TraceStep | None = None
+    is_silent: bool = False
+
+
+@lru_cache(maxsize=1 << 13)
+def _read(line: str) -> _Line:
+    """A line by itself. Thousands of traces through the same tables consist of the same few lines."""
+    text, indent = line.strip(), len(line) - len(line.lstrip())
+    found = [pattern.fullmatch(line) for pattern in (_RESUME, _THAWED, _FORKED)]
+    resumed, thawed, forked = (one[1] if one is not None else None for one in found)
+    if resumed is None and _OTHER_RESUME.fullmatch(line):
+        resumed = ""
+    bridge, step = _BRIDGE.fullmatch(text), _STEP.fullmatch(line)
+    return _Line(
+        text,
+        indent - (step is not None and len(step[1]) == 1),  # tables are printed two digits wide
+        bridge[1] if bridge is not None else None,
+        resumed,
+        thawed or "",
+        forked or "",
+        _step(int(step[1]), step[2]) if step is not None else None,
+        _SILENT.fullmatch(line) is not None,
+    )
+
+
+def _step(table: int, said: str) -> TraceStep:
+    """A rule, or the remark that there is none; bridge and actions are not known yet."""
+    rule = _RULE.fullmatch(said)
+    if rule is None:
+        return TraceStep("", table, said.strip(), None, 0, ())
+    return TraceStep("", table, rule["match"] or "", int(rule["priority"]), int(rule["cookie"] or "0", 16), ())
+
+
 @dataclass(slots=True)
 class _Pass:
     ct_state: str = ""
@@ -228,24 +283,42 @@ class _Pass:
     datapath: str = ""
     flow: str = ""
     steps: list[TraceStep] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     actions: list[list[str]] = field(default_factory=list)
     indents: list[int] = field(default_factory=list)
     bridges: list[tuple[int, str]] = field(default_factory=list)
 
     def freeze(self) -> TracePass:
         steps = tuple(
-            TraceStep(s.bridge, s.table, s.match, s.priority, s.cookie, tuple(a))
-            for s, a in zip(self.steps, self.actions, strict=True)
+            TraceStep(bridge, s.table, s.match, s.priority, s.cookie, tuple(a))
+            for bridge, s, a in zip(self.names, self.steps, self.actions, strict=True)
         )
         return TracePass(steps, self.ct_state, self.zone, self.datapath, self.flow)
 
-    def bridge_at(self, indent: int) -> str:
+    def take(self, line: _Line) -> bool:
+        """Add a step or an action; False when it is neither."""
+        if line.step is not None:
+            self.steps.append(line.step)
+            self.names.append(self._bridge_at(line.indent))
+            self.actions.append([])
+            self.indents.append(line.indent)
+            return True
+        if line.indent and self.actions:
+            self.actions[self._step_at(line.indent)].append(line.text)
+            return True
+        return False
+
+    def bridge_of(self, line: _Line) -> str:
+        """The bridge of the step that a line belongs to."""
+        return self.names[self._step_at(line.indent)]
+
+    def _bridge_at(self, indent: int) -> str:
         """The bridge whose tables are printed at this depth: a bridge behind a tunnel or a patch port stands deeper."""
         while len(self.bridges) > 1 and indent < self.bridges[-1][0]:
             self.bridges.pop()
         return self.bridges[-1][1] if self.bridges else ""
 
-    def step_at(self, indent: int) -> int:
+    def _step_at(self, indent: int) -> int:
         """Number of the step that a line of this depth belongs to: the nearest one that stands left of it."""
         return next((i for i in reversed(range(len(self.indents))) if self.indents[i] < indent), 0)
 
@@ -256,54 +329,35 @@ def parse_trace(text: str) -> Trace:
     forks: dict[str, str] = {}
     unread = 0
     for line in text.splitlines():
-        if passes and (found := _BRIDGE.fullmatch(line.strip())) is not None:
-            passes[-1].bridges.append((_indent(line), found[1]))
-        elif line.startswith("Flow: "):
+        # These say what is each packet's own; all others are known from other packets.
+        if line.startswith("Flow: "):
             if not passes or passes[-1].datapath or passes[-1].steps:
                 passes.append(_Pass())
             zone = _ZONE.search(line.removeprefix("Flow: "))
             passes[-1].zone = int(zone[1]) if zone else None
             passes[-1].flow = line.removeprefix("Flow: ").strip()
-        elif (found := _RESUME.fullmatch(line)) is not None:
-            passes.append(_Pass(ct_state=found[1]))
-        elif _OTHER_RESUME.fullmatch(line):
-            passes.append(_Pass())
-        elif passes and (found := _THAWED.fullmatch(line)) is not None:
-            # What is printed above is the bridge that the packet came in by; it goes on in the one that it was in.
-            passes[-1].bridges = [(0, forks[found[1]])] if found[1] in forks else passes[-1].bridges
-        elif not _SILENT.fullmatch(line) and not (passes and _take(passes[-1], line)):
-            unread += 1
-        if passes and passes[-1].steps and (found := _FORKED.fullmatch(line)) is not None:
-            forks[found[1]] = passes[-1].steps[passes[-1].step_at(_indent(line))].bridge
+        elif passes and line.startswith("Datapath actions: "):
+            passes[-1].datapath = line.removeprefix("Datapath actions: ").strip()
+        elif not line.startswith(("Final flow: ", "Megaflow: ")):
+            unread += not _take(_read(line), passes, forks)
     return Trace(tuple(one.freeze() for one in passes), unread)
 
 
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
-def _take(one: _Pass, line: str) -> bool:
-    """Add a line to a pass; False when it is none of a pass's lines."""
-    if line.startswith("Datapath actions: "):
-        one.datapath = line.removeprefix("Datapath actions: ").strip()
-        return True
-    if (found := _STEP.fullmatch(line)) is not None:
-        rule = _RULE.fullmatch(found[2])
-        indent = _indent(line) - (len(found[1]) == 1)  # tables are printed two digits wide
-        bridge = one.bridge_at(indent)
-        if rule is not None:
-            cookie = int(rule["cookie"] or "0", 16)
-            step = TraceStep(bridge, int(found[1]), rule["match"] or "", int(rule["priority"]), cookie, ())
-        else:
-            step = TraceStep(bridge, int(found[1]), found[2].strip(), None, 0, ())
-        one.steps.append(step)
-        one.actions.append([])
-        one.indents.append(indent)
-        return True
-    if line[:1].isspace() and one.actions:
-        one.actions[one.step_at(_indent(line))].append(line.strip())
-        return True
-    return False
+def _take(line: _Line, passes: list[_Pass], forks: dict[str, str]) -> bool:
+    """Add a line to what was read before it; False when it is not known."""
+    is_known = True
+    if passes and line.bridge is not None:
+        passes[-1].bridges.append((line.indent, line.bridge))
+    elif line.resumed is not None:
+        passes.append(_Pass(ct_state=line.resumed))
+    elif passes and line.thawed:
+        # What is printed above is the bridge that the packet came in by; it goes on in the one that it was in.
+        passes[-1].bridges = [(0, forks[line.thawed])] if line.thawed in forks else passes[-1].bridges
+    elif not line.is_silent:
+        is_known = bool(passes) and passes[-1].take(line)
+    if line.forked and passes and passes[-1].steps:
+        forks[line.forked] = passes[-1].bridge_of(line)
+    return is_known
 
 
 def split_actions(actions: str) -> Iterator[str]:

@@ -11,9 +11,9 @@ from typing import Self
 import trio
 
 from netprobe.errors import NetprobeError
-from netprobe.host.flow_trails import SwitchTracer, Trail
+from netprobe.host.flow_trails import ManyAnswers, OpenManyAnswers, SwitchTracer, Trail
 from netprobe.host.ovn_rule_index import OvnRuleIndex
-from netprobe.host.tracing import MAX_SWITCHES, OpenSwitch, Passage, SwitchAnswers
+from netprobe.host.tracing import MAX_SWITCHES, Passage
 from netprobe.judge.packet_flow import packet_flow, states_of
 from netprobe.judge.reason import Rules
 from netprobe.judge.trace_answer import answer_of, arrives, ovn_answer, silent_answer
@@ -37,13 +37,13 @@ class ModelAsker:
         index: makes the index of what stands behind OVN's rules, None without OVN; it is made once.
     """
 
-    def __init__(self, *, switches: OpenSwitch = open_switch, index: MakeIndex = _index_of) -> None:
+    def __init__(self, *, switches: OpenManyAnswers = open_switch, index: MakeIndex = _index_of) -> None:
         self._open_switch = switches
         self._make_index = index
         self._index: OvnRuleIndex | None = None
         self._silence: NetprobeError | None = None
         self._stack = ExitStack()
-        self._switches: dict[str, SwitchAnswers] = {}
+        self._switches: dict[str, ManyAnswers] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +80,7 @@ class ModelAsker:
             answers = [bridges.answer(one, found) for one, found in zip(questions, answers, strict=True)]
         return answers
 
-    def _switch(self, host: Host) -> SwitchAnswers:
+    def _switch(self, host: Host) -> ManyAnswers:
         """The control socket of a host's switch; it stays open."""
         if host.name not in self._switches:
             self._switches[host.name] = self._stack.enter_context(self._open_switch(host))
@@ -121,8 +121,8 @@ class ModelAsker:
 
 def _follow(tracer: SwitchTracer, trails: list[Trail], numbers: Sequence[int], hosts: Sequence[Host]) -> None:
     """Follow some trails through one host's switch, in place."""
-    for number in numbers:
-        trails[number] = tracer.follow(trails[number], hosts)
+    for number, trail in zip(numbers, tracer.follow([trails[number] for number in numbers], hosts), strict=True):
+        trails[number] = trail
 
 
 def _begin(question: ModelQuestion, topology: Topology) -> Trail:

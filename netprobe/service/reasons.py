@@ -17,7 +17,7 @@ from netprobe.collect.session import LegOutcome
 from netprobe.errors import HostNotReadyError, NetprobeError
 from netprobe.host.ovn_flows import OvnRuleBook, OvnRules
 from netprobe.host.signals import StopRequest
-from netprobe.host.tracing import OpenSwitch, Passage, Question, SwitchAnswers, follow_probe
+from netprobe.host.tracing import OpenSwitch, Passage, Question, follow_probe
 from netprobe.host.unixctl import CommandError, UnixctlClient
 from netprobe.judge.counter_pattern import PatternResult
 from netprobe.judge.ofproto_trace import TraceStep, five_tuple, probe_flow
@@ -48,7 +48,7 @@ TESTABLE = frozenset(
 """Reasons that a rule of its own may stand behind, so that its counter can be tested."""
 
 
-def open_switch(host: Host) -> AbstractContextManager[SwitchAnswers]:
+def open_switch(host: Host) -> AbstractContextManager[UnixctlClient]:
     """The control socket of a switch on this machine."""
     return UnixctlClient(host.ovs_rundir)
 

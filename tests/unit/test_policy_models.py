@@ -50,6 +50,17 @@ class Switch:
             raise answer
         return answer
 
+    def call_each(self, command, arguments):
+        found = []
+        for words in arguments:
+            try:
+                found.append(self.call(command, *words))
+            except CommandError as error:
+                found.append(error)
+            except HostNotReadyError as error:
+                return found + [error] * (len(arguments) - len(found))
+        return found
+
 
 def ask(switch, *questions, topology=TOPOLOGY):
     async def go():

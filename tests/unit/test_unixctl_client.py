@@ -67,6 +67,59 @@ def test_a_refusal_is_told_in_the_daemons_words(run_dir):
         assert caught.value.said == '"nope" is not a valid command'
 
 
+@contextmanager
+def batch_daemon(run_dir, answer_of, most=10**9):
+    """A daemon that takes what came at once, answers each request, and closes the connection after `most`."""
+    (run_dir / "ovs-vswitchd.pid").write_text("7\n")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(run_dir / "ovs-vswitchd.7.ctl"))
+    server.listen(1)
+    at_once = []
+
+    def serve():
+        connection, _ = server.accept()
+        with connection:
+            answered = 0
+            while data := connection.recv(65536).decode():
+                requests = [json.loads("{" + one) for one in data.split("{")[1:]]
+                at_once.append(len(requests))
+                for request in requests:
+                    if answered == most:
+                        return
+                    answered += 1
+                    connection.sendall(json.dumps({"id": request["id"]} | answer_of(request["params"])).encode())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield at_once
+    finally:
+        server.close()
+        thread.join()
+
+
+def shout(params):
+    return {"error": "it is odd\n"} if int(params[0]) % 2 else {"result": f"{params[0]} {{é}}", "error": None}
+
+
+def test_many_questions_go_out_ten_at_once_and_their_answers_come_back_in_order(run_dir):
+    with batch_daemon(run_dir, shout) as at_once, UnixctlClient(run_dir) as client:
+        found = client.call_each("trace", [[str(n)] for n in range(25)])
+        assert client.call("trace", "26") == "26 {é}"
+        assert client.call_each("trace", []) == []
+    assert at_once == [10, 10, 5, 1]
+    assert found[::2] == [f"{n} {{é}}" for n in range(0, 25, 2)]
+    assert {(type(one), one.said) for one in found[1::2]} == {(CommandError, "it is odd")}
+
+
+def test_when_the_daemon_dies_in_the_middle_all_that_is_left_has_no_answer(run_dir):
+    with batch_daemon(run_dir, lambda _: {"result": "x", "error": None}, most=14), UnixctlClient(run_dir) as client:
+        found = client.call_each("trace", [["1"]] * 30)
+    assert found[:10] == ["x"] * 10
+    assert {type(one) for one in found[10:]} == {HostNotReadyError}
+    assert len(found) == 30
+
+
 @pytest.mark.parametrize(
     "answer", [b'{"id": 1, "result": "x', b"not json}", b'{"id": 99, "result": ""}', b"[1]}", None]
 )
