@@ -1,7 +1,6 @@
 """Where results go besides the terminal and the store: options and the plan's [influx] to a sink's configuration."""
 
 import argparse
-import ipaddress
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +11,10 @@ from netprobe.cli.output import say
 from netprobe.errors import NetprobeError, UsageError
 from netprobe.model.metrics import Reading
 from netprobe.plan.influx import DEFAULT_BUCKET, InfluxPlan, checked_url
+from netprobe.service.metrics_page import OPTIONS
 from netprobe.service.readers import ReadersConfig, send_readings
 from netprobe.service.sink import DEFAULT_FOLDER, SinkConfig
+from netprobe.show.web.guard import guard_of
 from netprobe.store.influx import InfluxTarget
 
 TOKEN_VARIABLES = ("NETPROBE_INFLUX_TOKEN", "INFLUX_TOKEN")
@@ -95,19 +96,8 @@ def readers_config(args: argparse.Namespace, written: InfluxPlan | None = None) 
 
     listen = place(args.metrics, "--metrics")
     token = _read_secret(args.metrics_token_file, "--metrics-token-file") if args.metrics_token_file else ""
-    if not token and not _is_loopback(listen[0]):
-        raise UsageError(
-            "--metrics", f"{listen[0]} can be reached from other hosts", allowed="127.0.0.1:PORT without a token",
-            advice="give --metrics-token-file",
-        )  # fmt: skip
+    guard_of(listen[0], token, OPTIONS)  # now, not when half of the command has been done
     return ReadersConfig(sink, listen, token)
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def send(config: SinkConfig | None, program: str, readings: Iterable[Reading]) -> None:

@@ -65,12 +65,15 @@ def run(args: argparse.Namespace) -> int:
     if sum(map(bool, (args.json, args.csv, args.html))) > 1:
         raise UsageError("--json, --csv, --html", "are alternatives", advice="give one")
     path = Path(args.store) if args.store else DEFAULT_PATH
-    document, histories = _read(path, args.run, with_history=bool(args.html))
     try:
+        document, histories = _read(path, args.run, with_history=bool(args.html))
         _show(args, document, histories)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        which = f"run {args.run}" if args.run else "its newest result"
         raise HostNotReadyError(
-            f"store {path}", f"its newest result cannot be read: {error!r}", advice="see it with --json"
+            f"store {path}",
+            f"{which} cannot be read, as another netprobe wrote it or it is damaged: {error!r}",
+            advice="`netprobe report --json` prints it as it is" if not args.json else "name another one with --run",
         ) from error
     return 0
 

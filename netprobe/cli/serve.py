@@ -10,8 +10,7 @@ import trio
 
 from netprobe.cli.output import say
 from netprobe.cli.readings import readers_config
-from netprobe.cli.web import ready as page_ready
-from netprobe.cli.web import run_viewer, web_config
+from netprobe.cli.web import ready_of, run_viewer, web_config
 from netprobe.errors import NetprobeError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import until_signalled
@@ -88,7 +87,7 @@ async def _serve(
     async with open_readers(told, "serve", _say) as readers:
         collector = Collector(replace(config, told=lambda run: readers.put(spread_readings(run))), _say)
         readers.tell_regularly(lambda: collector_readings(collector.status(), realtime_ns()))
-        await serve_with_page(web, collector.status, partial(collector.serve, ready), page_ready)
+        await serve_with_page(web, collector.status, partial(collector.serve, ready), ready_of(web))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from netprobe.cli.output import say
 from netprobe.errors import UsageError
 from netprobe.host.signals import until_signalled
 from netprobe.service.web_page import WebConfig, serve_page
+from netprobe.show.web.guard import is_loopback
 from netprobe.store.duckdb_file import DEFAULT_PATH
 
 FINE = 0
@@ -69,9 +71,15 @@ def web_config(args: argparse.Namespace) -> WebConfig | None:
     )
 
 
-def ready(url: str) -> None:
-    """Where the page can be opened: on stdout, for programs too."""
-    print(f"page on {url}", flush=True)
+def ready_of(config: WebConfig | None) -> Callable[[str], None]:
+    """Tells where the page can be opened: on stdout, for programs too; and if its token goes in clear, that."""
+
+    def ready(url: str) -> None:
+        print(f"page on {url}", flush=True)
+        if config and config.token and not config.certificate and not is_loopback(config.listen[0]):
+            say("netprobe serve: the token crosses the network in clear: give --web-cert and --web-key, or tunnel")
+
+    return ready
 
 
 def run_viewer(args: argparse.Namespace) -> int:
@@ -85,7 +93,5 @@ def run_viewer(args: argparse.Namespace) -> int:
             raise UsageError(f"--{option.replace('_', '-')}", "is the collector's", advice="give --listen too")
     config = web_config(args)
     assert config is not None
-    if config.token and not config.certificate and config.listen[0] not in ("127.0.0.1", "::1", "localhost"):
-        say("netprobe serve: the token goes over the network in clear: give --web-cert and --web-key, or use a tunnel")
-    trio.run(until_signalled, partial(serve_page, config, ready))
+    trio.run(until_signalled, partial(serve_page, config, ready_of(config)))
     return FINE

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from netprobe.service.discovery import read_topology
 from netprobe.service.inventory import inventory
 from netprobe.service.journal import stale_journals
 from netprobe.service.permits import read_host_allowlist
+from netprobe.service.sink import DEFAULT_FOLDER
+from netprobe.service.spool_places import left_behind
 from netprobe.store.duckdb_file import DEFAULT_PATH, open_store
 from netprobe.wire.serial_sync import SERIAL
 
@@ -175,6 +178,18 @@ def _store() -> str:
     return f"{DEFAULT_PATH} can be made"
 
 
+def _readings() -> str:
+    """Whether readings wait for a database that no program writes to."""
+    found = [
+        f"{one.batches} batches ({one.size_bytes / 1e6:.1f} MB) for {one.database or 'some database'} in {one.place}, "
+        f"the oldest of {datetime.fromtimestamp(one.since_ns / 1e9, UTC):%Y-%m-%d %H:%M} UTC"
+        for one in left_behind(DEFAULT_FOLDER)
+    ]
+    if found:
+        raise ValueError(f"no program sends what waits: {'; '.join(found)}")
+    return "none wait"
+
+
 def _journals() -> str:
     """Whether a killed run left something behind."""
     left = stale_journals()
@@ -267,6 +282,12 @@ def examine() -> list[Check]:
         _attempt("packet rings", _rings, advice="needs CAP_NET_RAW, CAP_NET_ADMIN and a kernel with TPACKET_V3"),
         _attempt("journals", _journals, is_required=False, advice="run `netprobe clean`"),
         _attempt("store", _store, is_required=False, advice="name another file with --store"),
+        _attempt(
+            "readings",
+            _readings,
+            is_required=False,
+            advice="write to that database again (--influx), or remove the folder if it is gone for good",
+        ),
         *_system_switch(),
     ]
     try:

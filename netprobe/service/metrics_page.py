@@ -1,32 +1,34 @@
 """The page /metrics by itself: one small ASGI application, served over HTTP in the nursery of the program that has it.
 
-Read-only, and there is nothing else behind it. Beyond loopback it asks for a token. The live page (show.web) is another
-server, at another address, and has no such page.
+Read-only, and there is nothing else behind it. Who may look is decided as for the live page (show.web.guard), which is
+another server, at another address, and has no such page.
 """
 
-import hmac
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import trio
 
-from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import realtime_ns
+from netprobe.service.page_listening import listen_at
 from netprobe.show.exposition import CONTENT_TYPE, Exposition
+from netprobe.show.web.guard import Guard, guard_of
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 PATH = "/metrics"
+OPTIONS = ("--metrics", "--metrics-token-file FILE")
+"""Where the page is, and what gives its token: for errors."""
 
 
-async def metrics_app(page: Exposition, token: str, scope: Message, receive: Receive, send: Send) -> None:
+async def metrics_app(page: Exposition, guard: Guard, scope: Message, receive: Receive, send: Send) -> None:
     """The ASGI application.
 
     Args:
         page: what is shown.
-        token: that is asked for, "" for none.
+        guard: who may look.
         scope: of the request.
         receive: nothing of a request's body is read.
         send: takes the answer.
@@ -38,28 +40,28 @@ async def metrics_app(page: Exposition, token: str, scope: Message, receive: Rec
         return
     if scope["type"] != "http":  # the server offers web sockets; one that is not accepted is closed
         return
-    status, body = _answer(page, token, scope)
+    status, body, more = _answer(page, guard, scope)
     headers = [
         (b"content-type", (CONTENT_TYPE if status == 200 else "text/plain; charset=utf-8").encode()),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
+        (b"cross-origin-resource-policy", b"same-origin"),
+        *((name.encode(), value.encode()) for name, value in more),
     ]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-def _answer(page: Exposition, token: str, scope: Message) -> tuple[int, bytes]:
+def _answer(page: Exposition, guard: Guard, scope: Message) -> tuple[int, bytes, tuple[tuple[str, str], ...]]:
+    """Status, body, and headers of a refusal."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    refusal = guard.refusal(scope["method"], headers)
+    if refusal is not None:
+        return refusal.status, f"{refusal.text}\n".encode(), refusal.headers
     if scope["path"] != PATH:
-        return 404, b"only /metrics is here\n"
-    if scope["method"] not in {"GET", "HEAD"}:
-        return 405, b"read only\n"
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    if token and not hmac.compare_digest(given, b"Bearer " + token.encode()):
-        return 401, b"a token is needed\n"
-    return 200, page.page(realtime_ns())
+        return 404, b"only /metrics is here\n", ()
+    return 200, page.page(realtime_ns()), ()
 
 
 async def serve_metrics(
@@ -78,22 +80,17 @@ async def serve_metrics(
         task_status: is told where it listens, as URLs.
 
     Raises:
+        UsageError: the address is none, or others can reach it and there is no token, or one that can be guessed.
         HostNotReadyError: the address cannot be listened at.
     """
     from hypercorn.config import Config  # noqa: PLC0415  only those pay who serve a page
     from hypercorn.trio import serve  # noqa: PLC0415  likewise
 
     address, port = listen
-    try:
-        listeners = await trio.open_tcp_listeners(port, host=address)
-    except OSError as error:
-        raise HostNotReadyError(
-            f"{address}:{port}",
-            f"cannot be listened at: {error.strerror or error}",
-            advice="is another one running?",
-        ) from error
+    guard = guard_of(address, token, OPTIONS)
+    sockets = await listen_at(OPTIONS[0], address, port)
     config = Config()
-    config.bind = [f"fd://{one.socket.detach()}" for one in listeners]
+    config.bind = [f"fd://{one.detach()}" for one in sockets]
     config.accesslog = config.errorlog = None
     config.include_server_header = False
-    await serve(partial(metrics_app, page, token), config, mode="asgi", task_status=task_status)
+    await serve(partial(metrics_app, page, guard), config, mode="asgi", task_status=task_status)

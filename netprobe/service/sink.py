@@ -22,6 +22,7 @@ from netprobe.host.spool import Spool, SpooledBlock
 from netprobe.host.spool_book import ShedRange
 from netprobe.model.metric_catalogue import SINK
 from netprobe.model.metrics import Reading
+from netprobe.service.spool_places import note_database
 from netprobe.store.influx import Answer, InfluxTarget, InfluxWriter, Taking
 from netprobe.wire.line_protocol import lines_of
 from netprobe.wire.report import PartKey
@@ -346,6 +347,7 @@ def _open_spools(config: SinkConfig, boot: str) -> list[Spool]:
     Raises:
         HostNotReadyError: the folder cannot be used, or too many programs write.
     """
+    note_database(config.place, config.target.url, config.target.bucket)
     found: list[Spool] = []
     trouble: HostNotReadyError | None = None
     for slot in range(SLOTS):

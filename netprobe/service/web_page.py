@@ -6,7 +6,6 @@ turn. What has been read once is kept: a hundred pages cost the store no more th
 """
 
 import json
-import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from hypercorn.trio import serve
 from netprobe.errors import HostNotReadyError, NetprobeError, NoAnswerError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.model.results import Json
+from netprobe.service.page_listening import check_address, listen_at
 from netprobe.show.web.app import make_app
 from netprobe.show.web.guard import guard_of
 from netprobe.store.history import History, open_history
@@ -32,6 +32,12 @@ GAP_S = 0.06
 
 MAX_KEPT = 2_000
 """Runs that are remembered as read."""
+
+FORGET_NS = 7 * 86_400 * 1_000_000_000
+"""A path that has no result so long before the newest of all is no longer shown. The store keeps it."""
+
+MAX_PATHS = 50_000
+"""Of more, those with the oldest results are no longer shown: names that never come again must not fill the memory."""
 
 T = TypeVar("T")
 
@@ -58,7 +64,12 @@ class WebConfig:
 
 @dataclass(slots=True)
 class Page:
-    """What the page knows (show.web.app.Source); `follow` keeps it up to date."""
+    """What the page knows (show.web.app.Source); `follow` keeps it up to date.
+
+    Attributes:
+        paths: newest row of each.
+        forgotten: paths that are no longer shown (FORGET_NS, MAX_PATHS).
+    """
 
     config: WebConfig
     version: int = 0
@@ -66,6 +77,7 @@ class Page:
     seen: set[str] = field(default_factory=set)
     newest: Json = field(default_factory=dict)
     problem: str = ""
+    forgotten: int = 0
     _news: trio.Event = field(default_factory=trio.Event)
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _mark: object = None
@@ -103,10 +115,24 @@ class Page:
         for path, row in paths.items():
             if path not in self.paths or self.paths[path]["started_ns"] <= row["started_ns"]:
                 self.paths[path] = row
+        self._forget()
         self.seen = set(runs)
         self.newest = rest
         self._mark = mark
         self._tell("")
+
+    def _forget(self) -> None:
+        """Leave out paths that nobody probes any more, and count them."""
+        newest_ns = max((row["started_ns"] for row in self.paths.values()), default=0)
+        old = [path for path, row in self.paths.items() if newest_ns - row["started_ns"] > FORGET_NS]
+        for path in old:
+            del self.paths[path]
+        self.forgotten += len(old)
+        if len(self.paths) > MAX_PATHS:
+            by_age = sorted(self.paths, key=lambda path: self.paths[path]["started_ns"])
+            for path in by_age[: len(self.paths) - MAX_PATHS]:
+                del self.paths[path]
+                self.forgotten += 1
 
     async def _ask(self, question: Callable[[History], T]) -> T:
         """Ask the store in a thread, one after the other."""
@@ -125,6 +151,7 @@ class Page:
                 "now_ns": realtime_ns(),
                 "problem": self.problem or None,
                 "has_collector": self.config.agents is not None,
+                "forgotten": self.forgotten,
                 "paths": list(self.paths.values()),
                 **self.newest,
             }
@@ -156,11 +183,19 @@ class Page:
 
 
 def _mark_of(store: Path) -> object:
-    """What changes when somebody writes to a store; None where there is none."""
+    """What changes when somebody writes to a store; None where there is none.
+
+    Raises:
+        HostNotReadyError: nobody can tell, since its folder cannot be looked into.
+    """
     try:
         now = store.stat()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise HostNotReadyError(
+            f"store {store}", f"cannot be looked at: {error.strerror}", advice="check the path, and who may read it"
+        ) from error
     return now.st_ino, now.st_size, now.st_mtime_ns
 
 
@@ -183,23 +218,6 @@ def _read_path(history: History, *, path: str, run_id: str | None) -> Json | Non
     if found is None:
         return None
     return {**found, "history": history.columns(path), "faults": history.faults(path)}
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        sock.listen(100)
-    except OSError as error:
-        sock.close()
-        raise HostNotReadyError(
-            f"--web {address}:{port}",
-            f"cannot be listened at: {error.strerror or error}",
-            advice="is another one running?",
-        ) from error
-    return sock
 
 
 def _server(config: WebConfig) -> Config:
@@ -234,15 +252,16 @@ async def serve_page(config: WebConfig, ready: Callable[[str], None] = lambda _u
         ready: is told the page's address when it can be opened.
 
     Raises:
-        UsageError: others can reach the address, and there is no token; or the certificate cannot be used.
+        UsageError: the address is none; others can reach it, and there is no token; the certificate cannot be used.
         HostNotReadyError: the address cannot be listened at.
     """
     address, port = config.listen
+    await check_address("--web", address, port)
     guard = guard_of(address, config.token)
     page, server = Page(config), _server(config)
-    sock = _listen(address, port)
-    port = sock.getsockname()[1]
-    server.bind = [f"fd://{sock.detach()}"]  # from now on its own, to close too
+    sockets = await listen_at("--web", address, port)
+    port = sockets[0].getsockname()[1]
+    server.bind = [f"fd://{sock.detach()}" for sock in sockets]  # from now on its own, to close too
     name = f"[{address}]" if ":" in address else address
     scheme = "https" if config.certificate else "http"
     async with trio.open_nursery() as nursery:

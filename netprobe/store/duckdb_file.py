@@ -6,6 +6,8 @@ store.tables'. DuckDB is imported when a store is opened, not before: `--help` m
 """
 
 import json
+import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +41,8 @@ MAX_RUNS = 10_000
 MAX_HOPS = 5_000_000
 LOCK_WAIT_S = 3.0
 LOCK_LOOK_S = 0.05
+_LOCKED = "lock on file"  # in DuckDB's words
+_HOLDER = re.compile(r"\(PID (\d+)\)")
 NEWEST = 200  # runs that are searched for an earlier result of a path
 DEFAULT_PATH = Path("/var/lib/netprobe/netprobe.duckdb")
 
@@ -199,7 +203,7 @@ def _connect(path: Path, *, read_only: bool) -> "duckdb.DuckDBPyConnection":
         try:
             return duckdb.connect(str(path), read_only=read_only)
         except duckdb.IOException as error:
-            if "lock" not in str(error) or time.monotonic() > deadline:
+            if _LOCKED not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(LOCK_LOOK_S)
 
@@ -232,9 +236,7 @@ def _opened(path: Path, *, read_only: bool) -> Iterator[Store]:
             path.parent.mkdir(parents=True, exist_ok=True)
         db = _connect(path, read_only=read_only)
     except (duckdb.Error, OSError) as error:
-        raise HostNotReadyError(
-            f"store {path}", f"cannot be opened: {_first_line(error)}", advice="name another file with --store"
-        ) from error
+        raise _not_opened(path, error, read_only=read_only) from error
     try:
         yield Store(db, _prepare(db, path, read_only=read_only))
     except duckdb.Error as error:
@@ -248,6 +250,28 @@ def _opened(path: Path, *, read_only: bool) -> Iterator[Store]:
             raise HostNotReadyError(
                 f"store {path}", f"cannot be closed: {_first_line(error)}", advice="is the disk full?"
             ) from error
+
+
+def _not_opened(path: Path, error: Exception, *, read_only: bool) -> HostNotReadyError:
+    """Why a store cannot be opened, and what to do about just that."""
+    where, text = f"store {path}", _first_line(error)
+    if _LOCKED in text:
+        holder = _HOLDER.search(text)
+        who = f"process {holder[1]}" if holder else "another process"
+        return HostNotReadyError(
+            where, f"{who} has had it open for {LOCK_WAIT_S:g} s", advice="try again, or when that one has ended"
+        )
+    if read_only and not os.path.lexists(path):
+        return HostNotReadyError(
+            where, "there is no such file", advice="name the right one with --store, or fill it with `netprobe run`"
+        )
+    if "ermission denied" in text:
+        advice = "run as its owner or root, or name another file with --store"
+    elif "not a valid DuckDB" in text:
+        advice = "it is no store, or damaged: name another file with --store"
+    else:
+        advice = "check the path, or name another file with --store"
+    return HostNotReadyError(where, f"cannot be opened: {text}", advice=advice)
 
 
 def _first_line(error: Exception) -> str:

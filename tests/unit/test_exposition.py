@@ -1,5 +1,6 @@
 """The page for Prometheus, read by its own parser: counters add up, gauges are the newest, what is gone goes."""
 
+import urllib.error
 import urllib.request
 
 import pytest
@@ -11,6 +12,7 @@ from netprobe.model.metric_catalogue import AGENT, COUNTER, DELAY_BUCKET, PATH, 
 from netprobe.service.metrics_page import metrics_app, serve_metrics
 from netprobe.show import exposition
 from netprobe.show.exposition import KEEP_NS, Exposition
+from netprobe.show.web.guard import Guard, guard_of
 
 TAGS = {"plan": "p", "path": '<script>"x"\\', "src": "vm 1", "dst": "vm2", "vantage": "guest", "proto": "udp"}
 
@@ -75,42 +77,60 @@ def test_what_is_gone_is_forgotten_and_what_finds_no_room_is_counted(monkeypatch
     assert by_name(samples(page, KEEP_NS + 1), "netprobe_agent_connected") == []
 
 
-async def ask(page, token="", method="GET", path="/metrics", headers=()):
+async def ask(page, guard, method="GET", path="/metrics", headers=()):
     sent = []
 
     async def send(message):
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    await metrics_app(page, token, scope, None, send)
+    await metrics_app(page, guard, scope, None, send)
     return sent[0]["status"], sent[1]["body"]
 
 
 def test_the_page_is_read_only_and_asks_for_its_token():
-    page = Exposition()
+    page, guard = Exposition(), Guard(None, "secret")
     page.put([COUNTER.reading(1, {"plan": "p", "counter": "x"}, events=2)], 2**62)
     bearer = (b"authorization", b"Bearer secret")
-    assert trio.run(ask, page, "secret")[0] == 401
-    assert trio.run(ask, page, "secret", "GET", "/metrics", [(b"authorization", b"Bearer secre")])[0] == 401
-    status, body = trio.run(ask, page, "secret", "GET", "/metrics", [bearer])
+    assert trio.run(ask, page, guard)[0] == 401
+    assert trio.run(ask, page, guard, "GET", "/metrics", [(b"authorization", b"Bearer secre")])[0] == 401
+    status, body = trio.run(ask, page, guard, "GET", "/metrics", [bearer])
     assert status == 200
     assert b"netprobe_counter_events_total" in body
-    assert trio.run(ask, page, "", "POST")[0] == 405
-    assert trio.run(ask, page, "", "GET", "/etc/passwd")[0] == 404
-    assert trio.run(ask, page, "", "HEAD") == (200, b"")
+    anybody = Guard(None, "")
+    assert trio.run(ask, page, anybody, "POST")[0] == 405
+    assert trio.run(ask, page, anybody, "GET", "/etc/passwd")[0] == 404
+    assert trio.run(ask, page, anybody, "HEAD") == (200, b"")
+
+
+def test_on_loopback_a_page_of_another_site_is_told_nothing():
+    """Neither one whose name was made to point here (DNS rebinding) nor one that a browser calls cross-site."""
+    page, guard = Exposition(), guard_of("127.0.0.1", "")
+    page.put([COUNTER.reading(1, {"plan": "p", "counter": "x"}, events=2)], 2**62)
+    own, other = (b"host", b"localhost:9862"), (b"host", b"evil.example:9862")
+    assert trio.run(ask, page, guard, "GET", "/metrics", [own])[0] == 200
+    assert trio.run(ask, page, guard, "GET", "/metrics", [(b"host", b"127.0.0.1:9862")])[0] == 200
+    for headers in ([other], [], [own, (b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"no-cors")]):
+        status, body = trio.run(ask, page, guard, "GET", "/metrics", headers)
+        assert status in (421, 403)
+        assert b"events" not in body
 
 
 def test_the_page_is_served_over_http_and_a_taken_port_is_told():
     page = Exposition()
     page.put([AGENT.reading(1, {"agent": "a"}, connected=1)], 2**62)
 
-    def fetch(url):
-        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+    def fetch(url, headers=None):
+        request = urllib.request.Request(f"{url}/metrics", headers=headers or {})
+        with urllib.request.urlopen(request, timeout=10) as response:
             return response.status, response.headers["content-type"], response.read()
 
     async def live():
         async with trio.open_nursery() as nursery:
             (url,) = await nursery.start(serve_metrics, page, ("127.0.0.1", 0))
+            with pytest.raises(urllib.error.HTTPError, match="421") as refused:
+                await trio.to_thread.run_sync(fetch, url, {"Host": "evil.example"})
+            refused.value.close()
             found = await trio.to_thread.run_sync(fetch, url)  # all of it: the server needs this thread to answer
             port = int(url.rpartition(":")[2])
             with pytest.raises(HostNotReadyError, match="cannot be listened at"):

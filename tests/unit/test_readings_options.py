@@ -103,12 +103,16 @@ def test_a_token_file_must_hold_one(tmp_path):
         sink_config(args("--influx", "http://db", "--influx-token-file", str(tmp_path / "none")))
 
 
-def test_a_page_for_others_needs_a_token(tmp_path):
+def test_a_page_for_others_needs_a_token_that_cannot_be_guessed(tmp_path):
+    """By the live page's rules, and in words of this page's own options."""
     assert readers_config(args("--metrics", "127.0.0.1:9862")).listen == ("127.0.0.1", 9862)
     assert readers_config(args("--metrics", "[::1]:9862")).token == ""
-    with pytest.raises(UsageError, match="token"):
+    with pytest.raises(UsageError, match=r"--metrics 0\.0\.0\.0: .*--metrics-token-file"):
         readers_config(args("--metrics", "0.0.0.0:9862"))
-    assert readers_config(args("--metrics", "0.0.0.0:9862", "--metrics-token-file", secret(tmp_path))).token == "s3cret"
+    with pytest.raises(UsageError, match="6 characters"):
+        readers_config(args("--metrics", "0.0.0.0:9862", "--metrics-token-file", secret(tmp_path)))
+    good = secret(tmp_path, "0123456789abcdef\n")
+    assert readers_config(args("--metrics", "0.0.0.0:9862", "--metrics-token-file", good)).token == "0123456789abcdef"
 
 
 def test_plans_and_configurations_have_the_table_and_refuse_what_is_not_in_it():

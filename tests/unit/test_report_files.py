@@ -4,6 +4,8 @@ import csv
 import io
 import re
 import shlex
+import subprocess
+import sys
 from html import unescape
 
 import pytest
@@ -15,6 +17,7 @@ from netprobe.show.policy_metrics import KINDS
 from netprobe.show.report_csv import csv_text
 from netprobe.show.report_html import report_html
 from netprobe.show.report_plan import limits, plan_text, statements
+from netprobe.store import duckdb_file
 
 
 def document(*results, **changes):
@@ -120,3 +123,36 @@ def test_the_command_writes_any_run_in_any_form(store, tmp_path, capsys):
     assert main(["report", "--store", str(store), "--csv", "--json"]) == 2
     assert main(["report", "--store", str(store), "--html", str(tmp_path / "no" / "x.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_read_is_told_with_its_name_and_what_to_do(tmp_path, capsys):
+    """A session without its ledger: no fault of netprobe's, whatever form is asked for; as JSON it can be had."""
+    path, broken = tmp_path / "s.duckdb", {"run": "odd", "started": "s", "stopped": None, "plan": "p", "sessions": [{}]}
+    save_document(path, "odd", 1, broken, "run")
+    for words in (["--html", str(tmp_path / "x.html")], ["--csv"], ["--run", "odd", "--html", "-"], []):
+        assert main(["report", "--store", str(path), *words]) == 3, words
+        told = capsys.readouterr().err
+        assert ("run odd" if "--run" in words else "its newest result") in told
+        assert "--json" in told
+    assert main(["report", "--store", str(path), "--json"]) == 0
+
+
+def test_why_a_store_cannot_be_opened_is_told_with_what_helps(tmp_path, capsys, monkeypatch):
+    """Another name helps against neither a lock nor a slip of the pen."""
+    monkeypatch.setattr(duckdb_file, "LOCK_WAIT_S", 0.1)
+    path = tmp_path / "s.duckdb"
+    save_run(path, "one", 1, [session("a", "b")])
+    script = "import duckdb, sys; db = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "open\n"
+        assert main(["report", "--store", str(path)]) == 3
+        told = capsys.readouterr().err
+        holder.stdin.close()
+    assert f"process {holder.pid} has had it open" in told
+    assert "nother file" not in told
+    assert main(["report", "--store", str(tmp_path / "none.duckdb")]) == 3
+    assert "there is no such file" in capsys.readouterr().err
+    (tmp_path / "text").write_text("no store" * 1000)
+    assert main(["report", "--store", str(tmp_path / "text")]) == 3
+    assert "It is no store, or damaged" in capsys.readouterr().err

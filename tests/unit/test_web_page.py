@@ -15,7 +15,10 @@ from support.pages import save_document, save_run, session
 
 from netprobe.cli.main import main
 from netprobe.errors import HostNotReadyError, UsageError
-from netprobe.service.web_page import Page, WebConfig, serve_page, serve_with_page
+from netprobe.service import web_page
+from netprobe.service.metrics_page import serve_metrics
+from netprobe.service.web_page import FORGET_NS, Page, WebConfig, serve_page, serve_with_page
+from netprobe.show.exposition import Exposition
 from netprobe.show.web.guard import Guard, guard_of, is_loopback
 from netprobe.store.duckdb_file import open_store
 from netprobe.store.history import open_history
@@ -218,6 +221,73 @@ def test_a_writer_finds_its_turn_while_pages_ask(tmp_path):
     assert asked
     with open_history(store) as history:
         assert len(history.runs()) == 6
+
+
+def test_a_path_that_nobody_probes_any_more_is_forgotten_and_counted(tmp_path, monkeypatch):
+    """A week behind the newest result, or one too many; the store has it still."""
+    store, week = tmp_path / "s.duckdb", FORGET_NS
+    page = Page(WebConfig(("127.0.0.1", 0), "", store))
+
+    def names(found):
+        return sorted(p["src"] for p in found["paths"])
+
+    async def main():
+        save_run(store, "one", 1, [session("a", "z"), session("b", "z")])
+        await followed(page, lambda o: names(o) == ["a", "b"] and o["forgotten"] == 0)
+        save_run(store, "two", 1 + week, [session("c", "z")])
+        await followed(page, lambda o: names(o) == ["a", "b", "c"] and o["forgotten"] == 0)
+        save_run(store, "three", 2 + week, [session("b", "z")])
+        await followed(page, lambda o: names(o) == ["b", "c"] and o["forgotten"] == 1)
+        assert (await page.path(path_id(session("a", "z")), None))["run_id"] == "one"
+        monkeypatch.setattr(web_page, "MAX_PATHS", 2)
+        save_run(store, "four", 3 + week, [session("d", "z")])
+        await followed(page, lambda o: names(o) == ["b", "d"] and o["forgotten"] == 2)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [("none", "there is no store"), ("file/s.duckdb", "cannot be looked at: Not a directory")],
+)
+def test_why_there_is_nothing_to_show_is_told_as_it_is(tmp_path, path, problem):
+    """A folder that is none is not a store that comes by waiting."""
+    (tmp_path / "file").write_text("x")
+    page = Page(WebConfig(("127.0.0.1", 0), "", tmp_path / path))
+    trio.run(followed, page, lambda o: problem in (o["problem"] or ""))
+
+
+@pytest.mark.parametrize("name", ["no.such.host.invalid", "a..b", "192.0.2.1.5"])
+@pytest.mark.parametrize("serve", [serve_page, serve_metrics])
+def test_an_address_that_is_none_is_the_callers_mistake(tmp_path, name, serve):
+    """And nobody asks whether another one is running, nor for a token."""
+    about = WebConfig((name, 0), TOKEN, tmp_path / "s") if serve is serve_page else Exposition()
+    more = () if serve is serve_page else ((name, 0), TOKEN)
+    with pytest.raises(UsageError, match=f"this host knows no '{name}'") as refused:
+        trio.run(serve, about, *more)
+    assert "running" not in str(refused.value)
+    with pytest.raises(UsageError, match="this host knows no"):
+        trio.run(serve_page, WebConfig((name, 0), "", tmp_path / "s"))
+
+
+def test_an_address_of_another_host_is_told_so(tmp_path):
+    """Not that another one is running there."""
+    with pytest.raises(HostNotReadyError, match="this host has"):
+        trio.run(serve_page, WebConfig(("192.0.2.77", 0), TOKEN, tmp_path / "s"))
+
+
+@pytest.mark.parametrize(("token", "code", "warned"), [("short", 2, False), (TOKEN, 0, True)])
+def test_that_a_token_goes_in_clear_is_said_of_one_that_is_used(tmp_path, capsys, monkeypatch, token, code, warned):
+    """One that is refused goes nowhere."""
+
+    async def served(config, ready):
+        guard_of(config.listen[0], config.token)
+        ready("http://page/")
+
+    monkeypatch.setattr("netprobe.cli.web.serve_page", served)
+    monkeypatch.setenv("NETPROBE_WEB_TOKEN", token)
+    assert main(["serve", "--web", "0.0.0.0:0", "--store", str(tmp_path / "s")]) == code
+    assert ("in clear" in capsys.readouterr().err) is warned
 
 
 def test_an_address_that_is_taken_is_said_so(tmp_path):

@@ -1,4 +1,4 @@
-"""Who may look at the live page: pure decisions about one request. show.web.app asks before it answers.
+"""Who may look at the live page, or at /metrics: pure decisions about one request, asked before it is answered.
 
 On loopback every program of this machine may look, but no page of another site that a browser has open: its requests
 carry that site's name in Host (DNS rebinding) or say so in Sec-Fetch-Site. Elsewhere a token is needed. The page is for
@@ -17,6 +17,7 @@ from netprobe.errors import UsageError
 MIN_TOKEN = 16
 METHODS = frozenset({"GET", "HEAD"})
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+OPTIONS = ("--web", "--web-token FILE or NETPROBE_WEB_TOKEN")
 CHALLENGE = 'Basic realm="netprobe", charset="UTF-8"'
 
 
@@ -89,24 +90,30 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def guard_of(address: str, token: str) -> Guard:
+def guard_of(address: str, token: str, options: tuple[str, str] = OPTIONS) -> Guard:
     """What requests to a page at this address must have.
 
     Args:
         address: where it listens, without port.
         token: "" for none.
+        options: what the address and what a token is given with, for errors.
 
     Raises:
         UsageError: others can reach it and there is no token, or it is one that can be guessed.
     """
     if token and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
-        raise UsageError("token of the page", f"it has {len(token)} characters", allowed=f"{MIN_TOKEN} ASCII and more")
+        raise UsageError(
+            f"token of the page ({options[1]})",
+            f"it has {len(token)} characters" if len(token) < MIN_TOKEN else "it has characters that no browser sends",
+            allowed=f"{MIN_TOKEN} printable ASCII characters or more",
+            advice="`openssl rand -hex 24` makes one",
+        )
     if not is_loopback(address):
         if not token:
             raise UsageError(
-                f"--web {address}",
+                f"{options[0]} {address}",
                 "others can reach that address, and the page shows who may reach whom",
-                advice="give a token with --web-token FILE or NETPROBE_WEB_TOKEN, or use 127.0.0.1",
+                advice=f"give a token with {options[1]}, or use 127.0.0.1",
             )
         return Guard(None, token)
     own = f"[{address}]" if ":" in address else address

@@ -28,8 +28,9 @@
     const lossText = bad.loss_ratio === null && bad.lost ? "loss ?" : percent(bad.loss_ratio);
     const show = (ns) => (ns === null ? "–" : duration(ns === Infinity ? null : ns));
     const text = metric === "loss" ? lossText : show(top(metric === "delay_p99" ? delays : medians));
+    const error = Math.max(...found.map((p) => p.clock_error || 0));
     const at = Math.max(...found.map((p) => p.started_ns));
-    const label = `${bad.src} to ${bad.dst}: ${state}; loss ${percent(bad.loss_ratio)} (${interval(bad.loss_low, bad.loss_high)}), median ${show(top(medians))}, p99 ${show(top(delays))}`
+    const label = `${bad.src} to ${bad.dst}: ${state}; loss ${percent(bad.loss_ratio)} (${interval(bad.loss_low, bad.loss_high)}), median ${show(top(medians))}, p99 ${show(top(delays))}${error ? `, ± ${duration(error)} between two clocks` : ""}`
       + (found.length > 1 ? `; the worst of ${found.length} paths` : "") + (newest - at > STALE_NS ? "; an old result" : "");
     return { state, text, sign: state === "reachable" ? null : SIGNS[state], label, stale: newest - at > STALE_NS, path: bad.path };
   }
@@ -111,8 +112,9 @@
       const [r, c] = [rows.indexOf(last[0]), cols.indexOf(last[1])];
       if (r >= 0 && c >= 0) grid.select(r, c);
     }
+    const gone = app.overview.forgotten;
     return { title: "Mesh", focus: () => grid.focus(), nodes: [
-      h("div", { class: "head" }, h("h1", {}, "Mesh"), summary(paths)),
+      h("div", { class: "head" }, h("h1", {}, "Mesh"), summary(paths), gone ? h("p", { class: "muted" }, `${plural(gone, "path")} without a result for a week not shown`) : null),
       h("div", { class: "with-side" }, node, h("div", { class: "side" }, broken(app, paths), changed(app, app.overview.changes || []))),
     ] };
   };
