@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -19,6 +19,7 @@ from netprobe.judge.proof import LossBound
 from netprobe.judge.stopwatch import Command
 from netprobe.model.topology import Host, Topology
 from netprobe.plan.budget import PORT_BLOCK
+from netprobe.service.backends import is_tracked_by_kernel, real_backend
 from netprobe.service.journal import Journal, new_journal
 from netprobe.service.stopwatch_command import COMMAND_S
 from netprobe.service.stopwatch_permits import StopwatchTerms, permit_stopwatch, reserve, tracked
@@ -91,7 +92,8 @@ async def watch_change(
     classes, left_out = choose_classes(plan.cover, plan.policy, order.rule)
     names = {name for watched in classes for name in (watched.scenario.src, watched.scenario.dst)}
     attachments = tuple(one for one in plan.attachments if one.name in names)
-    is_kernel = plan.backend == "bridge"
+    backend = await trio.to_thread.run_sync(real_backend, plan.backend, attachments, topology)
+    plan, is_kernel = replace(plan, backend=backend), is_tracked_by_kernel(backend)
     seconds = order.least_s + COMMAND_ROOM_S
     connections = min(math.ceil(order.connections * seconds), PORT_BLOCK[1] - PORT_BLOCK[0] - TRIES - 1)
     each = math.ceil(connections / max(sum(watched.has_new for watched in classes), 1)) + TRIES + 1

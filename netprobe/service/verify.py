@@ -6,7 +6,7 @@ service.verify_attempts'; what is proved is judge.proof's and judge.findings'.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import trio
@@ -14,7 +14,6 @@ import trio
 from netprobe.errors import UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.host.signals import StopRequest
-from netprobe.host.unixctl import UnixctlClient
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.judge.evaluator import Evaluator
 from netprobe.judge.findings import Evidence, Finding, FindingKind, Findings, Judged, judge_steps
@@ -22,12 +21,12 @@ from netprobe.judge.gaps import gap_findings
 from netprobe.judge.proof import Outcome, Proofs
 from netprobe.model.model_answers import ModelAnswer, ModelQuestion
 from netprobe.model.packets import Cover, Fragment, Step
-from netprobe.model.points import PointKind
 from netprobe.model.policy import Policy, PolicyPort
 from netprobe.model.topology import Attachment, Topology
 from netprobe.plan.budget import PORT_BLOCK
 from netprobe.plan.covering import cover
 from netprobe.plan.policy_bind import bind
+from netprobe.service.backends import backend_of, is_kernel_datapath, is_tracked_by_kernel, real_backend
 from netprobe.service.policy_models import ModelAsker
 from netprobe.service.stale_connections import read_entries
 from netprobe.service.verify_attempts import PORTS, Attempts
@@ -140,43 +139,6 @@ class VerifyOutcome:
     stopped: str = ""
 
 
-def backend_of(topology: Topology, attachments: Iterable[Attachment]) -> str:
-    """How policies are enforced there: "ovn", "bridge" (iptables before the vswitch) or "ovs-ct"."""
-    if topology.ovn is not None:
-        return "ovn"
-    if any(point.kind is PointKind.BRIDGE for one in attachments for point in one.chain):
-        return "bridge"
-    return "ovs-ct"
-
-
-def backend_on(backend: str, datapaths: str, commands: str = "") -> str:
-    """A backend where the kernel forwards, "ovs-kernel", "ovn-kernel", or DPDK, "ovs-dpdk"; iptables' is the kernel's.
-
-    Where some hosts' userspace forwards, it is a userspace backend: what userspace does by its nature may be seen.
-
-    Args:
-        backend: from `backend_of`.
-        datapaths: what `dpctl/dump-dps` prints, one "type@name" a line; a kernel's type is "system".
-        commands: what `list-commands` prints; some are there only where DPDK is on.
-    """
-    kinds = {line.partition("@")[0] for line in datapaths.split()}
-    if backend == "ovs-ct" and "dpdk/log-list" in commands:
-        return "ovs-dpdk"
-    if backend == "bridge" or kinds != {"system"}:
-        return backend
-    return "ovn-kernel" if backend == "ovn" else "ovs-kernel"
-
-
-def is_kernel_datapath(backend: str) -> bool:
-    """Whether the kernel's module forwards for Open vSwitch."""
-    return backend.endswith("-kernel")
-
-
-def is_tracked_by_kernel(backend: str) -> bool:
-    """Whether the kernel tracks connections there: for iptables, or for its own datapath of Open vSwitch."""
-    return backend == "bridge" or is_kernel_datapath(backend)
-
-
 def plan_verify(order: VerifyOrder, topology: Topology) -> VerifyPlan:
     """Bind the policy and compute its covering scenarios; sends nothing.
 
@@ -213,7 +175,8 @@ async def verify(
         HostNotReadyError: a tool, privilege or namespace is missing.
     """
     started_ns = realtime_ns()
-    plan = replace(plan, backend=await trio.to_thread.run_sync(_real_backend, plan, topology))
+    backend = await trio.to_thread.run_sync(real_backend, plan.backend, plan.attachments, topology)
+    plan = replace(plan, backend=backend)
     is_kernel = is_tracked_by_kernel(plan.backend)
     terms = (order.vantage, order.rate_pps)
     tries = plan.cover.probes * order.rounds + BURSTS * order.rules_proved
@@ -355,17 +318,6 @@ def _taken(plan: VerifyPlan, topology: Topology) -> frozenset[FiveTuple]:
             for entry in read_entries(host, is_hybrid=is_tracked_by_kernel(plan.backend)):
                 found |= {entry.original, entry.reply}
     return frozenset(found)
-
-
-def _real_backend(plan: VerifyPlan, topology: Topology) -> str:
-    names = {one.host for one in plan.attachments}
-    datapaths, commands = [], []
-    for host in topology.hosts:
-        if host.name in names:
-            with UnixctlClient(host.ovs_rundir) as unixctl:
-                datapaths.append(unixctl.call("dpctl/dump-dps"))
-                commands.append(unixctl.call("list-commands"))
-    return backend_on(plan.backend, "\n".join(datapaths), "\n".join(commands))
 
 
 def _rejects_pps(plan: VerifyPlan) -> int:

@@ -19,7 +19,7 @@ from netprobe.model.packets import (
 )
 from netprobe.model.points import Point, PointKind
 from netprobe.model.topology import Attachment
-from netprobe.service.verify import backend_on, is_tracked_by_kernel
+from netprobe.service.backends import backend_on, is_tracked_by_kernel
 from netprobe.service.verify_vantage import cover_from, routed
 
 PACKET = Packet(
