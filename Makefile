@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all set-up themselves, on a fresh Debian 12, as root.
-.PHONY: setup bpf demo test mutation lint bench zipapp lock clean
+.PHONY: setup bpf demo test long mutation lint bench zipapp lock clean
 
 BIN := .venv/bin
 
@@ -19,8 +19,13 @@ demo: setup
 test: setup lint
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
+# What takes too long for `make test`: labs in an emulated machine; some ten minutes.
+long: setup
+	$(BIN)/pytest -m long
+
 # How many of 600 mutants of what is enforced `netprobe verify` finds, 200 a backend; about half an hour. `make test` tries
-# a sample of them.
+# a sample of them. Not among them is `ovs-kernel`, whose lab is in an emulated machine: `cd tests; python -m mutation
+# --backend ovs-kernel --count 20` takes most of an hour.
 mutation: setup
 	cd tests && ../$(BIN)/python -m mutation --out ../mutation.json
 

@@ -1,16 +1,14 @@
-"""A hypervisor in a virtual machine, for what this machine's own kernel cannot do: `hypervisor.py COMMAND...`.
+"""Build the machine of the lab `ovs-kernel`: `hypervisor.py SOURCE`, where SOURCE is a disk to be made.
 
-It boots Debian's kernel for clouds, which has Open vSwitch's kernel datapath, with a disk that holds this machine's
-Python, netprobe as it is here, and the tools of a lab; runs a command of netprobe's there, and prints what it printed.
-There is no KVM to count on: QEMU emulates it, some fifteen times slower. The disk is kept by what is in it but netprobe
-itself, which is on a disk of its own, made each time.
+Its kernel is Debian's for clouds, which has Open vSwitch's kernel datapath. One disk holds this machine's Python and
+the tools of a lab; it is kept by what is in it. Another one, made each time, holds netprobe as it is in this checkout.
+The machine's one service runs what it is told to (orders.py). Prints where all of it is, as JSON.
 """  # noqa: INP001  a script beside what it packs
 
 import argparse
 import fcntl
 import hashlib
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +28,9 @@ PROGRAMS = (
     "ip", "tc", "ethtool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl", "ovs-dpctl", "ovsdb-tool", "ovsdb-server",
     "ovs-vswitchd", "bash", "sysctl",
 )  # fmt: skip
+WRAPPER = """#!/bin/sh
+exec python3 -m netprobe.cli.main "$@"
+"""
 PACKAGES = (
     "numpy", "numpy.libs", "scipy", "scipy.libs", "trio", "attr", "attrs", "sortedcontainers", "outcome", "sniffio",
     "idna", "msgspec", "ovs", "rich", "pygments", "markdown_it", "mdurl", "scapy", "cryptography", "cffi",
@@ -41,8 +42,9 @@ LEFT_OUT = ("test", "tests", "idlelib", "ensurepip", "lib2to3", "tkinter", "turt
 
 FILES = ("/etc/protocols", "/etc/services", "/etc/passwd", "/etc/group", "/usr/share/openvswitch/vswitch.ovsschema")
 APPLETS = ("sh", "cat", "ls", "sleep", "mkdir", "cp", "rm", "env", "uname", "grep", "dmesg", "kill", "id", "date", "ps")
-SITE, OUT = "/site", "/out"
-MEMORY_MIB = 1024
+SITE, SOURCE, WORK = "/site", "/source", "/work"
+ORDERS = "agents/guest-image/orders.py"
+PARTS = ("netprobe", "agents/netprobe_agents", "tests/support", "tests/mutation")
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /root
 /bin/busybox mount -t proc proc /proc
@@ -58,16 +60,13 @@ export PYTHONDONTWRITEBYTECODE=1 NETPROBE_TOOL_TIMEOUT_S=60
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
-for each in /run /tmp /var/log /var/lib {out}; do /bin/busybox mount -t tmpfs tmpfs $each; done
+for each in /run /tmp /var/log /var/lib {work}; do /bin/busybox mount -t tmpfs tmpfs $each; done
 /bin/busybox mkdir -p /run/netns /dev/shm /var/lib/netprobe
-/bin/busybox mount -t ext4 -o ro /dev/vdb {root}
+/bin/busybox mount -t ext4 -o ro /dev/vdb {source}
 ip link set lo up
-cd {root}
-export PYTHONPATH={site}:{root}:{root}/agents:{root}/tests
-sh {root}/job > {out}/stdout 2> {out}/stderr
-echo $? > {out}/code
-/bin/busybox tar -c -C {out} . > /dev/vport0p1
-/bin/busybox sync
+export PYTHONPATH={site}:{source}:{source}/agents:{source}/tests
+python3 {source}/{orders} /dev/vport0p1 {work}
+echo "netprobe-hypervisor: its service has ended"
 /bin/busybox poweroff -f
 """
 
@@ -150,12 +149,15 @@ def fill(root: Path, tree: Path) -> None:
     shutil.copy2(tree / "bin/busybox", root / "bin/busybox")
     for name in APPLETS:
         (root / "bin" / name).symlink_to("busybox")
-    for name in ("proc", "sys", "dev", "run", "tmp", "var/log", "var/lib", OUT[1:], str(ROOT)[1:], "usr/local/bin"):
+    for name in ("proc", "sys", "dev", "run", "tmp", "var/log", "var/lib", WORK[1:], SOURCE[1:], "usr/local/bin"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "usr/local/bin/python3").symlink_to(interpreter)
     start = root / "init"
-    start.write_text(START.format(root=ROOT, site=SITE, out=OUT))
+    start.write_text(START.format(source=SOURCE, site=SITE, work=WORK, orders=ORDERS))
     start.chmod(0o755)
+    wrapper = root / "usr/local/bin/netprobe"
+    wrapper.write_text(WRAPPER)
+    wrapper.chmod(0o755)
     compile_sources(root / standard.relative_to("/"), root / SITE[1:])
     note(f"made a base disk with {len(extensions)} extension modules")
 
@@ -207,64 +209,31 @@ def base(folder: Path) -> Path:
     return image
 
 
-def source(work: Path, job: str, files: Iterable[Path]) -> Path:
-    """The disk with netprobe as it is here, what to do, and files of the caller's."""
-    folder = work / "source"
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("netprobe", "agents/netprobe_agents", "tests/support", "tests/mutation"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for path in files:
-        shutil.copy2(path, folder / path.name)
-    compile_sources(folder)
-    (folder / "job").write_text(job)
-    make_disk(folder, work / "source.ext4")
-    return work / "source.ext4"
-
-
-def boot(image: Path, disk: Path, work: Path, timeout_s: float) -> Path:
-    """Run the machine to its end; the archive that it leaves."""
-    out = work / "out.tar"
-    command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    command += ["-machine", "pc,usb=off", "-cpu", "max", "-accel", "tcg,thread=multi,tb-size=256", "-smp", "2"]
-    command += ["-m", f"{MEMORY_MIB}M", "-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")]
-    command += ["-append", "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off"]
-    for path in (image / "disk", disk):
-        command += ["-drive", f"file={path},format=raw,if=virtio,snapshot=on"]
-    command += ["-serial", f"file:{work}/serial.log", "-device", "virtio-serial-pci"]
-    command += ["-chardev", f"file,id=out,path={out}", "-device", "virtserialport,chardev=out,name=out"]
-    try:
-        subprocess.run(command, check=False, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        note(f"it has not ended in {timeout_s:g} s")
-    except FileNotFoundError:
-        sys.exit("hypervisor: qemu-system-x86_64 is not installed")
-    return out
+def source(target: Path) -> None:
+    """The disk with netprobe as it is here, and what its mutation score needs."""
+    with tempfile.TemporaryDirectory(prefix="netprobe-hypervisor-") as name:
+        folder = Path(name)
+        ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+        for part in PARTS:
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, folder / part, ignore=ignore)
+        compile_sources(folder)
+        (folder / ORDERS).parent.mkdir(parents=True)
+        shutil.copy2(ROOT / ORDERS, folder / ORDERS)
+        make_disk(folder, target)
 
 
 def main() -> int:
-    """Boot, run, print; exits as the command did."""
+    """Make what is not there yet, and say where it is."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--timeout", type=float, default=900, metavar="S", help="after so long the machine is ended")
-    parser.add_argument("--file", type=Path, action="append", default=[], help="a file to have beside (repeatable)")
-    parser.add_argument("--shell", action="store_true", help="COMMAND is a script of one word")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="words of netprobe's command line")
+    parser.add_argument("source", type=Path, help="the disk with netprobe that is to be made")
+    parser.add_argument("--image", type=Path, help="a folder with kernel, initrd and disk to use instead of our own")
     arguments = parser.parse_args()
-    words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    job = words[0] if arguments.shell else shlex.join(["python3", "-m", "netprobe.cli.main", *words])
-    image = base(cache_folder() / "hypervisor-image")
-    with tempfile.TemporaryDirectory(prefix="netprobe-hypervisor-") as name:
-        work = Path(name)
-        out = boot(image, source(work, job + "\n", arguments.file), work, arguments.timeout)
-        unpacked = work / "unpacked"
-        unpacked.mkdir()
-        done = subprocess.run(["tar", "-x", "-f", str(out), "-C", str(unpacked)], capture_output=True, check=False)
-        if done.returncode or not (unpacked / "code").is_file():
-            serial = (work / "serial.log").read_text(errors="replace") if (work / "serial.log").exists() else ""
-            note("it left no result; the end of its serial line:\n" + "\n".join(serial.splitlines()[-30:]))
-            return 3
-        sys.stderr.write((unpacked / "stderr").read_text(errors="replace"))
-        sys.stdout.write((unpacked / "stdout").read_text(errors="replace"))
-        return int((unpacked / "code").read_text())
+    image = arguments.image or base(cache_folder() / "hypervisor-image")
+    source(arguments.source)
+    places = {name: str(image / name) for name in ("kernel", "initrd", "disk")}
+    print(json.dumps({**places, "source": str(arguments.source)}))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""`netprobe lab up|down|status|move|fault`: the lab for people (tables) and programs (--json)."""
+"""`netprobe lab up|down|status|exec|move|fault`: the lab for people (tables) and programs (--json)."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from netprobe.cli.output import print_json, say
+from netprobe.errors import UsageError
 from netprobe.lab import control
 from netprobe.plan.fields import parse_duration_ns, parse_ratio
 from netprobe.show.tables import console, duration
@@ -39,6 +41,9 @@ def _describe(status: control.LabStatus) -> None:
     faults = [s for s in state["segments"] if s["fault"]]
     for segment in faults:
         out.print(f"fault in {segment['id']}: {_fault_text(segment['fault'])}", style="yellow")
+    if state["machine"]:
+        text = "it is in a machine of its own, for this kernel has no module openvswitch: `netprobe lab exec COMMAND`"
+        out.print(f"{text} runs there", style="yellow")
     out.print(f"{len(state['segments'])} segments; `netprobe lab status --json` lists them", style="dim")
 
 
@@ -90,6 +95,28 @@ def status(args: argparse.Namespace) -> int:
         for problem in found.problems:
             say(f"netprobe lab: broken: {problem}; `netprobe lab up` repairs it")
     return FINE if found.is_healthy else NO
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run a command in the lab's machine; exits as it did."""
+    words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if not words:
+        raise UsageError(
+            "netprobe lab exec", "no command was given", advice="such as `netprobe lab exec netprobe doctor`"
+        )
+    files = {}
+    for path in map(Path, args.file):
+        try:
+            files[path.name] = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"--file {path}", f"cannot be read: {error.strerror}") from error
+    return control.execute(words, files=files, write=_write)
+
+
+def _write(fd: int, data: bytes) -> None:
+    stream = (sys.stdout if fd == 1 else sys.stderr).buffer
+    stream.write(data)
+    stream.flush()
 
 
 def move(args: argparse.Namespace) -> int:

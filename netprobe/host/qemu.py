@@ -99,6 +99,8 @@ class Machine:
         snapshot: start from this file instead of booting (see `save`); the guest is then paused until `resume`.
         netns: network namespace of the process; empty for the caller's own.
         cpus: virtual ones, a thread each.
+        disks: files that the guest has as block devices, and cannot write.
+        cache_mib: of translated code.
     """
 
     name: str
@@ -112,6 +114,8 @@ class Machine:
     snapshot: Path | None = None
     netns: str = ""
     cpus: int = 1
+    disks: tuple[Path, ...] = ()
+    cache_mib: int = TRANSLATION_CACHE_MIB
 
     @property
     def monitor(self) -> Path:
@@ -138,9 +142,11 @@ class Machine:
             machine += ",memory-backend=mem0"
         words = [PROGRAM, "-name", _escaped(self.name), "-nodefaults", "-no-user-config", "-display", "none"]
         words += ["-no-reboot", "-machine", machine, "-cpu", "max", "-smp", str(self.cpus), *memory]
-        words += ["-accel", f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"]
+        words += ["-accel", f"tcg,thread=multi,tb-size={self.cache_mib}"]
         words += ["-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", self._kernel_line]
         words += ["-serial", f"file:{self.serial_log}", "-qmp", f"unix:{self.monitor},server=on,wait=off"]
+        for disk in self.disks:
+            words += ["-drive", f"file={_escaped(disk)},format=raw,if=virtio,readonly=on"]
         words += ["-device", "virtio-serial-pci,max_ports=8"] if self.channels else []
         for number, (name, path) in enumerate(self.channels):
             words += ["-chardev", f"socket,id=port{number},path={_escaped(path)},server=on,wait=off"]

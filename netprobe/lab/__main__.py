@@ -7,6 +7,7 @@ python -m netprobe.lab fault_set vm1.backend..vm2.backend delay_ns=300000 loss=0
 import ast
 import json
 import sys
+from pathlib import Path
 
 from netprobe.errors import NetprobeError
 from netprobe.lab import control
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> int:
         return 2
     words = [word for word in argv[1:] if "=" not in word]
     options = {name: ast.literal_eval(value) for name, _, value in (w.partition("=") for w in argv[1:] if "=" in w)}
+    if isinstance(options.get("config_path"), str):
+        options["config_path"] = Path(options["config_path"])
     try:
         result = COMMANDS[argv[0]](*words, **options)
     except NetprobeError as error:

@@ -45,6 +45,8 @@ HYBRID_PACKAGES = "iptables ipset"
 VIRTUAL_TOOLS, VIRTUAL_PACKAGES = (qemu.PROGRAM,), qemu.PACKAGE
 
 OPENVSWITCH_MODULE = Path("/sys/module/openvswitch")
+DISK_TOOLS, DISK_PACKAGES = ("mke2fs", "ldd", "depmod", "dpkg"), "e2fsprogs libc-bin kmod dpkg"
+"""What makes the disks of a lab in a machine of its own."""
 
 AGENT_WAIT_S = 10.0
 AGENT_LOOK_S = 0.005
@@ -81,15 +83,16 @@ def check_host(shape: Shape | None = None) -> None:
         tools, packages = [*tools, *VIRTUAL_TOOLS], f"{packages} {VIRTUAL_PACKAGES}"
     if shape is not None and shape.is_dpdk:
         tools, packages = [*tools, str(ovs_dpdk.PROGRAM)], f"{packages} {ovs_dpdk.PACKAGES}"
-    if shape is not None and shape.is_kernel and not OPENVSWITCH_MODULE.exists():
-        raise HostNotReadyError(
-            f"lab {shape.name}",
-            "needs the kernel's module openvswitch, which is not loaded",
-            advice="modprobe openvswitch, or run it in a machine of its own: agents/guest-image/hypervisor.py",
-        )
+    if shape is not None and needs_machine(shape):
+        tools, packages = [*tools, *VIRTUAL_TOOLS, *DISK_TOOLS], f"{packages} {VIRTUAL_PACKAGES} {DISK_PACKAGES}"
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         raise HostNotReadyError("lab", f"needs {', '.join(missing)}", advice=f"apt-get install {packages}")
+
+
+def needs_machine(shape: Shape) -> bool:
+    """Whether a lab needs a kernel that this one is not, and so a machine of its own (netprobe.lab.hypervisor)."""
+    return shape.is_kernel and not OPENVSWITCH_MODULE.exists()
 
 
 def rules_of(config: LabConfig) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What a user can do to a lab: up, down, status, move, fault set, fault clear. One at a time, under a lock.
+"""What a user can do to a lab: up, down, status, exec, move, fault set, fault clear. One at a time, under a lock.
 
 The command line (netprobe.cli) and the tests call this module and nothing else of the package. What the functions
 return is plain and can go out as JSON.
@@ -6,15 +6,16 @@ return is plain and can go out as JSON.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError, UsageError
-from netprobe.lab import build, config, faults, health, journal, layout, moving, state, teardown, topology
+from netprobe.lab import build, config, faults, health, hypervisor, journal, layout, moving, state, teardown, topology
 
 SCHEMA = 1
+INSIDE = "order it there: `netprobe lab exec netprobe ...`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def up(name: str = "single", *, config_path: Path | None = None, with_agents: bo
     Args:
         name: which lab.
         config_path: groups and guests instead of those that ship with it.
-        with_agents: start the guest agents.
+        with_agents: start the guest agents; a lab in a machine of its own has none.
 
     Raises:
         UsageError: no such lab, or its configuration is wrong, or another lab or configuration is up.
@@ -129,7 +130,10 @@ def up(name: str = "single", *, config_path: Path | None = None, with_agents: bo
                 return _status(old, was_up=True, seconds=time.monotonic() - began)
             teardown.tear_down(old, places)
         try:
-            made = build.build(wanted, places, with_agents=with_agents)
+            if build.needs_machine(wanted.shape):
+                made = hypervisor.build(wanted, config_path, places)
+            else:
+                made = build.build(wanted, places, with_agents=with_agents)
         except BaseException:
             _undo(places)
             raise
@@ -204,6 +208,31 @@ def _counters(path: Path) -> dict[str, int]:
         return {}
 
 
+def execute(words: Sequence[str], *, files: Mapping[str, bytes], write: hypervisor.Write) -> int:
+    """Run a command in the machine that a lab is in (lab `ovs-kernel`).
+
+    Args:
+        words: the command.
+        files: what is put into the folder that it runs in, by name.
+        write: takes what it writes, as it comes: 1 (standard output) or 2, and octets.
+
+    Returns:
+        Its exit code.
+
+    Raises:
+        UsageError: the lab is in no machine of its own.
+        HostNotReadyError: no lab is up, its machine has ended, or another command is under way there.
+    """
+    build.check_host()
+    places = state.Places.from_environment()
+    old = state.load(places.state)
+    if old is None or not old.is_complete:
+        raise HostNotReadyError("lab", "is not up", advice="run `netprobe lab up`")
+    if not old.machine:
+        raise UsageError(f"lab {old.name}", "is in no machine of its own", advice="run the command here")
+    return hypervisor.run(old, places, words, write=write, files=files)
+
+
 @contextmanager
 def _complete_lab() -> Iterator[tuple[state.State, state.Places]]:
     """The lab, locked, and fit to be changed."""
@@ -216,6 +245,8 @@ def _complete_lab() -> Iterator[tuple[state.State, state.Places]]:
         old = state.load(places.state)
         if old is None:
             raise HostNotReadyError("lab", "is not up", advice=advice)
+        if old.machine:
+            raise UsageError(f"lab {old.name}", "is in a machine of its own", advice=INSIDE)
         broken = health.problems(old, places)
         if broken:
             raise HostNotReadyError("lab", f"is broken: {'; '.join(broken)}", advice=f"{advice}, which rebuilds it")

@@ -2,7 +2,7 @@
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute, netns, ovs, process
-from netprobe.lab import guard
+from netprobe.lab import guard, hypervisor
 from netprobe.lab.build import agent_name
 from netprobe.lab.flow_table import COOKIE_MASK, COOKIE_PREFIX
 from netprobe.lab.layout import ports
@@ -20,6 +20,8 @@ def problems(state: State, places: Places) -> list[str]:
     """
     if not state.is_complete:
         return ["it was left half-made"]
+    if state.machine:  # what is in there, a netprobe in there can see
+        return _processes(state) or list(filter(None, [hypervisor.ping(state, places)]))
     found = [*_processes(state), *_namespaces(state)]
     found += [f"the relay in {f.splice.segment} was left half-made" for f in state.faults if not f.active]
     found += [f"the move of {state.moving} was left half-made"] if state.moving else []

@@ -139,6 +139,8 @@ class State:
     Attributes:
         endpoints: empty until it is complete.
         moving: the guest that is between two hypervisors just now, empty otherwise.
+        machine: the virtual machine that all of it is in, empty where it is in this one: nothing but that machine is
+            here then (netprobe.lab.hypervisor).
     """
 
     name: str
@@ -149,6 +151,7 @@ class State:
     processes: tuple[ProcessRecord, ...] = ()
     namespaces: tuple[NamespaceRecord, ...] = ()
     moving: str = ""
+    machine: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -220,6 +223,7 @@ class State:
             "processes": [{**asdict(record), "argv": list(record.argv)} for record in self.processes],
             "namespaces": [asdict(record) for record in self.namespaces],
             "moving": self.moving,
+            "machine": self.machine,
         }
 
 
@@ -298,6 +302,7 @@ def load(path: Path) -> State | None:
             processes=tuple(ProcessRecord(**{**p, "argv": tuple(p["argv"])}) for p in document["processes"]),
             namespaces=tuple(NamespaceRecord(**entry) for entry in document["namespaces"]),
             moving=document["moving"],
+            machine=document.get("machine", ""),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise HostNotReadyError(

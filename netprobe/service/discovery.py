@@ -171,7 +171,7 @@ def read_topology(path: Path | None = None) -> Topology:
     """The topology of this machine's lab.
 
     Raises:
-        HostNotReadyError: there is no lab, or its state file cannot be read.
+        HostNotReadyError: there is no lab, it is in a machine of its own, or its state file cannot be read.
     """
     path = path or state_path()
     try:
@@ -182,6 +182,9 @@ def read_topology(path: Path | None = None) -> Topology:
         raise HostNotReadyError("topology", f"{path} may not be read", advice="run as root") from None
     except (OSError, ValueError, RecursionError) as error:
         raise HostNotReadyError("topology", f"{path} is damaged: {error}", advice="run `netprobe lab up`") from error
+    if isinstance(state, dict) and state.get("machine"):
+        advice = "run it there: `netprobe lab exec netprobe ...`"
+        raise HostNotReadyError("topology", "the lab is in a machine of its own", advice=advice)
     try:
         return topology_of(state)
     except (LookupError, ValueError, TypeError, AttributeError) as error:

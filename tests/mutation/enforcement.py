@@ -7,7 +7,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from mutation.flow_mutants import flow_mutants, strip_dump
@@ -36,6 +36,23 @@ _CONNTRACK_DELETE = 0x0102  # linux/nfnetlink_conntrack.h: subsystem 1, IPCTNL_M
 _REQUEST_ACK = 0x5
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a lab can be asked.
+
+    Attributes:
+        verify_pps, tmax_ns: of a verification, and how long it waits for a packet.
+        replay_pps: of the packets for survivors.
+        wait_s, last_wait_s: for packets of one step of them, and behind all.
+    """
+
+    verify_pps: int = 8000
+    tmax_ns: int = 100_000_000
+    replay_pps: int = 10_000
+    wait_s: float = 0.06
+    last_wait_s: float = 0.2
+
+
 class Enforcement:
     """What the three have in common.
 
@@ -47,9 +64,11 @@ class Enforcement:
         lab: as `netprobe lab up` names it.
         config: bound to the addresses that the lab gives.
         own: addresses of guests by the OpenFlow numbers of their ports.
+        pace: how fast the lab can be asked.
     """
 
     backend = lab = ""
+    pace = Pace()
 
     def __init__(self, config: LabConfig) -> None:
         self.ends = endpoints(config)
@@ -275,6 +294,13 @@ def _acl_flows(text):
     return found
 
 
+class OvsKernel(OvsCt):
+    """Lab ovs-kernel: the same flows, and the kernel's module carries them out, in an emulated machine: slowly."""
+
+    backend, lab = "ovs-kernel", "ovs-kernel"
+    pace = Pace(verify_pps=150, tmax_ns=1_000_000_000, replay_pps=300, wait_s=1.0, last_wait_s=2.0)
+
+
 class OvsDpdk(OvsCt):
     """Lab dpdk: the same flows, and DPDK's polling threads carry them out."""
 
@@ -282,3 +308,5 @@ class OvsDpdk(OvsCt):
 
 
 BACKENDS = {each.backend: each for each in (OvsCt, OvsDpdk, Bridge, Ovn)}
+ALL = BACKENDS | {OvsKernel.backend: OvsKernel}
+"""With the one that needs a kernel of its own, and an hour."""

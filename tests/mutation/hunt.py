@@ -5,6 +5,7 @@ from functools import partial
 
 import trio
 
+from mutation.enforcement import Pace
 from netprobe.host.signals import StopRequest
 from netprobe.judge.findings import Finding, FindingKind
 from netprobe.model.topology import Topology
@@ -13,8 +14,6 @@ from netprobe.service.discovery import read_topology
 from netprobe.service.verify import VerifyOrder, VerifyPlan, plan_verify, verify
 
 KILLING = (FindingKind.LEAK, FindingKind.OVERBLOCK, FindingKind.WRONG_PLACE, FindingKind.DIVERGENCE)
-PPS = 8000
-TMAX_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +25,10 @@ class Hunter:
     topology: Topology
 
     @classmethod
-    def of(cls, text: str, where: str) -> "Hunter":
+    def of(cls, text: str, where: str, pace: Pace) -> "Hunter":
         """For a policy's text and the lab that is up."""
-        order = VerifyOrder(parse_policy(text, where), where, rate_pps=PPS, tmax_ns=TMAX_NS, until_finding=True)
+        terms = {"rate_pps": pace.verify_pps, "tmax_ns": pace.tmax_ns}
+        order = VerifyOrder(parse_policy(text, where), where, **terms, until_finding=True)
         topology = read_topology()
         return cls(order, plan_verify(order, topology), topology)
 

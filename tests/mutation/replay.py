@@ -14,12 +14,11 @@ from mutation.enforcement import Enforcement
 from mutation.replay_packets import conversations
 from netprobe.host.signals import StopRequest
 from netprobe.model.packets import Scenario
+from netprobe.service.backends import is_tracked_by_kernel
 from netprobe.service.verify import VerifyPlan
 from netprobe.service.verify_attempts import Attempts, levels, waves
 from netprobe.service.verify_wire import VerifyWire, WireOrder, new_mark, open_wire
 
-PPS = 10_000
-WAIT_S, LAST_WAIT_S = 0.06, 0.2
 AT_ONCE = 3000
 TRIES = 3
 """How often what differs is sent again to either; loss does not come every time."""
@@ -91,8 +90,9 @@ class Replay:
     async def _send(self, scenarios: Sequence[Scenario]) -> Fates:
         mark = new_mark()
         attempts = Attempts(mark, secrets.randbelow(4096))
-        is_kernel = self._plan.backend == "bridge"
-        order = WireOrder(mark, self._plan.attachments, self._topology, "tap", PPS, is_kernel)
+        is_kernel = is_tracked_by_kernel(self._enforcement.backend)
+        pps = self._enforcement.pace.replay_pps
+        order = WireOrder(mark, self._plan.attachments, self._topology, "tap", pps, is_kernel)
         seqs: dict[int, list[int]] = {}
         seen: set[int] = set()
         async with open_wire(order, StopRequest()) as wire:
@@ -101,7 +101,7 @@ class Replay:
                 await self._wave(wire, attempts, wave, seen)
                 seqs |= {attempt.scenario.number: attempt.seqs for attempt in wave}
                 await trio.to_thread.run_sync(self._enforcement.flush)
-            await trio.sleep(LAST_WAIT_S)
+            await trio.sleep(self._enforcement.pace.last_wait_s)
             await self._listen(wire, attempts, seen)
         return {number: tuple(seq in seen for seq in sent) for number, sent in seqs.items()}
 
@@ -118,7 +118,7 @@ class Replay:
             wire.write_down(batch)
             times = await wire.send(batch)
             assert all(times), "frames were not sent"
-            await trio.sleep(WAIT_S)
+            await trio.sleep(self._enforcement.pace.wait_s)
             await self._listen(wire, attempts, seen)
 
     async def _listen(self, wire: VerifyWire, attempts: Attempts, seen: set[int]) -> None:

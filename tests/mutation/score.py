@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.policy_texts import forty, forty_file
 
-from mutation.enforcement import BACKENDS, Enforcement
+from mutation.enforcement import ALL, Enforcement
 from mutation.explain import explanation
 from mutation.hunt import Hunter
 from mutation.mutants import Mutant, chosen
@@ -115,7 +115,7 @@ class _Bench:
         """Bring the lab up."""
         control.up(made.lab, config_path=path, with_agents=False)
         enforcement = made(config.load(made.lab, path))
-        hunter = Hunter.of(forty(made.lab), str(path))
+        hunter = Hunter.of(forty(made.lab), str(path), made.pace)
         replay = Replay(enforcement, hunter.plan, hunter.topology, packets=packets, seed=seed)
         return cls(enforcement, hunter, replay)
 
@@ -142,7 +142,7 @@ def score(
     left behind, and are tried again in a new lab.
 
     Args:
-        backend: one of BACKENDS.
+        backend: one of ALL.
         place: a directory for files.
         count: how many mutants.
         seed: of their choice, and of the packets for those that survive.
@@ -150,7 +150,7 @@ def score(
         only: of those chosen try the ones with this in their names.
         tell: takes a line a mutant.
     """
-    made = BACKENDS[backend]
+    made = ALL[backend]
     path = forty_file(place, made.lab)
     found, began, labs = Score(), time.monotonic(), 0
     try:

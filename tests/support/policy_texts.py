@@ -5,7 +5,7 @@ from pathlib import Path
 
 FORTY = Path(__file__).parent / "policies" / "forty.toml"
 FLAT = ("10.0.0.", "fd00:10::")
-NETWORKS = {"single": FLAT, "bridge": FLAT, "dpdk": FLAT, "pair": ("10.1.0.", "fd00:1::")}
+NETWORKS = {"single": FLAT, "bridge": FLAT, "dpdk": FLAT, "ovs-kernel": FLAT, "pair": ("10.1.0.", "fd00:1::")}
 
 
 def forty(lab="single"):

@@ -44,7 +44,7 @@ def test_the_document_has_the_keys_of_the_contract(places):
     document = full(places).to_json()
     assert list(document) == [
         *("schema", "name", "run_dir", "hosts", "guests", "bypasses", "points", "segments"),
-        *("ovn", "management", "rules", "faults", "processes", "namespaces", "moving"),
+        *("ovn", "management", "rules", "faults", "processes", "namespaces", "moving", "machine"),
     ]
     host = document["hosts"][0]
     assert list(host)[:6] == ["name", "netns", "bridge", "ovs_rundir", "allowlist", "zone"]
