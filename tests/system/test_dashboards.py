@@ -1,12 +1,13 @@
 """Every query of the dashboards, on a real influxd that real runs have filled: watch, verify, a collector's run.
 
-Network: the lab `single` for watches and proofs, then the lab `pair` for the collector, its agents and their clocks.
+Network: the lab `pair`, for all of it: two hypervisors, OVN, and a fault behind the tunnel between them.
 """
 
 import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 import urllib.request
 from dataclasses import replace
@@ -29,6 +30,7 @@ from netprobe.host.clock import realtime_ns
 from netprobe.host.netns import in_netns
 from netprobe.lab import config, control
 from netprobe.plan.grants import Grants, parse_inject
+from netprobe.service.discovery import read_topology
 from netprobe.service.readers import send_readings
 from netprobe.service.sink import SinkConfig
 from netprobe.show.policy_metrics import verification_readings
@@ -53,8 +55,11 @@ src = "vm2"
 dst = "vm1"
 rate = 50
 """
-ONE = {"src": "vm1", "dst": "vm2", "path": "web", "leg": "forward", "segment": "vm1.backend..vm2.backend"}
-FAULTY = "vm1.backend..vm2.backend"
+FAULTY = "hv2.nic..vm2.backend"
+"""What comes out of the tunnel for vm2 is lost on its hypervisor. Both points keep their devices meanwhile."""
+
+LAST_SEEN, FIRST_MISSING = FAULTY.split("..")
+ONE = {"src": "vm1", "dst": "vm2", "path": "web", "leg": "forward", "segment": FAULTY}
 SECONDS_NS = 1_000_000_000
 
 
@@ -138,22 +143,16 @@ class Collected(Spread):
 
     def start_collector(self):
         words = ["serve", "--listen", "172.31.0.1:8620", "--pki", self.pki, "--dir", self.folder / "collector"]
-        words += [
-            "--no-store",
-            "--influx",
-            self.url,
-            "--influx-spool",
-            self.folder / "influx",
-            "--metrics",
-            "127.0.0.1:0",
-        ]
+        words += ["--no-store", "--influx", self.url, "--influx-spool", self.folder / "influx"]
+        words += ["--metrics", "127.0.0.1:0"]
         self._start("collector", "central", [*NETPROBE, *words])
         self.wait_for("collector", "ready")
 
     def close(self):
         """At once: no run is under way, and the lab goes too."""
-        for name in self.processes:
-            self.kill(name)
+        for name, process in self.processes.items():
+            if process.poll() is None:
+                self.kill(name)
 
 
 def watched(folder, server, queries):
@@ -196,52 +195,59 @@ def whole(rows):
     return [r for r in rows if r["owloss_low_ratio"] is not None]
 
 
-def proved(folder, url, place):
+def proved(folder, url):
     """A proof that finds leaks, and a rule that is taken away while somebody watches."""
-    text = (Path(config.__file__).parent / "single.toml").read_text(encoding="utf-8").replace('"both"', '"ipv4"')
+    text = (Path(config.__file__).parent / "pair.toml").read_text(encoding="utf-8").replace('"both"', '"ipv4"')
+    first, *guests = re.split(r"(?=\[\[guest\]\])", text.partition("# A probe NIC outside")[0])
+    text = first + "".join(one for one in guests if 'name = "vm1"' in one or 'name = "vm2"' in one)
     policy, narrower = folder / 'the "web".toml', folder / "narrower.toml"
     policy.write_text(text)
     narrower.write_text(text.replace("port = 80\n", "port = 81\n", 1))  # what the lab lets pass on port 80 leaks
     proof = verify(folder, url, narrower, "--prove-rules", "0")
-    change = f"ovs-ofctl -OOpenFlow15 del-flows unix:{place}/lab/hv1/br-int.mgmt table=82,tcp,tp_dst=80"
+    where = ["sg_web", "to-lport", "1002", "outport == @sg_web && tcp && tcp.dst == 80"]
+    change = shlex.join(["ovn-nbctl", f"--db={read_topology().ovn.northbound}", "--wait=hv", "acl-del", *where])
     rates = ["--watch-rate", "1000", "--watch-connections", "100", "--watch-before", "200ms", "--watch-after", "500ms"]
     return proof, verify(folder, url, policy, "--watch-rule", "web[1]", "--watch-change", change, *rates)
 
 
-def collected(folder, server, queries, place):
-    """A collector and two agents, a run over both; then one agent is killed."""
-    proxy = V2Proxy(server.v1_url, netns="central")
-    cloud = Collected(folder, place, proxy.url)
-    try:
-        cloud.start_all()
-        document = cloud.finish(cloud.run('name = "spread"\n' + session("vm1", "vm2", 200, 1)))
-        until(lambda: queries.panel("itself", "Clocks"), 15)
-        (url,) = re.findall(r"metrics are at (http://\S+)", cloud.said("collector"))
+def collected(cloud, queries):
+    """A run over both agents: its document, and what the collector's page says of it and of them."""
+    for host in ("hv1", "hv2"):
+        cloud.wait_for("collector", f"{host} is on {host}")
+    document = cloud.finish(cloud.run('name = "spread"\n' + session("vm1", "vm2", 200, 1)))
+    until(lambda: queries.panel("itself", "Clocks"), 15)
+    (url,) = re.findall(r"metrics are at (http://\S+)", cloud.said("collector"))
 
-        def page():
-            return in_netns("central", lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+    def page():
+        return in_netns("central", lambda: urllib.request.urlopen(url, timeout=5).read().decode())
 
-        # Of its agents a collector tells regularly, so later than of a run that was short.
-        both = until(lambda: (text := page()).count("\nnetprobe_agent_connected{") == 2 and text, 15)
-        cloud.kill("hv2")
-        until(lambda: [r for r in queries.panel("itself", "Agents") if not r["connected"]], 15)
-    finally:
-        cloud.close()
-        proxy.close()
-    return document, both
+    # Of its agents a collector tells regularly, so later than of a run that was short.
+    return document, until(lambda: (text := page()).count("\nnetprobe_agent_connected{") == 2 and text, 15)
 
 
 @pytest.fixture(scope="module")
 def filled_one(influx, lab_place, tmp_path_factory):
-    """The database after all of it, and what the programs themselves said."""
+    """The database after all of it, and what the programs themselves said.
+
+    What takes its time goes on meanwhile: agents begin during the watch, and one is away while the policy is proved.
+    """
     folder = tmp_path_factory.mktemp("runs")
     queries = Queries(influx, realtime_ns())
-    control.up("single")
-    seen = watched(folder, influx, queries)
-    seen.proof, seen.change = proved(folder, influx.url, lab_place)
-    control.down()
     control.up("pair")
-    seen.run, seen.collectors_page = collected(folder, influx, queries, lab_place)
+    proxy = V2Proxy(influx.v1_url, netns="central")
+    cloud = Collected(folder, lab_place, proxy.url)
+    try:
+        cloud.start_collector()
+        for host in ("hv1", "hv2"):
+            cloud.start_agent(host)
+        seen = watched(folder, influx, queries)
+        seen.run, seen.collectors_page = collected(cloud, queries)
+        cloud.kill("hv2")
+        seen.proof, seen.change = proved(folder, influx.url)
+        until(lambda: [r for r in queries.panel("itself", "Agents") if not r["connected"]], 15)
+    finally:
+        cloud.close()
+        proxy.close()
     seen.queries = queries
     return seen
 
@@ -267,20 +273,20 @@ def test_every_variable_has_values_and_every_alert_rows(filled_one):
 
 
 def test_a_fault_shows_on_overview_mesh_and_path_within_5_s_of_the_windows_end(filled_one):
-    """All of vm1's probes to vm2 are lost between the two backends."""
+    """All of vm1's probes to vm2 are lost behind the tunnel, between the other hypervisor's NIC and vm2."""
     shown = filled_one.shown
     assert filled_one.late_ns < 5 * SECONDS_NS
     assert shown["unreachable"][0]["paths"] == shown["losing"][0]["paths"] == 1
     (row,) = shown["overview"]
-    assert (row["lost_in"], row["lost_probes"]) == ("vm1.backend..vm2.backend", 100)
+    assert (row["lost_in"], row["lost_probes"]) == (FAULTY, 100)
     assert row["owloss_low_ratio"] > 0.95
     (state,) = shown["states"]
-    assert (state["last_seen"], state["first_missing"]) == ("vm1.backend", "vm2.backend")
+    assert (state["last_seen"], state["first_missing"]) == (LAST_SEEN, FIRST_MISSING)
     assert shown["mesh"]
     assert shown["mesh state"]
     # Splicing the fault in may cost probes elsewhere, too.
-    assert max(shown["where"], key=lambda r: r["lost"])["segment"] == "vm1.backend..vm2.backend"
-    assert shown["losses"][0]["last_seen"] == "vm1.backend"
+    assert max(shown["where"], key=lambda r: r["lost"])["segment"] == FAULTY
+    assert shown["losses"][0]["last_seen"] == LAST_SEEN
     (alarm,) = [r for r in shown["alert"] if r["path"] == "web"]
     assert alarm["last"] == 2
     # Nothing arrived: the 99th percentile is infinite, and no older one stands in for it.
