@@ -3,7 +3,8 @@
 Pure; used by collect.segments and judge.changes.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,29 @@ def median_interval(
         return int(np.partition(values, r - 1)[r - 1]), None
     ordered = np.partition(values, (r - 1, top))
     return int(ordered[r - 1]), int(ordered[top])
+
+
+@lru_cache(maxsize=4_096)
+def quantile_ranks(n: int, q: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
+    """Ranks of the order statistics between which a quantile lies, whatever the distribution.
+
+    David and Nagaraja, "Order Statistics" (2003), §7.1: [x(r), x(s)] covers the q-quantile with probability
+    P(r <= Bin(n, q) < s); either tail is at most half of what `confidence` leaves.
+
+    Args:
+        n: values, the infinite ones among them.
+        q: in (0, 1).
+        confidence: in (0, 1).
+
+    Returns:
+        (r, s), 0 <= r < s <= n + 1. 0: nothing is known below; n + 1: n values are too few to say anything above.
+    """
+    tail = (1 - confidence) / 2
+
+    def at_most(k: int) -> float:
+        return float(bdtr(float(k), n, q))
+
+    return bisect_right(range(n), tail, key=at_most), 1 + bisect_left(range(n), 1 - tail, key=at_most)
 
 
 def loss_bounds(lost: int, undecided: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

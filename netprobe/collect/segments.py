@@ -16,7 +16,7 @@ from netprobe.collect.across import Figures, figures_across
 from netprobe.collect.arrivals import Arrivals, Flags
 from netprobe.collect.domains import ClockMap
 from netprobe.collect.histogram import Histogram
-from netprobe.collect.intervals import loss_bounds, median_interval
+from netprobe.collect.intervals import loss_bounds, median_interval, quantile_ranks
 from netprobe.collect.ledger import Ledger
 from netprobe.collect.reordering import Passings, reordered
 from netprobe.model.points import LOOKING, Stamp, Stop, segment_id, segment_kind
@@ -117,9 +117,20 @@ def delay_from(histogram: Histogram, lost: int, interval: tuple[int, int | None]
         samples=histogram.samples,
         p50_interval_95=interval,
         histogram=histogram.shown(),
+        p99_interval_95=_interval_of(histogram, lost, 0.99),
     )
     above = [None if q is None else q - delay.min for q in (p50, p90, p99)]
     return delay, Pdv(p50=above[0], p90=above[1], p99=above[2], max=delay.max - delay.min)
+
+
+def _interval_of(histogram: Histogram, lost: int, q: float) -> tuple[int, int | None] | None:
+    """The interval of a quantile, within the histogram's error; None where even its lower end is infinite."""
+    n = histogram.samples + lost
+    low_rank, high_rank = quantile_ranks(n, q)
+    low = histogram.quantile_ns(low_rank / n, lost) if low_rank else histogram.min_ns
+    if low is None:
+        return None
+    return low, histogram.quantile_ns(high_rank / n, lost) if high_rank <= n else None
 
 
 def _stamp(first: Stop, second: Stop) -> str:

@@ -20,6 +20,7 @@ class Delay:
         p50_interval_95: order-statistic interval of the median, its upper bound None where infinite; None: too few.
         histogram: (lower edge in ns, count) of each bucket that is not empty, ascending; eight buckets an octave
             (collect.histogram). Lost probes are in none.
+        p99_interval_95: likewise of the 99th percentile; None between two clocks, whose bounds say more.
     """
 
     min: int
@@ -30,16 +31,18 @@ class Delay:
     samples: int
     p50_interval_95: tuple[int, int | None] | None
     histogram: tuple[tuple[int, int], ...] = ()
+    p99_interval_95: tuple[int, int | None] | None = None
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "Delay":
-        """The inverse of `to_json`; results of before there were histograms have none."""
-        interval = table["p50_interval_95"]
+        """The inverse of `to_json`; results of before there were histograms have none, nor an interval of p99."""
+        interval, of_p99 = table["p50_interval_95"], table.get("p99_interval_95")
         figures = {k: table[k] for k in ("min", "p50", "p90", "p99", "max", "samples")}
         return cls(
             **figures,
             p50_interval_95=None if interval is None else (interval[0], interval[1]),
             histogram=tuple((low, count) for low, count in table.get("histogram", ())),
+            p99_interval_95=None if of_p99 is None else (of_p99[0], of_p99[1]),
         )
 
     def to_json(self) -> Json:
@@ -52,6 +55,7 @@ class Delay:
             "max": self.max,
             "samples": self.samples,
             "p50_interval_95": list(self.p50_interval_95) if self.p50_interval_95 else None,
+            "p99_interval_95": list(self.p99_interval_95) if self.p99_interval_95 else None,
             "histogram": [list(bucket) for bucket in self.histogram],
         }
 

@@ -72,6 +72,7 @@ def _row_of(session: Document, number: int) -> Json:
         "delay_p50": delay.get("p50"),
         "delay_p99": delay.get("p99"),
         "samples": delay.get("samples", 0),
+        "clock_error": whole["clock_error_ns"],
         "state": state,
         "is_watched": False,
         "started_ns": 0,

@@ -99,7 +99,7 @@ def test_a_delivered_path_is_exit_code_0_and_comes_back_from_the_store(lab, stor
     said = document(done)
     assert done.returncode == 0
     assert (said["delivered"], said["received"], said["stored"]) == (True, 50, True)
-    delay = {"min", "p50", "p90", "p99", "max", "samples", "p50_interval_95", "histogram"}
+    delay = {"min", "p50", "p90", "p99", "max", "samples", "p50_interval_95", "p99_interval_95", "histogram"}
     assert set(said["segments"][1]["delay_ns"]) == delay
     again = document(netprobe("report", "--last", "--json", *store))
     assert {k: v for k, v in said.items() if k != "stored"} == again

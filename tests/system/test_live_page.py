@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from playwright.sync_api import expect, sync_playwright
 from support.pages import BROWSER, FLAGS, page_of, save_document, save_run, session, with_unseen_point
 
 from netprobe.lab import control
+from netprobe.model.results import DelayBounds
 from netprobe.show.report_html import report_html
 from netprobe.store.duckdb_file import open_store
 from netprobe.store.history import History
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.system
 NETPROBE = [sys.executable, "-m", "netprobe.cli.main"]
 AXE = Path(__file__).parents[1] / "unit" / "data" / "axe" / "axe.min.js"
 expect.set_options(timeout=25_000)
+TO = "\N{EN DASH}"
 EVIL = "<script>alert(1)</script>"
 EVIL_RULE = """ingress "tcp" o'clock'"><img src=x onerror=alert(2)> dport 80"""
 PLAN = """
@@ -106,15 +109,31 @@ def verification(**changes):
     }  # fmt: skip
 
 
+def across_clocks(result):
+    """The same with two clocks: they may be off by 20 us at its second segment, by more than its delay at its third."""
+    first, second, third = result.forward.segments
+    bounds = DelayBounds(*[(5_000, 61_000)] * 3, (60_000, None), (5_000, None))
+    second = replace(second, clock_error_ns=20_000, delay_bounds=bounds)
+    bounds = DelayBounds(*[(None, 61_000), (None, 80_000), (None, 90_000), (5_000, 99_000), (5_000, None)])
+    third = replace(third, clock_error_ns=50_000, delay=None, pdv=None, delay_bounds=bounds)
+    delay = replace(first.delay, p99=80_000, p99_interval_95=(75_000, None))
+    first = replace(first, delay=delay)
+    return replace(result, forward=replace(result.forward, segments=(first, second, third)))
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A store with three guests, two lossy paths (one past a point that nobody sees), two runs, a verification."""
+    """A store with three guests, two lossy paths (one past a point that nobody sees), two runs, a verification.
+
+    One path is measured by two clocks.
+    """
     store, now = tmp_path_factory.mktemp("small") / "small.duckdb", time.time_ns()
     names = ("vm1", "vm2", "vm3")
     for age, lost in ((20, 0), (10, 30)):
         pairs = [(a, b) for a in names for b in names if a != b and (a, b) != ("vm3", "vm1")]
         results = [session(a, b, lost=lost if (a, b) == ("vm1", "vm2") else 0) for a, b in pairs]
         results.append(with_unseen_point(session("vm3", "vm1", lost=20), 20))
+        results[pairs.index(("vm2", "vm3"))] = across_clocks(session("vm2", "vm3"))
         save_run(store, f"run{age}", now - age * 1_000_000_000, results)
     save_document(store, "v", now - 5_000_000_000, verification())
     return store
@@ -276,6 +295,37 @@ def test_what_is_lost_across_a_point_where_nobody_looked_is_drawn_as_one_segment
     expect(tab.locator("li.segment")).to_have_count(3)
     expect(tab.locator("li.segment.degraded")).to_contain_text("past 1 unseen")
     expect(tab.locator("li.segment.degraded")).to_contain_text("2.00 % lost")
+
+
+@pytest.mark.parametrize("place", ["page", "report"])
+def test_the_line_says_how_sure_each_of_its_figures_is(small, small_url, tab, place):
+    """For those who see it and those who hear it: intervals of median, p99 and loss; between two clocks their error."""
+    if place == "page":
+        tab.goto(f"{small_url}#/path/{path_id(session('vm2', 'vm3'))}")
+        line = tab.locator(".line")
+    else:
+        tab.goto(report_of(small, "run10").as_uri())
+        line = tab.locator(".session").filter(has=tab.get_by_role("heading", name="vm2 → vm3")).locator(".line")
+    buttons = line.get_by_role("button")
+    expect(buttons).to_have_count(3)
+    loss = f"0 % lost 95 % interval 0.00 {TO} 0.37 %"
+    said = [" ".join(text.split()) for text in buttons.all_inner_texts()]
+    named = [name(button) for button in buttons.all()]
+    assert "30.0 µs" in said[0]
+    assert f"median 30.0 µs 95 % interval 28.0 {TO} 32.0 µs p99 80.0 µs 95 % interval ≥ 75.0 µs {loss}" in named[0]
+    assert f"median 30.0 µs clock error ± 20.0 µs p99 ∞ between two clocks ≥ 60.0 µs {loss}" in named[1]
+    both = "between two clocks for certain"
+    assert f"median < 80.0 µs {both} p99 5.00 {TO} 99.0 µs {both} {loss}" in named[2]
+    chip = line.locator("xpath=following-sibling::*").get_by_role("button").last
+    end_to_end = f"p50 90.0 µs (88.0 {TO} 92.0 µs), p99 ∞ (n = 1000), 0 % lost (0.00 {TO} 0.37 %)"
+    expect(chip).to_have_text(f"end to end: {end_to_end}")
+    ids = tab.evaluate("[...document.querySelectorAll('[id]')].map((node) => node.id)")
+    assert len(ids) == len(set(ids))  # sections are called by them
+
+
+def name(button):
+    """The accessible name, as Chromium computes it."""
+    return re.sub(r"\s+", " ", button.aria_snapshot().partition('"')[2].rpartition('"')[0])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

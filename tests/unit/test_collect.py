@@ -9,8 +9,8 @@ from scipy.stats import binom
 from netprobe.collect.answers import Answers, guest_records, proved_unreflected
 from netprobe.collect.arrivals import tabulate
 from netprobe.collect.histogram import MAX_RELATIVE_ERROR, Histogram
-from netprobe.collect.intervals import binomial_interval, loss_bounds, median_interval
-from netprobe.collect.segments import duplicated_between, known_copies, reordered_between
+from netprobe.collect.intervals import binomial_interval, loss_bounds, median_interval, quantile_ranks
+from netprobe.collect.segments import delay_of, duplicated_between, known_copies, reordered_between
 from netprobe.model.points import Direction, Point, PointKind, Stamp, Stop
 from netprobe.model.records import HopBatch, HopRecord
 
@@ -214,3 +214,30 @@ def test_lost_probes_push_the_medians_interval_up():
     assert low <= 500 <= high
     assert median_interval(np.arange(1, 501, dtype=np.int64), 500)[1] is None
     assert median_interval(np.arange(1, 101, dtype=np.int64), 900) is None
+
+
+@pytest.mark.parametrize(("n", "q"), [(1, 0.99), (240, 0.99), (1000, 0.99), (5000, 0.99), (101, 0.5)])
+def test_a_quantiles_ranks_cover_it_as_promised_and_no_narrower_ones_do(n, q):
+    """Against the sums themselves; of an interval that is open above nothing is asked there."""
+    low, high = quantile_ranks(n, q)
+    assert 0 <= low < high <= n + 1
+    assert binom.cdf(low - 1, n, q) <= 0.025 < binom.cdf(low, n, q)
+    assert binom.sf(high - 1, n, q) <= 0.025 < binom.sf(high - 2, n, q)
+
+
+def test_the_interval_of_p99_covers_as_promised_and_lost_probes_push_it_up():
+    """Seeded: at least 95 % of 200 intervals, within the histogram's error; 368 probes are the fewest with an end."""
+    rng = np.random.default_rng(6)
+    truth, hits = np.log(100) * 1e6, 0
+    for _ in range(200):
+        low, high = delay_of(rng.exponential(1e6, 2000).astype(np.int64), 0)[0].p99_interval_95
+        hits += low * (1 - MAX_RELATIVE_ERROR) <= truth <= high * (1 + MAX_RELATIVE_ERROR)
+    assert hits >= 190
+    values = np.arange(1, 2001, dtype=np.int64)
+    assert delay_of(values[:368], 0)[0].p99_interval_95[1] is not None
+    assert delay_of(values[:367], 0)[0].p99_interval_95[1] is None
+    low, high = delay_of(values, 10)[0].p99_interval_95
+    assert low > delay_of(values, 0)[0].p99_interval_95[0]
+    assert high is not None
+    assert delay_of(values, 20)[0].p99_interval_95[1] is None
+    assert delay_of(values, 400)[0].p99_interval_95 is None

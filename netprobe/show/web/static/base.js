@@ -34,6 +34,13 @@ window.np = (() => {
     if (p === 0 || p === 100) return `${p} %`;
     return p < 0.01 ? "< 0.01 %" : p > 99.99 ? "> 99.99 %" : `${p < 10 ? p.toFixed(2) : p.toFixed(1)} %`;
   }
+  // Two durations with one unit where they have the same; a low of null is nothing above zero, a high of null infinite.
+  function span(low, high) {
+    if (high === null) return low === null ? "∞" : `≥ ${duration(low)}`;
+    if (low === null) return `< ${duration(high)}`;
+    const [from, unit] = duration(low).split(" "), to = duration(high);
+    return `${to.endsWith(` ${unit}`) ? from : duration(low)} – ${to}`;
+  }
   const interval = (low, high) => `${(100 * low).toFixed(2)} – ${(100 * high).toFixed(2)} %`;
   const pad = (n, width = 2) => String(n).padStart(width, "0");
   function clock(ns, withDate = false) {
@@ -77,6 +84,6 @@ window.np = (() => {
     const place = document.getElementById("said");
     if (place) place.textContent = text;
   }
-  return { h, svg, duration, percent, interval, clock, age, typeP, plural, badge, table, ledger, say, worst, STATES, SIGNS,
+  return { h, svg, duration, span, percent, interval, clock, age, typeP, plural, badge, table, ledger, say, worst, STATES, SIGNS,
            views: {} };
 })();

@@ -1,13 +1,27 @@
 "use strict";
 // One path: the verdict, the line of points with what happened between them, one segment's figures, what was before.
 (() => {
-  const { h, svg, duration, percent, interval, clock, badge, table, typeP, plural } = np;
+  const { h, svg, duration, span, percent, interval, clock, badge, table, typeP } = np;
 
-  const between = (low, high) => (low === null ? (high === null ? "∞" : `< ${duration(high)}`) : `${duration(low)} – ${duration(high)}`);
+  // Between two clocks a figure may be all that is certain: what the true one lies between.
   function figure(segment, key) {
     if (segment.delay_ns) return duration(segment.delay_ns[key]);
-    return segment.delay_bounds_ns ? between(...segment.delay_bounds_ns[key]) : "–";
+    return segment.delay_bounds_ns ? span(...segment.delay_bounds_ns[key]) : "–";
   }
+  // How sure a figure is: what is seen, and the word for those who do not see. Of two clocks their error is the larger part.
+  function sureness(segment, key) {
+    const d = segment.delay_ns;
+    if (!d) return segment.delay_bounds_ns ? ["for certain", "between two clocks"] : null;
+    const bounds = segment.delay_bounds_ns && segment.delay_bounds_ns[key];
+    if (segment.clock_error_ns !== null) return d[key] === null ? bounds && [span(...bounds), "between two clocks"] : [`± ${duration(segment.clock_error_ns)}`, "clock error"];
+    const range = d[`${key}_interval_95`];
+    return range ? [span(...range), "95 % interval"] : [`n = ${d.samples}`, "samples"];
+  }
+  function sure(segment, key) {
+    const found = sureness(segment, key);
+    return h("span", { class: "sure" }, found && [h("span", { class: "unseen" }, `${found[1]} `), found[0]]);
+  }
+  const inWords = (segment, key) => { const found = sureness(segment, key); return `${figure(segment, key)}${found ? ` (${found[0]})` : ""}`; };
   const health = (s) => (s.lost ? (s.received ? "degraded" : "unreachable") : s.sent && !s.received ? "unobserved" : s.sent ? "reachable" : "unobserved");
 
   // The chain of segments from the first point on, and wider spans. Where nobody looked in between, the span takes the
@@ -71,11 +85,11 @@
       },
         h("span", { class: "unseen" }, `${segment.from} to ${segment.to}: `),
         h("span", { class: "kind" }, segment.kind, between_ ? h("i", { title: between_.join(", ") }, ` past ${between_.length} unseen`) : null),
-        h("span", { class: "median" }, figure(segment, "p50")),
+        h("span", { class: "median" }, h("span", { class: "unseen" }, "median "), figure(segment, "p50")), sure(segment, "p50"),
         h("span", { class: "wire", "aria-hidden": "true" }, h("i", {})),
-        h("span", { class: "p99" }, `p99 ${figure(segment, "p99")}`),
+        h("span", { class: "p99" }, `p99 ${figure(segment, "p99")}`), sure(segment, "p99"),
         h("span", { class: "loss" }, state === "reachable" ? "0 % lost" : loss),
-        h("span", { class: "range" }, segment.sent ? interval(...segment.loss_interval_95) : ""),
+        h("span", { class: "sure" }, segment.sent ? [h("span", { class: "unseen" }, "95 % interval "), interval(...segment.loss_interval_95)] : ""),
         bar)));
       items.push(point(segment.to, segment.received));
     });
@@ -95,7 +109,7 @@
       ["loss, 95 % interval", segment.sent ? `${percent(segment.loss_ratio)}  (${interval(...segment.loss_interval_95)})` : "none came so far"],
       ...["min", "p50", "p90", "p99", "max"].map((k) => [k, figure(segment, k)]),
     ];
-    if (d && d.p50_interval_95) rows.push(["p50, 95 % interval", between(...d.p50_interval_95)]);
+    for (const k of ["p50", "p99"]) if (d && d[`${k}_interval_95`]) rows.push([`${k}, 95 % interval`, span(...d[`${k}_interval_95`])]);
     if (segment.pdv_ns) rows.push(["PDV p99", duration(segment.pdv_ns.p99)]);
     if (segment.clock_error_ns !== null) rows.push(["clocks", `± ${duration(segment.clock_error_ns)}`]);
     rows.push(["duplicated, reordered", `${segment.duplicated}, ${segment.reordered}`], ["stamped by", segment.stamp]);
@@ -168,7 +182,8 @@
         drawLine(drawn, e2e, chosen.id, (id) => view.choose(leg, id)),
         h("div", { class: "chips" }, [...wide.map((w) => [w, "wider span"]), [e2e, "end to end"]].map(([segment, word]) => h("button", {
           type: "button", class: `chip ${health(segment)}`, "aria-pressed": String(chosen.id === segment.id && chosen === segment), "data-segment": segment.id,
-          onclick: () => view.choose(leg, segment.id) }, `${word}: ${word === "end to end" ? "" : `${segment.from} … ${segment.to}, `}p50 ${figure(segment, "p50")}, p99 ${figure(segment, "p99")}, ${percent(segment.loss_ratio)} lost`)))),
+          onclick: () => view.choose(leg, segment.id) }, `${word}: ${word === "end to end" ? "" : `${segment.from} … ${segment.to}, `}p50 ${inWords(segment, "p50")}, p99 ${inWords(segment, "p99")}, ${percent(segment.loss_ratio)} lost${segment.sent ? ` (${interval(...segment.loss_interval_95)})` : ""}`))),
+        h("p", { class: "legend" }, "Above the line the median. Beneath each figure its 95 % interval; ± is by how much two clocks may be off.")),
     ] };
   }
   np.pathParts = { session, segmentPart, historyPart, faultsPart, small, figures };

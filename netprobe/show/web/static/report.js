@@ -5,6 +5,16 @@
   const data = JSON.parse(document.getElementById("data").textContent), place = document.getElementById("pictures");
   const anchor = (number) => `path-${number}`;
 
+  // What a section is called by must have an id of its own: there are many such sections in one file.
+  function apart(node, number) {
+    for (const section of [node, ...node.querySelectorAll("[aria-labelledby]")]) {
+      const id = section.getAttribute("aria-labelledby"), title = id && section.querySelector(`#${id}`);
+      if (!title) continue;
+      title.id = `${id}-${number}`;
+      section.setAttribute("aria-labelledby", title.id);
+    }
+    return node;
+  }
   function one(found) {
     const s = found.session, row = data.rows[found.number];
     const section = h("div", { id: anchor(found.number), class: "session", tabindex: -1 });
@@ -21,6 +31,7 @@
         found.faults ? np.pathParts.faultsPart(found.faults, [], null) : null,
         np.pathParts.small(s, { started_ns: Date.parse(data.document.started) * 1e6, run_id: data.document.run, stopped: data.document.stopped }),
       ].filter(Boolean));
+      apart(section, found.number);
       const again = focusOn && section.querySelector(`[data-segment="${CSS.escape(focusOn)}"]`);
       if (again) again.focus({ preventScroll: true });
     }
@@ -48,7 +59,7 @@
     const show = (number) => {
       const finding = d.findings.find((f) => f.number === number);
       if (!finding) return;
-      at.replaceChildren(parts.evidence(finding));
+      at.replaceChildren(apart(parts.evidence(finding), `chosen-${number}`));
       at.scrollIntoView();
     };
     const told = h("p", { class: "muted", role: "status" }, "Choose a cell to see its finding, or what passed.");
@@ -56,7 +67,7 @@
       if (cell && cell.finding) show(cell.finding);
       else if (cell && cell.row) told.textContent = `${src} → ${dst}: ${cell.row.passes.join(", ") || "nothing passed"}`;
     });
-    return [h("p", { class: `answer ${state}` }, text), ...d.findings.slice(0, 20).map(parts.evidence), grid ? h("section", { class: "panel" }, h("h2", {}, "Who reached whom"), grid.node, told, at) : null, parts.numbers(d)].filter(Boolean);
+    return [h("p", { class: `answer ${state}` }, text), ...d.findings.slice(0, 20).map((f) => apart(parts.evidence(f), f.number)), grid ? h("section", { class: "panel" }, h("h2", {}, "Who reached whom"), grid.node, told, at) : null, parts.numbers(d)].filter(Boolean);
   }
   if (data.document.matrix || data.rows.length) place.replaceChildren(...(data.document.matrix ? policy() : paths()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => np.charts.redraw());
