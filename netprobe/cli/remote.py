@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from netprobe.cli.running import FINE, NO, NO_ANSWER, print_outcome, telling, worst
+from netprobe.cli.running import FINE, NO, NO_ANSWER, print_outcome, telling, vring_wish, worst
 from netprobe.cli.serve import place
 from netprobe.errors import NoAnswerError, UsageError
 from netprobe.host.tls import Credentials
@@ -28,6 +28,9 @@ def code_of(session: dict[str, Any], max_loss: float) -> int:
 
 def execute_remotely(args: argparse.Namespace) -> int:
     """Ask the collector, print, and say yes or no."""
+    if vring_wish(args).how == "mirror":
+        advice = "leave it out: agents look by uprobes, where their hosts' allowlists let them"
+        raise UsageError("--vring mirror", "is not for a run over several hosts: no agent makes mirrors", advice=advice)
     path = Path(args.plan)
     try:
         text = path.read_text(encoding="utf-8")

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
+from support.spread import session
+from support.spread_vm import SpreadVm
 from support.truth_checks import MS, US, check_fault, first_arrivals, log_of, probe
 
 from netprobe.errors import RefusedError, UsageError
@@ -218,6 +220,33 @@ def test_a_mirror_that_a_killed_run_left_is_taken_away_by_clean(lab):
     os.waitpid(pid, 0)
     assert clean(read_topology()).mirrors_undone == 2
     assert mirrors() == []
+
+
+def test_an_agent_looks_at_vrings_for_a_collector_where_its_host_lets_it(lab, lab_place, tmp_path):
+    """Spread over processes as over hosts: uprobes are the agent's, and so is the allowlist that may forbid them."""
+    cloud = SpreadVm(tmp_path, lab_place)
+    plan = "[governor]\nenabled = false\n" + session("vm1", "vm2", 50, 1)
+    try:
+        cloud.start_collector()
+        cloud.start_agent("hv1")
+        cloud.wait_for("collector", "hv1 is on hv1")
+        (seen,) = cloud.finish(cloud.run(plan))["sessions"]
+        restore = change_allowlist("")
+        try:
+            (unseen,) = cloud.finish(cloud.run(plan))["sessions"]
+        finally:
+            restore()
+        refused = cloud.run(plan, "--vring", "mirror")
+        assert "no agent makes mirrors" in refused.communicate(timeout=60)[1]
+    finally:
+        cloud.close()
+    assert refused.returncode == 2
+    there, back = ({s["id"]: s for s in way} for way in (seen["segments"], seen["return"]["segments"]))
+    for ways, segment in ((there, "vm1.backend..vm2.backend"), (back, "vm2.backend..vm1.backend")):
+        assert (ways[segment]["stamp"], ways[segment]["received"], ways[segment]["lost"]) == ("uprobe", 50, 0)
+        assert 0 < ways[segment]["delay_ns"]["p50"] < 5 * MS
+    assert (unseen["received"], unseen["lost"], unseen["return"]["delivered"]) == (50, 0, 50)
+    assert any("vring_uprobes_s" in note for note in unseen["notes"]), unseen["notes"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
