@@ -87,6 +87,23 @@ def test_what_a_server_does_not_want_is_told_and_the_rest_is_there(influx):
     assert write(InfluxTarget("http://127.0.0.1:1", "x"), [Reading("x", {}, {"n": 1}, now)]).taking is Taking.LATER
 
 
+def test_lines_that_a_server_cannot_read_are_named_and_the_others_are_there(influx):
+    """Some among good ones, and nothing but such: influxd's own words, with quotes and markup in the lines."""
+    now = realtime_ns()
+    good = [b"mixed n=%di %d" % (n, now + n) for n in range(3)]
+    bad = [b"mixed n= 1", b"""mixed,a=<b> n=x,t="it's 'x': y" 2"""]
+    writer = InfluxWriter(InfluxTarget(influx.url, "netprobe"))
+    try:
+        some = writer.write(b"\n".join([good[0], bad[0], good[1], bad[1], good[2]]))
+        none = writer.write(b"\n".join(bad))
+    finally:
+        writer.close()
+    assert (some.taking, some.dropped) == (Taking.TAKEN, 2)
+    assert [row["n"] for row in influx.rows("SELECT n FROM mixed")] == [0, 1, 2]
+    assert none.taking is Taking.REFUSED
+    assert none.named >= set(bad)
+
+
 def test_victoriametrics_takes_the_same_requests(victoria):
     """Numbers of every line; it has no text fields."""
     t_ns = realtime_ns() // 10**6 * 10**6
