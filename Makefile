@@ -14,8 +14,8 @@ demo: setup
 	@$(BIN)/netprobe demo
 
 # Four workers, each with a lab of its own (tests/support/workers.py), since most tests wait most of the time. A file is
-# one worker's, since its tests share a lab; files go out in the order of tests/conftest.py, the longest first. To run a
-# few tests, give them to plain `pytest`, which has no workers.
+# one worker's, since its tests share a lab; all tests that must be alone are one worker's too, and come first. To run a few
+# tests, give them to plain `pytest`, which has no workers.
 test: setup lint
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 

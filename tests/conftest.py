@@ -4,7 +4,7 @@ import os
 import signal
 
 from hypothesis import settings
-from support.workers import Turns, World
+from support.workers import Scheduling, Turns, World
 
 # How long an example takes is no claim of any test, and other workers are at it at the same time.
 settings.register_profile("netprobe", deadline=None)
@@ -47,15 +47,19 @@ def move_to_own_world(config):
     config.pluginmanager.register(turns, "turns")
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Who gets which tests."""
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Workers: files with tests that must be alone come first, so that short tests fill what is left at the end."""
+    """Workers: what must be alone comes first, and beside it what needs no lab; the longest of the others come next."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    alone = {item.path for item in items if item.get_closest_marker("alone")}
     longest = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
     def rank(item):
-        is_system = item.get_closest_marker("system") is not None
-        return (item.path not in alone, not is_system, longest.get(item.path.name, len(longest)))
+        is_alone, is_system = (item.get_closest_marker(name) is not None for name in ("alone", "system"))
+        return (not is_alone, is_system, longest.get(item.path.name, len(longest)))
 
     items.sort(key=rank)

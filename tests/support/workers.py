@@ -10,11 +10,13 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h; Python 3.11 has no os.unshare
 RUN_DIR = Path("/run/netprobe-tests")  # fixed, so that what a killed run left is found and removed by the next
@@ -25,6 +27,9 @@ PRIVATE = (
     Path("/var/lib/netprobe"),
     Path("/var/log/netprobe"),
 )
+NICE = 10
+"""Of what needs no lab, while it runs beside what must be alone: it takes what is left of the processors."""
+
 GATE, GROUND = Path("/run/netprobe-tests.gate"), Path("/run/netprobe-tests.ground")
 """Files of all runs on this machine: a test is not alone either while another run's tests are under way."""
 
@@ -59,6 +64,37 @@ class World:
             self._watcher.communicate(b"\n", timeout=10)
 
 
+class Scheduling(LoadFileScheduling):
+    """A file is one worker's, since its tests share a lab; and all tests that must be alone are one worker's.
+
+    Were they several workers', these would wait for each other, and nobody would run what may run beside. Who hands
+    tests out knows no marks, only names, and therefore reads for itself what is marked.
+    """
+
+    ALONE = "alone"
+
+    def __init__(self, config, log=None):
+        super().__init__(config, log)
+        self._alone = alone_tests(config.rootpath)
+
+    def _split_scope(self, nodeid):
+        path, _, name = nodeid.partition("::")
+        is_alone = path in self._alone or f"{path}::{name.partition('[')[0]}" in self._alone
+        return self.ALONE if is_alone else path
+
+
+def alone_tests(root):
+    """Files whose tests are all marked `alone`, and tests that are by themselves, as pytest names them."""
+    found = set()
+    for path in root.glob("tests/system/test_*.py"):
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(root).as_posix()
+        if re.search(r"^(pytestmark =.*|    )pytest\.mark\.alone\(", text, re.MULTILINE):
+            found.add(name)
+        for test in re.findall(r"^@pytest\.mark\.alone\(.*\)\n(?:@.*\n)*def (\w+)", text, re.MULTILINE):
+            found.add(f"{name}::{test}")
+    return found
+
+
 class Turns:
     """System tests of all workers run beside each other, except those marked `alone`.
 
@@ -75,6 +111,7 @@ class Turns:
     def pytest_runtest_protocol(self, item, nextitem):
         """Around set-up, call and tear-down of one test."""
         self._hold(turn_of(item))
+        be_nice(turn_of(item) == fcntl.LOCK_UN)
         try:
             return (yield)
         finally:
@@ -97,6 +134,12 @@ class Turns:
         """Closing the files gives up what is held."""
         self._gate.close()
         self._ground.close()
+
+
+def be_nice(is_nice):
+    """Let others go first, or not; without root there is no way back from it, and nothing is done."""
+    if not os.geteuid():
+        os.setpriority(os.PRIO_PROCESS, 0, NICE if is_nice else 0)
 
 
 def turn_of(item):

@@ -2,11 +2,12 @@
 
 import fcntl
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from support.waiting import until
-from support.workers import Turns
+from support.workers import Turns, alone_tests
 
 
 @pytest.fixture
@@ -103,3 +104,21 @@ def test_the_turn_is_kept_until_the_next_test_that_is_alone_and_not_longer(worke
     assert is_taken(files[1])
     first.start(*alone, then=("system",)).end()
     assert not any(map(is_taken, files))
+
+
+def test_what_is_marked_alone_is_known_by_name_whole_files_and_single_tests(tmp_path):
+    """Of this project's own tests, too: who hands them out would else let them wait for each other."""
+    texts = {
+        "test_all.py": "pytestmark = [pytest.mark.system, pytest.mark.alone(reason='x')]\n\ndef test_x(): ...\n",
+        "test_lines.py": "pytestmark = [\n    pytest.mark.system,\n    pytest.mark.alone(reason='x'),\n]\n",
+        "test_one.py": "def test_y(): ...\n\n@pytest.mark.alone(reason='(x)')\n@other\ndef test_z(lab): ...\n",
+    }
+    folder = tmp_path / "tests" / "system"
+    folder.mkdir(parents=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    paths = {f"tests/system/{name}" for name in ("test_all.py", "test_lines.py", "test_one.py::test_z")}
+    assert alone_tests(tmp_path) == paths
+    root = Path(__file__).parents[2]
+    marks = sum(path.read_text().count("mark.alone(") for path in root.glob("tests/system/test_*.py"))
+    assert len(alone_tests(root)) == marks
