@@ -236,6 +236,8 @@ class Rounds:
     async def burst(self, scenario: Scenario, count: int) -> int:
         """Send the first packet of a scenario many times, each on a tuple of its own; for a rule's counter.
 
+        It returns once all of them arrived, or Tmax is over: by then a packet has reached every rule on its way.
+
         Returns:
             How many were sent.
         """
@@ -243,6 +245,7 @@ class Rounds:
         made = [self._frame(attempt, 0, self.made) for attempt in attempts]
         await self._send(made)
         await self._send_slow()
+        await self._wait([one.seq for one in made])
         return sum(self.first_ns[one.seq] > 0 for one in made)
 
     @property

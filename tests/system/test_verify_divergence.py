@@ -161,4 +161,4 @@ def test_an_acl_that_another_shadows_by_priority_is_a_leak_and_the_other_one_is_
     assert {leak["rule_id"] for leak in leaks} <= {"no telnet", "default deny"}
     assert all(":1024" in leak["packet"] for leak in leaks)
     assert all("shadow" in leak["decided"]["rule"] for leak in leaks)
-    assert leaks[0]["decided"]["evidence"] == "counter-pattern"
+    assert leaks[0]["decided"]["evidence"] == "counter-pattern", leaks[0]["decided"]["detail"]
