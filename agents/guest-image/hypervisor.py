@@ -211,7 +211,7 @@ def base(folder: Path) -> Path:
 
 def source(target: Path) -> None:
     """The disk with netprobe as it is here, and what its mutation score needs."""
-    with tempfile.TemporaryDirectory(prefix="netprobe-hypervisor-") as name:
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as name:  # which goes with the lab
         folder = Path(name)
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
         for part in PARTS:

@@ -12,7 +12,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from netprobe.errors import HostNotReadyError, UsageError
-from netprobe.lab import build, config, faults, health, hypervisor, journal, layout, moving, state, teardown, topology
+from netprobe.lab import (
+    build,
+    config,
+    faults,
+    health,
+    hypervisor,
+    journal,
+    layout,
+    moving,
+    shapes,
+    state,
+    teardown,
+    topology,
+)
 
 SCHEMA = 1
 INSIDE = "order it there: `netprobe lab exec netprobe ...`"
@@ -206,6 +219,11 @@ def _counters(path: Path) -> dict[str, int]:
         return {str(name): int(value) for name, value in json.loads(path.read_text()).items()}
     except FileNotFoundError:
         return {}
+
+
+def needs_machine(name: str) -> bool:
+    """Whether a lab is brought up in a machine of its own on this host, which takes half a minute; of no lab, no."""
+    return name in shapes.SHAPES and build.needs_machine(shapes.SHAPES[name])
 
 
 def execute(words: Sequence[str], *, files: Mapping[str, bytes], write: hypervisor.Write) -> int:
