@@ -229,6 +229,7 @@ def _segments_table(board: Board) -> Board:
         'sum("sent_probes") AS "sent", sum("lost_probes") AS "lost", sum("undecided_probes") AS "undecided", '
         'sum("lost_probes") / (sum("lost_probes") + sum("received_probes")) AS "loss", min("owdelay_min_ns") AS "min", '
         'median("owdelay_p50_ns") AS "p50", max("owdelay_p99_ns") AS "p99", max("owdelay_p50_high_ns") AS "p50_high", '
+        'max("owdelay_p99_low_ns") AS "p99_low", '
         'max("owdelay_error_ns") AS "clock_error"'
     )
     nanoseconds = column(unit="ns", width=110)
@@ -243,9 +244,10 @@ def _segments_table(board: Board) -> Board:
                 "hop": column(width=60),
                 "clock_error": column(displayName="± clocks", unit="ns", width=110),
                 "p50_high": column(displayName="p50 at most", unit="ns", width=110),
+                "p99_low": column(displayName="p99 at least", unit="ns", width=110),
                 **dict.fromkeys(("min", "p50", "p99"), nanoseconds),
             },
-            size=(24, 7),
+            size=(24, 10),
         )
     )
 

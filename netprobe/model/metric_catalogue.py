@@ -40,7 +40,8 @@ DELAY = _integers(
     owdelay_max_ns="largest delay of those that arrived",
     owdelay_p50_low_ns="the median's 95 % interval; between two clocks what it lies between for certain",
     owdelay_p50_high_ns="likewise; missing where infinite",
-    owdelay_p99_high_ns="between two clocks: what the 99th percentile does not exceed; missing where infinite",
+    owdelay_p99_low_ns="the 99th percentile's 95 % interval; between two clocks what it lies between for certain",
+    owdelay_p99_high_ns="likewise; missing where infinite, or where too few probes say (fewer than 368)",
     owdelay_error_ns="by how much any of these may be off either way, since two clocks made them; 0: one clock",
     owdelay_samples="delays behind them",
 )

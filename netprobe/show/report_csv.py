@@ -11,6 +11,7 @@ Document = Mapping[str, Any]
 SEGMENT_FIELDS = ("run", "started", "session", "src", "dst", "vantage", "leg", "segment", "from", "to", "kind", "sent",
                   "received", "lost", "undecided", "loss_ratio", "loss_low_95", "loss_high_95", "delay_min_ns",
                   "delay_p50_ns", "delay_p90_ns", "delay_p99_ns", "delay_max_ns", "samples", "clock_error_ns",
+                  "delay_p50_low_ns", "delay_p50_high_ns", "delay_p99_low_ns", "delay_p99_high_ns",
                   "duplicated", "reordered", "stamp")  # fmt: skip
 FINDING_FIELDS = ("run", "started", "number", "kind", "src", "dst", "packet", "expected", "observed", "rule", "rule_id",
                   "sent", "arrived", "last_seen", "missing", "detail", "repeats")  # fmt: skip
@@ -55,8 +56,23 @@ def _segments(document: Document) -> Iterator[dict[str, object]]:
                     "loss_high_95": x["loss_interval_95"][1],
                     **figures,
                     "samples": delay["samples"] if delay else 0,
-                    **{k: x.get(k) for k in ("clock_error_ns", "duplicated", "reordered", "stamp")},
+                    "clock_error_ns": x.get("clock_error_ns"),
+                    **_sureness(x),
+                    **{k: x.get(k) for k in ("duplicated", "reordered", "stamp")},
                 }
+
+
+def _sureness(segment: Document) -> dict[str, object]:
+    """Between what median and 99th percentile lie: of one clock with 95 %, of two clocks for certain."""
+    found: dict[str, object] = {}
+    for name in ("p50", "p99"):
+        ends = (segment.get("delay_bounds_ns") or {}).get(name) or (segment["delay_ns"] or {}).get(
+            f"{name}_interval_95"
+        )
+        if ends is not None:
+            found[f"delay_{name}_low_ns"] = 0 if ends[0] is None else ends[0]
+            found[f"delay_{name}_high_ns"] = "inf" if ends[1] is None else ends[1]
+    return found
 
 
 def _findings(document: Document) -> Iterator[dict[str, object]]:

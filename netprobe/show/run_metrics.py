@@ -117,9 +117,10 @@ def _figures(segment: SegmentResult) -> Fields:
     bounds, delay = segment.delay_bounds, segment.delay
     if bounds is not None:  # also where no delay is stated, since two clocks are further apart than it is long
         found["owdelay_p50_low_ns"], found["owdelay_p50_high_ns"] = bounds.p50
-        found["owdelay_p99_high_ns"] = bounds.p99[1]
-    elif delay is not None and delay.p50_interval_95 is not None:
-        found["owdelay_p50_low_ns"], found["owdelay_p50_high_ns"] = delay.p50_interval_95
+        found["owdelay_p99_low_ns"], found["owdelay_p99_high_ns"] = bounds.p99
+    elif delay is not None:
+        found["owdelay_p50_low_ns"], found["owdelay_p50_high_ns"] = delay.p50_interval_95 or (None, None)
+        found["owdelay_p99_low_ns"], found["owdelay_p99_high_ns"] = delay.p99_interval_95 or (None, None)
     if delay is None:
         return found
     return found | {

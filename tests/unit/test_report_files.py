@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from html import unescape
 
 import pytest
 from support.pages import save_document, save_run, session
 
 from netprobe.cli.main import main
+from netprobe.model.results import DelayBounds
 from netprobe.plan.plans import parse_plan
 from netprobe.show.policy_metrics import KINDS
 from netprobe.show.report_csv import csv_text
@@ -74,6 +76,21 @@ def test_csv_has_a_line_a_segment_and_no_cell_that_a_spreadsheet_calculates():
     assert len(rows) == 4
     middle = next(r for r in rows if r["segment"] == '=cmd|x.backend..b, "c".backend'.replace("=", "'=", 1))
     assert (middle["src"], middle["dst"], middle["lost"], middle["delay_p99_ns"]) == ("'=cmd|x", 'b, "c"', "20", "inf")
+
+
+def test_csv_says_how_sure_delays_are():
+    """Of one clock intervals, of two clocks bounds, also where no delay can be stated; nothing is empty."""
+    one = session("a", "b")
+    first, second, third = one.forward.segments
+    first = replace(first, delay=replace(first.delay, p99_interval_95=(40_000, None)))
+    bounds = DelayBounds((None, 9), (None, 10), (None, 20), (5, 30), (5, None))
+    second = replace(second, delay=None, pdv=None, delay_bounds=bounds, clock_error_ns=700)
+    found = document(replace(one, forward=replace(one.forward, segments=(first, second, third))))
+    rows = list(csv.DictReader(io.StringIO(csv_text(found))))
+    names = [f"delay_{name}_{end}_ns" for name in ("p50", "p99") for end in ("low", "high")]
+    assert [[row[name] for name in names] for row in rows[:3]] == [
+        ["28000", "32000", "40000", "inf"], ["0", "10", "5", "30"], ["28000", "32000", "", ""],
+    ]  # fmt: skip
 
 
 def test_html_is_one_file_that_asks_nobody_and_has_the_numbers_without_scripts():

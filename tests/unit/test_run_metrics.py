@@ -79,6 +79,16 @@ def test_between_two_clocks_bounds_are_told_also_where_no_delay_is():
     assert told == {"owdelay_p50_high_ns": 10, "owdelay_p99_high_ns": 30, "owdelay_error_ns": 700}
 
 
+def test_of_one_clock_the_ends_of_95_percent_intervals_are_told():
+    """Of median and 99th percentile; an end that is not known is missing."""
+    one = segment(40_000)
+    one = replace(one, delay=replace(one.delay, p99_interval_95=(50_000, None)))
+    found = checked(session_readings([session("s", replace(leg(5, 5), segments=(one,)))], "p", 1))
+    (fields,) = [r.fields for r in found if r.measurement == "netprobe_segment"]
+    told = {name: value for name, value in fields.items() if name.endswith(("low_ns", "high_ns"))}
+    assert told == {"owdelay_p50_low_ns": 38_000, "owdelay_p50_high_ns": 42_000, "owdelay_p99_low_ns": 50_000}
+
+
 def test_epochs_of_one_path_are_series_of_their_own():
     parts = [replace(session("s", leg(5, 5)), epoch={"number": n}) for n in range(2)]
     paths = [r for r in session_readings(parts, "p", 1) if r.measurement == "netprobe_path"]
