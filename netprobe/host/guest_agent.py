@@ -16,13 +16,22 @@ import numpy.typing as npt
 import trio
 
 from netprobe.errors import HostNotReadyError, UsageError, WireError
+from netprobe.host.guest_messages import (
+    ClockExchange,
+    GuestFrames,
+    GuestHello,
+    ObserveStatus,
+    SentReport,
+    mac_untrusted,
+    reflector_of,
+    sent_report_untrusted,
+)
 from netprobe.wire.control import (
     CONTROL_VERSION,
     MAX_MESSAGE_BYTES,
     ControlReader,
     Message,
     encode_message,
-    frame_columns_untrusted,
     mixed_frames_body,
 )
 from netprobe.wire.serial_sync import AGENT_MAGIC, CONTROLLER_MAGIC, NONCE_BYTES, SERIAL, PreambleFinder, preamble
@@ -38,115 +47,6 @@ ANSWER_BYTES = 24 << 20
 probes, are the most that an agent of ours says at once."""
 READ_BYTES = 1 << 18
 DEFAULT_LEAD_NS = 5_000_000
-_I64_BYTES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class GuestFrames:
-    """Frames that the guest saw, as columns; frame i is `buf[offsets[i] : offsets[i] + lengths[i]]`.
-
-    Attributes:
-        t_ns: int64, shape (n,): kernel receive stamps, the guest's CLOCK_REALTIME.
-        direction: uint8, shape (n,): wire.control.DIRECTION_IN or DIRECTION_OUT.
-        buf: uint8, shape (octets,).
-        offsets: int64, shape (n,).
-        lengths: int64, shape (n,).
-    """
-
-    t_ns: npt.NDArray[np.int64]
-    direction: npt.NDArray[np.uint8]
-    buf: npt.NDArray[np.uint8]
-    offsets: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.t_ns)
-
-    @classmethod
-    def from_message_untrusted(cls, message: Message) -> "GuestFrames":
-        """The columns of a `frames` message.
-
-        Raises:
-            WireError: count, lengths and body don't agree.
-        """
-        columns = frame_columns_untrusted(message)
-        lengths = np.frombuffer(columns.lengths, "<u4").astype(np.int64)
-        return cls(
-            t_ns=np.frombuffer(columns.t_ns, "<i8").astype(np.int64),
-            direction=np.frombuffer(columns.directions, np.uint8),
-            buf=np.frombuffer(columns.data, np.uint8),
-            offsets=np.cumsum(lengths) - lengths,
-            lengths=lengths,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class GuestPacing:
-    """How far the guest's sends were from the plan, ns; see netprobe.inject.pacer.PacingStats."""
-
-    planned: int
-    unsent: int
-    p50_ns: int
-    p99_ns: int
-    max_ns: int
-    pauses: int
-
-
-@dataclass(frozen=True, slots=True)
-class SentReport:
-    """How a send went.
-
-    Attributes:
-        start_ns: guest's CLOCK_REALTIME that the due offsets counted from.
-        times_ns: int64, shape (count,): guest's CLOCK_REALTIME of each send, by its kernel's stamp where there is one;
-            0 where it was not sent, netprobe.inject.pacer.HELD where it was held back.
-        refused: frames that the guest's kernel did not take, for the reason in `error`.
-    """
-
-    start_ns: int
-    times_ns: npt.NDArray[np.int64]
-    pacing: GuestPacing
-    refused: int
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class ObserveStatus:
-    """What the guest's observer has seen and lost since it began.
-
-    Attributes:
-        dropped: frames that found the kernel's buffer full; shed: frames that the channel had no room for.
-        unstamped: frames that the agent stamped, for want of a kernel stamp.
-    """
-
-    received: int = 0
-    dropped: int = 0
-    shed: int = 0
-    unstamped: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class GuestHello:
-    """What the agent says of itself.
-
-    Attributes:
-        mac: 6 octets, or none where the device has no address.
-        reflector: the reflector's counters (docs/guest-agent.md), or None where none runs.
-        is_mixing: it takes frames of different lengths in one order; older agents do not.
-        is_thinning: it can hold a part of what is due back; older agents cannot.
-    """
-
-    version: int
-    device: str
-    mac: bytes
-    reflector: Mapping[str, object] | None
-    is_mixing: bool = False
-    is_thinning: bool = False
-
-
-def _reflector_of(message: Message) -> Mapping[str, object] | None:
-    statistics = message.header.get("reflector")
-    return statistics if isinstance(statistics, dict) else None
 
 
 @dataclass(slots=True)
@@ -156,16 +56,6 @@ class _Pending:
     answered: trio.Event = field(default_factory=trio.Event)
     message: Message | None = None
     read_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ClockExchange:
-    """One comparison of the guest's clock with ours (RFC 8762): T1 and T4 by ours, T2 and T3 by the guest's, ns."""
-
-    t1_ns: int
-    t2_ns: int
-    t3_ns: int
-    t4_ns: int
 
 
 class GuestAgent:
@@ -257,7 +147,7 @@ class GuestAgent:
             checksum_offset=checksum_offset,
         )
         with self._agent_errors():
-            return _sent_report_untrusted(message, len(due))
+            return sent_report_untrusted(message, len(due))
 
     async def send_mixed(
         self, frames: Sequence[bytes], due_ns: Sequence[int], *, lead_ns: int = DEFAULT_LEAD_NS
@@ -286,7 +176,7 @@ class GuestAgent:
             lead_ns=lead_ns,
         )
         with self._agent_errors():
-            return _sent_report_untrusted(message, len(frames))
+            return sent_report_untrusted(message, len(frames))
 
     def check_mixing(self) -> None:
         """Whether `send_mixed` can be called.
@@ -335,7 +225,7 @@ class GuestAgent:
             HostNotReadyError: the agent is gone.
         """
         message = await self._ask("status")  # the agent sends an observe-status first
-        return self.observe_status, _reflector_of(message)
+        return self.observe_status, reflector_of(message)
 
     async def compare_clocks(self) -> ClockExchange:
         """Ask the guest for its time. All that delays question or answer widens what they prove, and falsifies nothing.
@@ -347,7 +237,7 @@ class GuestAgent:
         t1_ns = time.time_ns()
         message = await self._ask("clock", pending=pending)
         with self._agent_errors():
-            if len(message.body) != 2 * _I64_BYTES:
+            if len(message.body) != 16:  # two int64
                 raise WireError("clock", f"{len(message.body)} octets of times")
             t2_ns, t3_ns = np.frombuffer(message.body, "<i8").tolist()
             return ClockExchange(t1_ns, t2_ns, t3_ns, pending.read_ns)
@@ -526,8 +416,8 @@ class GuestAgent:
                 self.hello = GuestHello(
                     message.integer("version"),
                     message.text("device"),
-                    _mac_untrusted(message.text("mac")),
-                    _reflector_of(message),
+                    mac_untrusted(message.text("mac")),
+                    reflector_of(message),
                     message.flag("mixed"),
                     message.flag("thins"),
                 )
@@ -544,26 +434,6 @@ class GuestAgent:
     @property
     def _is_serial(self) -> bool:
         return self.path.startswith(SERIAL)
-
-
-def _mac_untrusted(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text.replace(":", ""))
-    except ValueError as error:
-        raise WireError("hello", f"{text!r} is no MAC address") from error
-
-
-def _sent_report_untrusted(message: Message, count: int) -> SentReport:
-    if len(message.body) != count * _I64_BYTES:
-        raise WireError("sent", f"{len(message.body)} octets of times for {count} frames")
-    pacing = GuestPacing(*(message.integer(name) for name in GuestPacing.__slots__))
-    return SentReport(
-        message.integer("start_ns"),
-        np.frombuffer(message.body, "<i8").astype(np.int64),
-        pacing,
-        message.integer("refused"),
-        message.text("error"),
-    )
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ import trio
 from netprobe.collect.arrivals import Times
 from netprobe.errors import HostNotReadyError, NetprobeError, UsageError
 from netprobe.host.clock import realtime_ns
-from netprobe.host.guest_agent import ANSWER_TIMEOUT_S, GuestAgent, GuestFrames, open_guest_agent
+from netprobe.host.guest_agent import ANSWER_TIMEOUT_S, GuestAgent, open_guest_agent
+from netprobe.host.guest_messages import GuestFrames
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.inject.pacer import HELD
 from netprobe.inject.packet_out import send_packet_outs

@@ -13,7 +13,7 @@ import trio
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host.clock import StepDetector, realtime_ns
-from netprobe.host.guest_agent import GuestFrames
+from netprobe.host.guest_messages import GuestFrames
 from netprobe.host.ovs_mirror import IN, OUT
 from netprobe.model.observations import FOR_EVER_NS, Blind, Contexts, Hops, Report, Tallies, Tally, Unwatched, Watermark
 from netprobe.model.points import Direction, Point, PointKind, Stamp

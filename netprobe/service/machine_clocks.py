@@ -12,7 +12,8 @@ import numpy as np
 import trio
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host.guest_agent import ClockExchange, GuestAgent, open_guest_agent
+from netprobe.host.guest_agent import GuestAgent, open_guest_agent
+from netprobe.host.guest_messages import ClockExchange
 from netprobe.model.observations import Exchanges
 from netprobe.service.looking import Emit
 

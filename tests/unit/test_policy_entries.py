@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from netprobe.errors import HostNotReadyError, RefusedError, UsageError
-from netprobe.host.guest_agent import GuestPacing, SentReport
+from netprobe.host.guest_messages import GuestPacing, SentReport
 from netprobe.inject.taps import TapSent
 from netprobe.service.policy_entries import GuestEntry, PacketOutEntry, TapEntry, open_entry
 from netprobe.service.tap_ports import TapPort
