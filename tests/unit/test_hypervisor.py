@@ -15,6 +15,7 @@ import netprobe_agents
 import pytest
 from support.waiting import until
 
+from netprobe.cli.main import main
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.host.process import ProcessRecord, command_line, start_ticks
 from netprobe.lab import build, config, control, hypervisor
@@ -237,3 +238,21 @@ def test_a_command_for_a_lab_without_a_machine_is_refused(lab, monkeypatch):
     lab.places.state.write_text(json.dumps(State("single", lab.places.lab, endpoints=ends).to_json()))
     with pytest.raises(UsageError, match="lab single: is in no machine of its own"):
         control.execute(["true"], files={}, write=lambda *_: None)
+
+
+@pytest.mark.parametrize("words", [["sh", "-c", "cat file; exit 3"], ["--", "sh", "-c", "cat file; exit 3"]])
+def test_the_command_line_hands_over_words_files_and_the_exit_code(lab, monkeypatch, tmp_path, capfdbinary, words):
+    lab.state.endpoints = endpoints(config.load("ovs-kernel"))
+    lab.places.state.write_text(json.dumps(lab.state.to_json()))
+    monkeypatch.setattr(build, "check_host", lambda *_: None)
+    monkeypatch.setenv("NETPROBE_RUN_DIR", str(lab.places.base))
+    (tmp_path / "file").write_bytes(b"\xffoctets")
+    with lab.served():
+        assert main(["lab", "exec", "--file", str(tmp_path / "file"), *words]) == 3
+    assert capfdbinary.readouterr().out == b"\xffoctets"
+
+
+@pytest.mark.parametrize(("words", "text"), [([], "no command"), (["--file", "/none/x", "true"], "cannot be read")])
+def test_what_cannot_be_handed_over_is_a_usage_error(capsys, words, text):
+    assert main(["lab", "exec", *words]) == 2
+    assert text in capsys.readouterr().err
