@@ -28,6 +28,7 @@ ORDER = (
     "packet_out",
     "rtt_truth",
     "tenant_shift",
+    "verify_thousand",
     "help_start",
 )
 """In the order of the data flow; whatever is not named here comes after."""

@@ -21,27 +21,3 @@ def forty_file(place, lab="single"):
     path = Path(place) / f"forty-{lab}.toml"
     path.write_text(forty(lab))
     return path
-
-
-def thousand(guests=50, rules=1000):
-    """A policy of so many rules over so many guests: a group of its own for each, which trusts some of the others."""
-    each = rules // guests - 1
-    lines = ['[[group]]\nname = "out"\n[[group.rule]]\ndirection = "egress"']
-    for number in range(guests):
-        lines.append(f'[[group]]\nname = "g{number}"')
-        # What is left over, so that the numbers come out even: one rule of `out` serves all.
-        lines += [_ingress(number, index) for index in range(each + (number < rules - 1 - each * guests))]
-    for number in range(guests):
-        lines.append(f'[[guest]]\nname = "vm{number + 1}"\ngroups = ["out", "g{number}"]')
-    return "\n".join(lines) + "\n"
-
-
-def _ingress(number, index):
-    kinds = (
-        f'protocol = "tcp"\nport = {1000 + 17 * index + number}',
-        f'protocol = "udp"\nport = "{20000 + 40 * index}-{20000 + 40 * index + 1 + number % 7}"',
-        f'protocol = "tcp"\nport = {30000 + index}\nremote_group = "g{(number + index) % 50}"',
-        f'protocol = "tcp"\nport = {40000 + index}\nethertype = "ipv4"\nremote_prefix = "10.0.0.{4 * (index % 12)}/30"',
-        f'protocol = "udp"\nport = {50000 + index}\nethertype = "ipv6"',
-    )
-    return f'[[group.rule]]\ndirection = "ingress"\n{kinds[index % len(kinds)]}'
