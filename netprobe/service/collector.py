@@ -26,6 +26,7 @@ from netprobe.service.door import Door, LineLimit
 from netprobe.service.following import Follower, open_follower
 from netprobe.service.kept_run import Taken
 from netprobe.service.link_io import LinkIo, monotonic_ns
+from netprobe.service.listening import listen_at
 from netprobe.service.run_files import RunFolder, unfinished_runs
 from netprobe.service.spread_run import SpreadRun, load_run
 from netprobe.wire.flow_control import SECOND_NS, Limits
@@ -133,17 +134,10 @@ class Collector:
             ready: is told the port when agents may dial.
 
         Raises:
-            HostNotReadyError: the address cannot be listened at.
+            UsageError: the address is none.
+            HostNotReadyError: it cannot be listened at.
         """
-        address, port = self._config.listen
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=address)
-        except OSError as error:
-            raise HostNotReadyError(
-                f"{address}:{port}",
-                f"cannot be listened at: {error.strerror or error}",
-                advice="is another one running?",
-            ) from error
+        listeners = await listen_at("--listen", *self._config.listen)
         base, state_file = self._config.topology, self._config.state_file
         async with (
             open_follower(base, state_file=state_file, local_hosts=()) as self._follower,

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from netprobe.host.clock import realtime_ns
-from netprobe.service.page_listening import listen_at
+from netprobe.service.listening import listen_at
 from netprobe.show.exposition import CONTENT_TYPE, Exposition
 from netprobe.show.web.guard import Guard, guard_of
 
@@ -88,9 +88,9 @@ async def serve_metrics(
 
     address, port = listen
     guard = guard_of(address, token, OPTIONS)
-    sockets = await listen_at(OPTIONS[0], address, port)
+    listeners = await listen_at(OPTIONS[0], address, port)
     config = Config()
-    config.bind = [f"fd://{one.detach()}" for one in sockets]
+    config.bind = [f"fd://{one.socket.detach()}" for one in listeners]
     config.accesslog = config.errorlog = None
     config.include_server_header = False
     await serve(partial(metrics_app, page, guard), config, mode="asgi", task_status=task_status)

@@ -19,7 +19,7 @@ from hypercorn.trio import serve
 from netprobe.errors import HostNotReadyError, NetprobeError, NoAnswerError, UsageError
 from netprobe.host.clock import realtime_ns
 from netprobe.model.results import Json
-from netprobe.service.page_listening import check_address, listen_at
+from netprobe.service.listening import check_address, listen_at
 from netprobe.show.web.app import make_app
 from netprobe.show.web.guard import guard_of
 from netprobe.store.history import History, open_history
@@ -259,9 +259,9 @@ async def serve_page(config: WebConfig, ready: Callable[[str], None] = lambda _u
     await check_address("--web", address, port)
     guard = guard_of(address, config.token)
     page, server = Page(config), _server(config)
-    sockets = await listen_at("--web", address, port)
-    port = sockets[0].getsockname()[1]
-    server.bind = [f"fd://{sock.detach()}" for sock in sockets]  # from now on its own, to close too
+    listeners = await listen_at("--web", address, port)
+    port = listeners[0].socket.getsockname()[1]
+    server.bind = [f"fd://{one.socket.detach()}" for one in listeners]  # from now on its own, to close too
     name = f"[{address}]" if ":" in address else address
     scheme = "https" if config.certificate else "http"
     async with trio.open_nursery() as nursery:

@@ -16,6 +16,7 @@ from support.pages import save_document, save_run, session
 from netprobe.cli.main import main
 from netprobe.errors import HostNotReadyError, UsageError
 from netprobe.service import web_page
+from netprobe.service.listening import listen_at
 from netprobe.service.metrics_page import serve_metrics
 from netprobe.service.web_page import FORGET_NS, Page, WebConfig, serve_page, serve_with_page
 from netprobe.show.exposition import Exposition
@@ -268,6 +269,8 @@ def test_an_address_that_is_none_is_the_callers_mistake(tmp_path, name, serve):
     assert "running" not in str(refused.value)
     with pytest.raises(UsageError, match="this host knows no"):
         trio.run(serve_page, WebConfig((name, 0), "", tmp_path / "s"))
+    with pytest.raises(UsageError, match=f"--listen {name}:0: this host knows no"):
+        trio.run(listen_at, "--listen", name, 0)  # as the collector does
 
 
 def test_an_address_of_another_host_is_told_so(tmp_path):

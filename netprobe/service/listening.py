@@ -1,7 +1,7 @@
-"""Where a page for people or programs is listened at: /metrics and the live page, by the same rules and words.
+"""Where the collector, /metrics and the live page are listened at: by the same rules, and with the same words.
 
-Errors say whose fault it is: a name that nobody knows is the caller's, a port that is taken is the host's. Who may look
-is show.web.guard's.
+Errors say whose fault it is: a name that nobody knows is the caller's, a port that is taken is the host's. Who may come
+in is others' business: show.web.guard's, and the collector's own.
 """
 
 import errno
@@ -39,8 +39,8 @@ async def check_address(option: str, address: str, port: int) -> None:
         ) from error
 
 
-async def listen_at(option: str, address: str, port: int) -> list[socket.socket]:
-    """Listen, for HTTP; at each address that a name has.
+async def listen_at(option: str, address: str, port: int) -> list[trio.SocketListener]:
+    """Listen, at each address that a name has.
 
     Args:
         option: that it was given with.
@@ -48,7 +48,7 @@ async def listen_at(option: str, address: str, port: int) -> list[socket.socket]
         port: 0 for any.
 
     Returns:
-        Sockets that listen, at least one; whoever takes them closes them.
+        At least one; whoever takes them closes them.
 
     Raises:
         UsageError: the address is none.
@@ -56,11 +56,10 @@ async def listen_at(option: str, address: str, port: int) -> list[socket.socket]
     """
     await check_address(option, address, port)
     try:
-        listeners = await trio.open_tcp_listeners(port, host=address)
+        return await trio.open_tcp_listeners(port, host=address)
     except OSError as error:
         raise HostNotReadyError(
             f"{option} {address}:{port}",
             f"cannot be listened at: {error.strerror or error}",
             advice=ADVICE.get(error.errno or 0, "give another address or port"),
         ) from error
-    return [socket.socket(fileno=one.socket.detach()) for one in listeners]
