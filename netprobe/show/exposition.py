@@ -105,9 +105,21 @@ class Exposition:
         """
         from prometheus_client import generate_latest  # noqa: PLC0415  as above
 
-        for key in [k for k, s in self._series.items() if now_ns - s.told_ns > self._keep_ns]:
-            del self._series[key]
+        self._forget(now_ns)
         return generate_latest(self._registry)
+
+    def _forget(self, now_ns: int) -> None:
+        """What nobody told of for long goes; of a histogram all buckets or none.
+
+        A bucket that is seldom hit would take its counts with it, and Prometheus take that for a restart: everything
+        that was ever counted would look as if it had come anew.
+        """
+        told_ns: dict[Key, int] = {}
+        for key, series in self._series.items():
+            whole = _whole(key)
+            told_ns[whole] = max(told_ns.get(whole, 0), series.told_ns)
+        for key in [k for k in self._series if now_ns - told_ns[_whole(k)] > self._keep_ns]:
+            del self._series[key]
 
     def collect(self) -> Iterator["Metric"]:
         """Every metric; the registry asks."""
@@ -129,6 +141,14 @@ class Exposition:
     def describe(self) -> list["Metric"]:
         """Nothing is known before it is told; asked when the registry takes this collector."""
         return []
+
+
+def _whole(key: Key) -> Key:
+    """The same for all buckets of one histogram."""
+    name, values = key
+    if name != DELAY_BUCKET.name:
+        return key
+    return name, tuple(value for tag, value in zip(DELAY_BUCKET.tags, values, strict=True) if tag != LE)
 
 
 def _family(measurement: Measurement, one: Field, rows: list[tuple[tuple[str, ...], _Series]]) -> "Metric":

@@ -77,6 +77,16 @@ def test_what_is_gone_is_forgotten_and_what_finds_no_room_is_counted(monkeypatch
     assert by_name(samples(page, KEEP_NS + 1), "netprobe_agent_connected") == []
 
 
+def test_a_bucket_that_is_seldom_hit_stays_as_long_as_its_histogram():
+    """Counts that shrink are a restart to Prometheus: all that was ever counted would seem to have come anew."""
+    page, tags = Exposition(), {**TAGS, "leg": "forward", "segment": "a..b"}
+    slow, fast = ({**tags, "le_ns": f"{edge:013d}"} for edge in (4096, 1024))
+    page.put([DELAY_BUCKET.reading(1, slow, delays=3), DELAY_BUCKET.reading(1, fast, delays=2)], 0)
+    page.put([DELAY_BUCKET.reading(1, fast, delays=2)], KEEP_NS)
+    assert by_name(samples(page, KEEP_NS + 1), "netprobe_owdelay_seconds_bucket") == [4, 7, 7]
+    assert by_name(samples(page, 2 * KEEP_NS + 1), "netprobe_owdelay_seconds_bucket") == []
+
+
 async def ask(page, guard, method="GET", path="/metrics", headers=()):
     sent = []
 
