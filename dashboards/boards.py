@@ -114,7 +114,8 @@ def _numbers(board: Board) -> Board:
     board = board.with_panel(number("Losing for certain", about, count))
     proofs = select('last("violated") AS "violated"', VERIFICATION, TIME, "policy")
     count = InfluxQuery(select('sum("violated") AS "policies"', proofs, TIME))
-    board = board.with_panel(number("Policies violated", "Whose newest proof has findings.", count))
+    about = "Whose newest proof within a day has findings: nobody proves a policy every few minutes."
+    board = board.with_panel(number("Policies violated", about, count, since="24h"))
     agents = select('last("connected") AS "connected"', AGENT, TIME, "agent")
     count = InfluxQuery(select('count("connected") - sum("connected") AS "agents"', agents, TIME))
     return board.with_panel(number("Agents away", "That were connected to the collector, and are not.", count))

@@ -148,13 +148,15 @@ def number(title: str, about: str, query: InfluxQuery, **extra: Any) -> stat.Pan
         title: of the panel.
         about: what it says.
         query: whose last value is shown.
-        extra: `steps`, `unit`, `mappings`, `size`, `calc`, `none` (what to show without rows).
+        extra: `steps`, `unit`, `mappings`, `size`, `calc`, `none` (what to show without rows), `since` (how far back it
+            looks, whatever the dashboard's time).
     """
     panel = _place(stat.Panel(), title, about, [query], extra.get("size", (4, 4)))
     reduce = common_builder.ReduceDataOptions().calcs([extra.get("calc", "lastNotNull")]).fields("").values(False)
     panel = panel.reduce_options(reduce).graph_mode(common.BigValueGraphMode.NONE)
     panel = panel.color_mode(common.BigValueColorMode.BACKGROUND).thresholds(_steps(extra.get("steps", NONE_STEPS)))
     panel = panel.no_value(extra.get("none", "0")).unit(extra.get("unit", "short"))
+    panel = panel.time_from(extra["since"]) if "since" in extra else panel
     return panel.mappings(words_of(extra["mappings"])) if "mappings" in extra else panel
 
 

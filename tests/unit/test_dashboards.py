@@ -71,6 +71,16 @@ def test_a_name_with_quotes_ends_no_text_of_a_query():
     assert text == "\"src\" = 'a\\' OR \\'1\\'=\\'1\\\\' AND time >= 0ms AND time <= 1ms"
 
 
+def test_a_violated_policy_is_told_for_a_day():
+    """It stays violated until a proof says otherwise, and proofs are not made every five minutes, as windows are."""
+    file = json.loads((FOLDER / "provisioning" / "alerting" / "netprobe.json").read_text(encoding="utf-8"))
+    spans = {rule["uid"]: rule["data"][0]["relativeTimeRange"]["from"] for rule in file["groups"][0]["rules"]}
+    assert spans.pop("netprobe-violated") == 86_400
+    assert set(spans.values()) == {300}
+    (panel,) = [p for p in panels(boards()["overview"]) if p["title"] == "Policies violated"]
+    assert panel["timeFrom"] == "24h"
+
+
 def test_alert_rules_have_what_provisioning_asks_for():
     file = json.loads((FOLDER / "provisioning" / "alerting" / "netprobe.json").read_text(encoding="utf-8"))
     (group,) = file["groups"]
