@@ -210,6 +210,7 @@ VERIFICATION = Measurement(
             overflowed_frames="frames that a ring had no room for",
             forged_frames="claimed to be ours and were not",
         ),
+        *_texts(stopped="why it ended early; then what it did not find is missing above, not 0"),
     ),
 )
 

@@ -26,7 +26,10 @@ def verification_readings(document: Mapping[str, Any], t_ns: int) -> Iterator[Re
         document: of `verify` (docs/json.md).
         t_ns: when it ended.
     """
-    policy, counts = policy_name(document["source"]), document["counts"]
+    policy = policy_name(document["source"])
+    # Who was stopped has not shown that there is nothing: an older proof's finding must not look as if it were gone.
+    unseen = None if document["stopped"] else 0
+    counts = {kind: document["counts"][kind] or unseen for kind in KINDS}
     yield VERIFICATION.reading(
         t_ns,
         {"policy": policy, "backend": document["backend"], "vantage": document["vantage"]},
@@ -35,13 +38,14 @@ def verification_readings(document: Mapping[str, Any], t_ns: int) -> Iterator[Re
         wrong_place_findings=counts["wrong place"],
         divergence_findings=counts["divergence"],
         unproven_findings=counts["unproven"],
-        violated=int(any(counts[kind] for kind in KINDS[:-1])),
+        violated=1 if any(counts[kind] for kind in KINDS[:-1]) else unseen,
         sent_packets=document["sent"],
         unsent_packets=document["unsent"],
         rounds=document["rounds"],
         duration_ns=round(document["seconds"] * 1e9),
         overflowed_frames=document["overflow"],
         forged_frames=document["forged"],
+        stopped=document["stopped"] or "",
     )
     for row in document["matrix"]:
         yield VERDICT.reading(

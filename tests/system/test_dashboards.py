@@ -362,6 +362,7 @@ def hostile(filled_one, influx, tmp_path_factory):
     counts = dict.fromkeys(("leak", "overblock", "wrong place", "divergence", "unproven"), 0)
     numbers = dict.fromkeys(("sent", "unsent", "rounds", "seconds", "overflow", "forged"), 1)
     proof = {"source": RULE, "backend": "ovn", "vantage": "tap", "counts": counts, "matrix": [], "findings": [finding]}
+    proof["stopped"] = None
     readings = [*session_readings([one], "hostile", t_ns), *verification_readings(proof | numbers, t_ns)]
     trio.run(
         send_readings,

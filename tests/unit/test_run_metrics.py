@@ -167,7 +167,7 @@ def finding(number, **changes):
 def test_findings_of_one_proof_are_rows_of_their_own():
     document = {
         "source": "/etc/policies/web.toml", "backend": "ovs-ct", "vantage": "tap", "sent": 5, "unsent": 0, "rounds": 3,
-        "seconds": 1.5, "overflow": 0, "forged": 0,
+        "seconds": 1.5, "overflow": 0, "forged": 0, "stopped": None,
         "counts": {"leak": 2, "overblock": 0, "wrong place": 0, "divergence": 0, "unproven": 0},
         "matrix": [
             {"src": "a", "dst": "b", "reachable": None, "passed": 0, "dropped": 1, "undecided": 1, "passes": []},
@@ -187,6 +187,21 @@ def test_findings_of_one_proof_are_rows_of_their_own():
     assert (first.fields["packets"], first.fields["decided_by"], first.t_ns) == (3, "3", 101)
     verdicts = [r.fields.get("reachable") for r in found if r.measurement == "netprobe_verdict"]
     assert verdicts == [None, 1]
+    assert whole.fields["overblock_findings"] == 0
+
+
+@pytest.mark.parametrize(("leaks", "violated"), [(0, None), (2, 1)])
+def test_a_proof_that_was_stopped_does_not_say_that_there_is_nothing(leaks, violated):
+    """What it found it found; else the newest value stays that of the proof before it."""
+    counts = {"leak": leaks, "overblock": 0, "wrong place": 0, "divergence": 0, "unproven": 3}
+    numbers = dict.fromkeys(("sent", "unsent", "rounds", "seconds", "overflow", "forged"), 1)
+    document = {"source": "p", "backend": "ovn", "vantage": "tap", "counts": counts, "matrix": [], "findings": []}
+    (whole,) = checked(verification_readings(document | numbers | {"stopped": "stopped by SIGINT"}, 100))
+    told = {name: value for name, value in whole.fields.items() if name.endswith("findings") or name == "violated"}
+    assert told.pop("unproven_findings") == 3
+    assert told == ({"leak_findings": 2, "violated": 1} if leaks else {})
+    assert whole.fields.get("violated") == violated
+    assert whole.fields["stopped"] == "stopped by SIGINT"
 
 
 def test_a_watched_change_tells_both_streams():
