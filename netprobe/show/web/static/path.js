@@ -196,11 +196,12 @@
       h("p", { class: "muted" }, `${s.name} · vantage ${s.vantage} · ${typeP(s.type_p)}`, rest));
   }
 
-  // The page's view of one path. What is known already is shown before the store is asked.
+  // The page's view of one path. What is known already is shown while the store is asked.
   np.views.path = async (app, [id], query, early) => {
     const known = app.overview.paths.find((p) => p.path === id);
+    const asked = app.get(`/api/path/${encodeURIComponent(id)}${query.run ? `?run=${encodeURIComponent(query.run)}` : ""}`);
     if (known && !query.run) early([head(known, known, " · …"), h("section", { class: "panel waiting" })]);
-    const found = await app.get(`/api/path/${encodeURIComponent(id)}${query.run ? `?run=${encodeURIComponent(query.run)}` : ""}`);
+    const found = await asked;
     const row = app.overview.paths.find((p) => p.path === id);
     const s = found.session;
     const go = (extra, replace = true) => app.go(["path", id], { ...query, ...extra }, replace);
