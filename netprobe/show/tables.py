@@ -89,6 +89,15 @@ def between(low: int | None, high: int | None) -> str:
     return f"{duration(low)} to {duration(high)}"
 
 
+def _sureness(key: str) -> Callable[[Document], str]:
+    def cell(segment: Document) -> str:
+        bounds, delay = segment.get("delay_bounds_ns"), segment["delay_ns"] or {}
+        ends = bounds[key] if bounds is not None else delay.get(f"{key}_interval_95")
+        return "-" if ends is None else f"> {duration(ends[0])}" if ends[1] is None and ends[0] else between(*ends)
+
+    return cell
+
+
 def _clock_error(segment: Document) -> str:
     error_ns = segment.get("clock_error_ns")
     return "" if error_ns is None else f"±{duration(error_ns)}"
@@ -110,8 +119,10 @@ COLUMNS = (
     Column("min", _delay("min"), from_width=120),
     Column("p50", _delay("p50")),
     Column("clocks", _clock_error),
+    Column("p50 lies in", _sureness("p50"), from_width=190),
     Column("p90", _delay("p90"), from_width=110),
     Column("p99", _delay("p99")),
+    Column("p99 lies in", _sureness("p99"), from_width=190),
     Column("max", _delay("max"), from_width=110),
     Column("PDV p99", _pdv, from_width=135),
     Column("dup", _count("duplicated"), from_width=80),

@@ -93,6 +93,21 @@ def test_csv_says_how_sure_delays_are():
     ]  # fmt: skip
 
 
+def test_tables_say_what_median_and_99th_percentile_lie_in():
+    """With 95 % of one clock, for certain of two; in a report's tables, which need no script."""
+    one = session("a", "b")
+    first, second, third = one.forward.segments
+    first = replace(first, delay=replace(first.delay, p99_interval_95=(40_000, None)))
+    second = replace(second, delay_bounds=DelayBounds(*[(None, 10)] * 3, (5, 30), (5, None)), clock_error_ns=700)
+    html = report_html(document(replace(one, forward=replace(one.forward, segments=(first, second, third)))), {})
+    rows = re.findall(r"<tr>(.*?)</tr>", html[html.index("All numbers as tables") :])
+    cells = [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+    at = [cells[0].index(f"{name} lies in") for name in ("p50", "p99")]
+    assert [[row[i] for i in at] for row in cells[1:4]] == [
+        ["28.0 us to 32.0 us", "> 40.0 us"], ["< 10 ns", "5 ns to 30 ns"], ["28.0 us to 32.0 us", "-"],
+    ]  # fmt: skip
+
+
 def test_html_is_one_file_that_asks_nobody_and_has_the_numbers_without_scripts():
     """No address in it but SVG's name; every script is allowed by its hash; what others named is escaped."""
     html = report_html(document(session("<b>a</b>", "b", lost=20), session("c", "d", name="n2")), {})
