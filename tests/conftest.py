@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from hypothesis import settings
 from support.workers import Scheduling, Turns, World
 
@@ -47,6 +48,7 @@ def move_to_own_world(config):
     config.pluginmanager.register(turns, "turns")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Who gets which tests."""
     return Scheduling(config, log)

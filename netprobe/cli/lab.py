@@ -60,7 +60,7 @@ def _fault_text(fault: Mapping[str, Any]) -> str:
 def up(args: argparse.Namespace) -> int:
     """Bring the lab up."""
     if control.needs_machine(args.name):
-        say("netprobe lab: this kernel has no module openvswitch: a machine that has it is booted, for half a minute")
+        say("netprobe lab: this kernel has no module openvswitch: the lab is in a machine that has it")
     status = control.up(args.name, config_path=Path(args.config) if args.config else None)
     if args.json:
         print_json(status.to_json())

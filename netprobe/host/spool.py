@@ -39,6 +39,10 @@ SEGMENTS: Final = 16  # that a full spool has; what is shed at once is one of th
 _SUFFIX = ".spool"
 
 
+class SpoolTakenError(HostNotReadyError):
+    """Another program has the spool."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpooledBlock:
     """A block that waits: its octets, and the time that it stands for."""
@@ -281,7 +285,7 @@ class Spool:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise HostNotReadyError(
+            raise SpoolTakenError(
                 f"spool {self._folder}", "another program is using it", advice="give each agent a spool of its own"
             ) from error
 

@@ -87,8 +87,8 @@ class UnixctlClient:
             arguments: those of each call.
 
         Returns:
-            The text that each prints, in order. CommandError where the daemon refused; from where it is lost on,
-            HostNotReadyError for all the rest.
+            The text that each prints, in order. CommandError where the daemon refused; where it is lost,
+            HostNotReadyError for those under way and all the rest.
         """
         found: list[str | HostNotReadyError] = []
         while len(found) < len(arguments):
@@ -157,7 +157,10 @@ class UnixctlClient:
                 raise self._lost("closed the connection instead of answering")
             data += part
             if part.rstrip().endswith(b"}"):  # an object may be complete: parsing each part would be quadratic
-                found += _objects(data)
+                complete = _objects(data)
+                found += complete
+                if complete:  # each has its own time
+                    deadline = time.monotonic() + self._timeout_s
         if len(found) != count:
             came = f"{len(found)} of {count} answers, and {len(data)} bytes more"
             raise self._lost(f"gave no answer within {self._timeout_s:g} s ({came}, came)")

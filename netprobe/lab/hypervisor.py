@@ -39,6 +39,7 @@ IMAGE = "NETPROBE_HYPERVISOR_IMAGE"
 """Environment variable: folder with `kernel`, `initrd` and `disk` to use instead of those that the lab makes."""
 BUILD_WAIT_S = 300.0
 BOOT_WAIT_S = 120.0
+UP_WAIT_S = 300.0
 LOOK_S = 0.05
 PING_WAIT_S = 30.0
 LINE_BYTES_MAX = 1 << 20
@@ -142,7 +143,14 @@ def _bring_up(state: State, places: Places, config_path: Path | None) -> None:
         files[CONFIG] = config_path.read_bytes()
         words.append(f"config_path={CONFIG!r}")
     said = bytearray()
-    code = run(state, places, words, files=files, write=lambda fd, data: said.extend(data) if fd == 2 else None)
+    code = run(
+        state,
+        places,
+        words,
+        files=files,
+        write=lambda fd, data: said.extend(data) if fd == 2 else None,
+        timeout_s=UP_WAIT_S,
+    )
     if code:
         text = " / ".join(said.decode(errors="replace").strip().splitlines()[-TAIL_LINES:])
         raise HostNotReadyError(f"lab {state.name} in its machine", f"is not up (exit code {code}): {text}")
@@ -200,12 +208,24 @@ def run(
     with _turn(places), machine.wait_open(places.lab_port(NAME), records[0]) as sock:
         sock.settimeout(timeout_s)
         try:
-            sock.sendall(json.dumps(order).encode() + b"\n")
+            _order(sock, json.dumps(order))
             return _follow(sock, str(order["id"]), write)
         except TimeoutError as error:
             raise machine.trouble(f"has not answered in {timeout_s:g} s") from error
-        except (EOFError, ConnectionError) as error:
+        except EOFError as error:
             raise machine.trouble("ended while a command ran") from error
+
+
+def _order(sock: socket.socket, text: str) -> None:
+    """Say what is to be done.
+
+    Raises:
+        EOFError: the machine is gone.
+    """
+    try:
+        sock.sendall(text.encode() + b"\n")
+    except ConnectionError as error:
+        raise EOFError from error
 
 
 @contextmanager
@@ -231,7 +251,10 @@ def _follow(sock: socket.socket, ident: str, write: Write) -> int:
     """
     pending = b""
     while True:
-        data = sock.recv(1 << 16)
+        try:
+            data = sock.recv(1 << 16)
+        except ConnectionError as error:  # not of `write`, whose reader may have gone away
+            raise EOFError from error
         if not data or len(pending) > LINE_BYTES_MAX:
             raise EOFError
         *lines, pending = (pending + data).split(b"\n")
@@ -243,6 +266,11 @@ def _follow(sock: socket.socket, ident: str, write: Write) -> int:
                 continue  # the end of a line whose beginning went to nobody
             if not is_ours:
                 continue
-            if "code" in said:
-                return int(said["code"])
-            write(int(said["fd"]), base64.b64decode(said["data"]))
+            try:
+                code = int(said["code"]) if "code" in said else None
+                fd, written = (0, b"") if code is not None else (int(said["fd"]), base64.b64decode(said["data"]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise EOFError from error
+            if code is not None:
+                return code
+            write(fd, written)

@@ -6,14 +6,15 @@ doctor` tells of them.
 """
 
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from netprobe.errors import NetprobeError
-from netprobe.host.spool import MIN_LIMIT_BYTES, Spool
+from netprobe.errors import HostNotReadyError
+from netprobe.host.spool import MIN_LIMIT_BYTES, Spool, SpoolTakenError
 
 NOTE = "database.json"
 
@@ -50,14 +51,17 @@ def left_behind(folder: Path) -> Iterator[LeftBehind]:
 
     Args:
         folder: of all spools; may be missing.
+
+    Raises:
+        HostNotReadyError: a folder cannot be looked into, so nobody knows what waits.
     """
-    for place in sorted(path for path in folder.glob("*") if path.is_dir()):
+    for place in _folders(folder):
         batches = size_bytes = 0
         since: list[int] = []
-        for slot in sorted(path for path in place.glob("*") if path.is_dir()):
+        for slot in _folders(place):
             try:
-                spool = Spool.open(slot, MIN_LIMIT_BYTES, secrets.token_hex(16))  # nothing is written, so nothing shed
-            except NetprobeError:  # a program has it
+                spool = Spool.open(slot, MIN_LIMIT_BYTES, secrets.token_hex(16))  # nothing is put in, so nothing shed
+            except SpoolTakenError:
                 continue
             with spool:
                 counters = spool.counters()
@@ -68,6 +72,21 @@ def left_behind(folder: Path) -> Iterator[LeftBehind]:
                     since += [item.span_ns[0] for item in items if item is not None]
         if batches:
             yield LeftBehind(place, _database_of(place), batches, size_bytes, min(since, default=0))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in one, which may be missing.
+
+    Raises:
+        HostNotReadyError: it cannot be looked into.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostNotReadyError(f"spools in {folder}", f"cannot be looked at: {error.strerror}") from error
 
 
 def _database_of(place: Path) -> str:

@@ -68,7 +68,7 @@ class Page:
 
     Attributes:
         paths: newest row of each.
-        forgotten: paths that are no longer shown (FORGET_NS, MAX_PATHS).
+        forgotten: paths that are no longer shown (FORGET_NS, MAX_PATHS), up to MAX_PATHS of them.
     """
 
     config: WebConfig
@@ -77,7 +77,7 @@ class Page:
     seen: set[str] = field(default_factory=set)
     newest: Json = field(default_factory=dict)
     problem: str = ""
-    forgotten: int = 0
+    forgotten: set[str] = field(default_factory=set)
     _news: trio.Event = field(default_factory=trio.Event)
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _mark: object = None
@@ -122,17 +122,17 @@ class Page:
         self._tell("")
 
     def _forget(self) -> None:
-        """Leave out paths that nobody probes any more, and count them."""
+        """Leave out paths that nobody probes any more, and the oldest ones of too many."""
         newest_ns = max((row["started_ns"] for row in self.paths.values()), default=0)
-        old = [path for path, row in self.paths.items() if newest_ns - row["started_ns"] > FORGET_NS]
-        for path in old:
-            del self.paths[path]
-        self.forgotten += len(old)
-        if len(self.paths) > MAX_PATHS:
-            by_age = sorted(self.paths, key=lambda path: self.paths[path]["started_ns"])
-            for path in by_age[: len(self.paths) - MAX_PATHS]:
+        newest_ns = min(newest_ns, realtime_ns())  # a clock that is ahead makes nobody else's results old
+        by_age = sorted(self.paths, key=lambda path: int(self.paths[path]["started_ns"]))
+        too_many = len(by_age) - MAX_PATHS
+        for place, path in enumerate(by_age):
+            if place < too_many or newest_ns - self.paths[path]["started_ns"] > FORGET_NS:
                 del self.paths[path]
-                self.forgotten += 1
+                if len(self.forgotten) < MAX_PATHS:
+                    self.forgotten.add(path)
+        self.forgotten -= self.paths.keys()
 
     async def _ask(self, question: Callable[[History], T]) -> T:
         """Ask the store in a thread, one after the other."""
@@ -151,7 +151,7 @@ class Page:
                 "now_ns": realtime_ns(),
                 "problem": self.problem or None,
                 "has_collector": self.config.agents is not None,
-                "forgotten": self.forgotten,
+                "forgotten": len(self.forgotten),
                 "paths": list(self.paths.values()),
                 **self.newest,
             }

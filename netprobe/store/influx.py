@@ -13,7 +13,7 @@ from typing import Any
 from netprobe.errors import HostNotReadyError
 
 TIMEOUT_S = 10.0
-_DROPPED = re.compile(r"dropped=(\d+)")
+_DROPPED = re.compile(r"dropped=(\d{1,9})")
 _PARTIAL = "partial write"
 _UNPARSED = "unable to parse '"
 """Before each line that InfluxDB 1 and 2 cannot read; behind it `': ` and why (models.ParsePointsWithPrecision)."""
@@ -138,7 +138,7 @@ def _untrusted_error(text: str) -> tuple[str, list[bytes]]:
     """What a server's answer says in words, and the lines that InfluxDB 3 names in it."""
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text, []
     if not isinstance(document, dict):
         return text, []
@@ -146,7 +146,7 @@ def _untrusted_error(text: str) -> tuple[str, list[bytes]]:
     data = document.get("data")
     rows = data if isinstance(data, list) else [data]
     lines = [row["original_line"] for row in rows if isinstance(row, dict) and "original_line" in row]
-    return words or text, [str(line).encode() for line in lines]
+    return words or text, [_octets(str(line)) for line in lines]
 
 
 def _unparsed(words: str) -> frozenset[bytes]:
@@ -154,8 +154,13 @@ def _unparsed(words: str) -> frozenset[bytes]:
     found = set()
     for piece in words.split(_UNPARSED)[1:]:
         parts = piece.split("': ")
-        found |= {"': ".join(parts[:n]).encode() for n in range(1, min(len(parts), MAX_QUOTES))}
+        found |= {_octets("': ".join(parts[:n])) for n in range(1, min(len(parts), MAX_QUOTES))}
     return frozenset(found)
+
+
+def _octets(text: str) -> bytes:
+    """As UTF-8; half a surrogate pair, which JSON can name, is in no line of ours."""
+    return text.encode(errors="replace")
 
 
 def _text_of(body: object) -> str:

@@ -139,7 +139,8 @@ class Turns:
 def be_nice(is_nice):
     """Let others go first, or not; without root there is no way back from it, and nothing is done."""
     if not os.geteuid():
-        os.setpriority(os.PRIO_PROCESS, 0, NICE if is_nice else 0)
+        with contextlib.suppress(PermissionError):  # root in a container that may not
+            os.setpriority(os.PRIO_PROCESS, 0, NICE if is_nice else 0)
 
 
 def turn_of(item):

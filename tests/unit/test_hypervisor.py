@@ -177,6 +177,25 @@ def test_a_machine_that_ends_while_a_command_runs_is_an_error_with_the_end_of_it
         lab.run("x")
 
 
+def test_what_no_machine_of_ours_says_is_the_end_of_it(lab):
+    def talk(client):
+        order = json.loads(client.makefile("rb").readline())
+        client.sendall(json.dumps({"id": order["id"], "fd": 1}).encode() + b"\n")
+
+    with lab.served(talk), pytest.raises(HostNotReadyError, match="ended while a command ran"):
+        lab.run("x")
+
+
+def test_a_reader_that_goes_away_is_not_the_end_of_the_machine(lab):
+    """As in `netprobe lab exec dmesg | head -1`."""
+
+    def write(_fd, _data):
+        raise BrokenPipeError
+
+    with lab.served(), pytest.raises(BrokenPipeError):
+        hypervisor.run(lab.state, lab.places, ["echo", "x"], files={}, write=write, timeout_s=20)
+
+
 def test_a_machine_that_is_silent_is_an_error_after_a_while(lab):
     silent = threading.Event()
     with lab.served(lambda _: silent.wait(20)):

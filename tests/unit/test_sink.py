@@ -1,6 +1,7 @@
 """The way of readings to a database: nothing waits, what is lost is counted, and a refusal holds up no others."""
 
 import json
+import math
 import random
 
 import pytest
@@ -193,6 +194,12 @@ def test_what_is_undecided_when_a_program_ends_waits_for_the_next_one(tmp_path):
     assert sorted(set(database.times)) == [n for n in range(2000) if b" %d" % n not in SCATTERED]
 
 
+async def paused():
+    """Until the sink waits for a time; while it waits for its thread there is none."""
+    while trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf:
+        await wait_all_tasks_blocked()
+
+
 def test_between_two_rounds_the_database_has_a_pause(tmp_path):
     """Of one that refuses everything so much is asked in a row, and no more before the pause is over."""
     clock, database = MockClock(), Database()
@@ -213,12 +220,12 @@ def test_between_two_rounds_the_database_has_a_pause(tmp_path):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.send, write)
             await reached.wait()
-            await wait_all_tasks_blocked(0.05)
+            await paused()
             assert database.requests == ROUND_REQUESTS
             reached = trio.Event()
             clock.jump(ROUND_PAUSE_S)
             await reached.wait()
-            await wait_all_tasks_blocked(0.05)
+            await paused()
             assert database.requests == 2 * ROUND_REQUESTS
             nursery.cancel_scope.cancel()
         assert 0 < sink.counters.refused < 500
@@ -226,6 +233,20 @@ def test_between_two_rounds_the_database_has_a_pause(tmp_path):
         spool.close()
 
     trio.run(live, clock=clock)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"error": "unable to parse 'a\ud800': x"}),
+        json.dumps({"data": [{"original_line": "\udfff"}]}),
+        "[" * 200_000,
+        "partial write: dropped=" + "9" * 5_000,
+    ],
+)
+def test_whatever_a_server_says_is_an_answer(text):
+    """What it wrote to us must not end the program that measures."""
+    assert _answer_of(400, text).taking is not Taking.LATER
 
 
 def test_a_page_for_people_is_no_databases_refusal():

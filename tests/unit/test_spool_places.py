@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from netprobe.errors import HostNotReadyError
 from netprobe.host.spool import MIN_LIMIT_BYTES
 from netprobe.model.metrics import Reading
 from netprobe.service import doctor
@@ -40,6 +43,16 @@ def test_what_waits_where_no_program_is_is_told_with_its_database(tmp_path):
     for spool in again + open_still:
         spool.close()
     assert list(left_behind(tmp_path / "missing")) == []
+
+
+def test_what_cannot_be_looked_at_is_not_called_empty(tmp_path):
+    """Neither a folder of spools that is none, nor a spool that cannot be opened."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(HostNotReadyError, match="cannot be looked at: Not a directory"):
+        list(left_behind(tmp_path / "file"))
+    (tmp_path / "all" / "one" / "00" / "lock").mkdir(parents=True)
+    with pytest.raises(HostNotReadyError, match="cannot be used"):
+        list(left_behind(tmp_path / "all"))
 
 
 def test_the_doctor_tells_of_them(tmp_path, monkeypatch):

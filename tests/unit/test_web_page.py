@@ -15,6 +15,7 @@ from support.pages import save_document, save_run, session
 
 from netprobe.cli.main import main
 from netprobe.errors import HostNotReadyError, UsageError
+from netprobe.host.clock import realtime_ns
 from netprobe.service import web_page
 from netprobe.service.listening import listen_at
 from netprobe.service.metrics_page import serve_metrics
@@ -243,6 +244,26 @@ def test_a_path_that_nobody_probes_any_more_is_forgotten_and_counted(tmp_path, m
         monkeypatch.setattr(web_page, "MAX_PATHS", 2)
         save_run(store, "four", 3 + week, [session("d", "z")])
         await followed(page, lambda o: names(o) == ["b", "d"] and o["forgotten"] == 2)
+
+    trio.run(main)
+
+
+def test_a_clock_that_is_ahead_makes_nobody_elses_paths_old(tmp_path):
+    """And a path that comes back is no longer among those that are not shown."""
+    store, now = tmp_path / "s.duckdb", realtime_ns()
+    page = Page(WebConfig(("127.0.0.1", 0), "", store))
+
+    def state(found):
+        return sorted(p["src"] for p in found["paths"]), found["forgotten"]
+
+    async def main():
+        save_run(store, "one", now - 1, [session("a", "z")])
+        save_run(store, "two", now - 2 * FORGET_NS, [session("b", "z")])
+        await followed(page, lambda o: state(o) == (["a"], 1))
+        save_run(store, "three", now + 2 * FORGET_NS, [session("c", "z")])
+        await followed(page, lambda o: state(o) == (["a", "c"], 1))
+        save_run(store, "four", now, [session("b", "z")])
+        await followed(page, lambda o: state(o) == (["a", "b", "c"], 0))
 
     trio.run(main)
 

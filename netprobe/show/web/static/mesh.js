@@ -114,7 +114,7 @@
     }
     const gone = app.overview.forgotten;
     return { title: "Mesh", focus: () => grid.focus(), nodes: [
-      h("div", { class: "head" }, h("h1", {}, "Mesh"), summary(paths), gone ? h("p", { class: "muted" }, `${plural(gone, "path")} without a result for a week not shown`) : null),
+      h("div", { class: "head" }, h("h1", {}, "Mesh"), summary(paths), gone ? h("p", { class: "muted" }, `${plural(gone, "older path")} not shown`) : null),
       h("div", { class: "with-side" }, node, h("div", { class: "side" }, broken(app, paths), changed(app, app.overview.changes || []))),
     ] };
   };
