@@ -55,13 +55,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Workers: what must be alone comes first, and beside it what needs no lab; the longest of the others come next."""
+    """Workers: what must be alone comes first, then the longest; short tests fill what is left at the end."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     longest = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
     def rank(item):
         is_alone, is_system = (item.get_closest_marker(name) is not None for name in ("alone", "system"))
-        return (not is_alone, is_system, longest.get(item.path.name, len(longest)))
+        return (not is_alone, not is_system, longest.get(item.path.name, len(longest)))
 
     items.sort(key=rank)

@@ -2,8 +2,8 @@
 
 A lab has fixed names: network namespaces hv1, vm1 ... and the run directory. Therefore a worker sees private
 directories where these names are. Processor time cannot be made private, so a test marked `alone` waits until no other
-worker runs a system test, and keeps the others waiting until it is over. tests/conftest.py uses this, in workers only:
-a run without workers is as it is without this module.
+worker runs a test, and keeps the others waiting until it is over (unit tests beside it, though niced, cost it packets).
+tests/conftest.py uses this, in workers only; a run without workers is as it is without this module.
 """
 
 import contextlib
@@ -27,9 +27,6 @@ PRIVATE = (
     Path("/var/lib/netprobe"),
     Path("/var/log/netprobe"),
 )
-NICE = 10
-"""Of what needs no lab, while it runs beside what must be alone: it takes what is left of the processors."""
-
 GATE, GROUND = Path("/run/netprobe-tests.gate"), Path("/run/netprobe-tests.ground")
 """Files of all runs on this machine: a test is not alone either while another run's tests are under way."""
 
@@ -67,8 +64,8 @@ class World:
 class Scheduling(LoadFileScheduling):
     """A file is one worker's, since its tests share a lab; and all tests that must be alone are one worker's.
 
-    Were they several workers', these would wait for each other, and nobody would run what may run beside. Who hands
-    tests out knows no marks, only names, and therefore reads for itself what is marked.
+    Were they several workers', each would be set up and taken down in between. Who hands tests out knows no marks, only
+    names, and therefore reads for itself what is marked.
     """
 
     ALONE = "alone"
@@ -96,7 +93,7 @@ def alone_tests(root):
 
 
 class Turns:
-    """System tests of all workers run beside each other, except those marked `alone`.
+    """Tests of all workers run beside each other, except those marked `alone`.
 
     A test that wants to be alone holds the gate while it waits for the ground; the others pass the gate first, so they
     cannot keep it waiting for ever. The turn begins before a test's first fixture and ends behind its last one, and it
@@ -111,7 +108,6 @@ class Turns:
     def pytest_runtest_protocol(self, item, nextitem):
         """Around set-up, call and tear-down of one test."""
         self._hold(turn_of(item))
-        be_nice(turn_of(item) == fcntl.LOCK_UN)
         try:
             return (yield)
         finally:
@@ -136,15 +132,6 @@ class Turns:
         self._ground.close()
 
 
-def be_nice(is_nice):
-    """Let others go first, or not; without root there is no way back from it, and nothing is done."""
-    if not os.geteuid():
-        with contextlib.suppress(PermissionError):  # root in a container that may not
-            os.setpriority(os.PRIO_PROCESS, 0, NICE if is_nice else 0)
-
-
 def turn_of(item):
-    """The lock that a test takes: none unless it is a system test."""
-    if item.get_closest_marker("system") is None:
-        return fcntl.LOCK_UN
+    """The lock that a test takes."""
     return fcntl.LOCK_SH if item.get_closest_marker("alone") is None else fcntl.LOCK_EX

@@ -158,7 +158,7 @@ def test_a_plan_runs_its_sessions_together(lab, store, tmp_path):
         (["lab", "fault", "set", "vm1.guest..vm1.backend", "--loss", "200%"], 2, "is no share"),
         (["agent", "host"], 2, "allowed: guest"),
         (["frobnicate"], 2, "invalid choice"),
-        (["report", "--store", "/proc/nowhere/x"], 3, "cannot be opened"),
+        (["report", "--store", "/proc/nowhere/x"], 3, "there is no such file"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_its_exit_code(lab, words, code, message):

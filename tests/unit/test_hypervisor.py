@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,8 +88,9 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Lab(tmp_path)
+def lab():
+    with tempfile.TemporaryDirectory(prefix="np-") as place:  # a socket's path is short, pytest's are not
+        yield Lab(Path(place))
 
 
 def test_what_a_command_writes_comes_back_stream_by_stream_with_its_exit_code(lab):

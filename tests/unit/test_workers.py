@@ -1,4 +1,4 @@
-"""Turns of system tests in several workers: who runs beside whom, and that nobody who waits is forgotten."""
+"""Turns of tests in several workers: who runs beside whom, and that nobody who waits is forgotten."""
 
 import fcntl
 import threading
@@ -68,7 +68,7 @@ def is_taken(path):
         return False
 
 
-def test_system_tests_run_beside_each_other_and_others_take_no_turn(workers, files):
+def test_tests_run_beside_each_other(workers, files):
     first, second, third = workers
     first.start("system")
     second.start("system")
@@ -87,7 +87,7 @@ def test_a_test_that_must_be_alone_waits_for_the_others_and_is_waited_for(worker
     assert first.is_running.wait(10)
     second.start("system", "alone")
     until(lambda: is_taken(files[0]))  # it waits for the ground, and holds the gate
-    third.start("system")
+    third.start()  # a unit test
     assert not second.is_running.is_set()
     first.end()
     assert second.is_running.wait(10)
