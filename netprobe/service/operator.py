@@ -106,7 +106,8 @@ async def run_remotely(
         try:
             return await _ask_once(config, "wait", {"run": run})
         except HostNotReadyError as error:
-            if not error.where.startswith(("collector ", "link")):
+            # A handshake, too: it let us in before, and a collector that has just come back may be busy for long.
+            if not error.where.startswith(("collector ", "link", "TLS handshake")):
                 raise
             if trio.current_time() - began_at > DIAL_S:
                 heard = trio.current_time()  # it was there, and waited with us
