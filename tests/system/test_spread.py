@@ -19,7 +19,7 @@ pytestmark = pytest.mark.system
 PATHS = [("vm1", "vm2"), ("vm3", "vm4"), ("vm2", "vm1"), ("vm4", "vm3")]
 SECONDS = int(os.environ.get("NETPROBE_LOAD_SECONDS", "15"))
 """How long the load stands while nothing dies; `make test` is short of time, so give 60 for the whole minute."""
-CHAOS_SECONDS = 60  # all that dies in it takes 40 s and what starting again takes
+CHAOS_SECONDS = 60  # all that dies in it takes 30 s, and starting again under load up to 10 s each time
 WANTED_PPS = 10_000
 BY_PACKET_OUT = {"proto": "raw-udp", "dport": 862, "vantage": "vswitch"}
 
@@ -100,24 +100,24 @@ def test_load_closes_its_ledger_whatever_dies(spread, record_property):
             assert one["unobserved"] == 0
 
     running = spread.run(plan(rate // 4, CHAOS_SECONDS))
-    time.sleep(8)
+    time.sleep(6)
     spread.kill("collector")
     time.sleep(2)
     spread.start_collector()
-    time.sleep(8)
-    spread.cut("hv2", is_cut=True)
-    time.sleep(10)
-    spread.cut("hv2", is_cut=False)
     time.sleep(6)
+    spread.cut("hv2", is_cut=True)
+    time.sleep(8)
+    spread.cut("hv2", is_cut=False)
+    time.sleep(4)
     spread.kill("collector")
     spread.start_collector()
-    time.sleep(6)
+    time.sleep(4)
     spread.kill("hv2")
     chaos = spread.finish(running)
     for one in chaos["sessions"]:
         assert residue(one) == 0
         assert not any(s["duplicated"] for s in one["segments"])
-        assert one["lost"] <= 0.05 * one["planned"]  # 10 s without the link would be 16 %, the dead agent 15 %
+        assert one["lost"] <= 0.05 * one["planned"]  # 8 s without the link would be 13 %, the dead agent 10 %
         assert one["received"] > 0.4 * one["planned"]
         if not one["overflow"]:
             assert one["unobserved"] > 0.02 * one["planned"]  # what hv2 would have seen after its end
