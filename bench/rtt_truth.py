@@ -4,6 +4,10 @@ On the lab `single`, from vm1 to vm3 through Open vSwitch. The round trip is the
 from the sender's stamp of a probe to the kernel's of its answer, without the reflector's own time where the answer
 tells it (RFC 8762's T3 - T2; irtt leaves its server's time out, too). The capture, on vm1's port of the switch, parses
 frames with code of its own. fping's probes and ours are echo requests that the same kernel answers; irtt's are UDP.
+
+The switch has one processor, whoever sends and answers the other: where the scheduler may place them, the switch's
+thread is woken now beside its waker, now on a sleeping processor, and a round trip is what that takes. The same with
+nothing pinned is reported.
 """
 
 import contextlib
@@ -18,7 +22,7 @@ import time
 import numpy as np
 import trio
 
-from bench.harness import Bench, Figure, at_most, benchmark, compare, measure
+from bench.harness import Bench, Figure, Target, at_most, benchmark, compare, measure, pin_processes, pinned
 from bench.harness.context import run
 from netprobe.host.clock import realtime_ns
 from netprobe.host.netns import in_netns
@@ -34,6 +38,7 @@ from netprobe.service.permits import permit_run, port_source
 from netprobe.service.prepare import prepare_run
 
 RATE_PPS = 200
+ROUNDS, UNPINNED_ROUNDS = 10, 6
 SO_TIMESTAMPNS, SO_RCVBUFFORCE = 35, 33
 BUFFER_BYTES = 16 << 20
 NTP_TO_UNIX_S = 2_208_988_800
@@ -179,31 +184,53 @@ def _lab(bench: Bench):
         control.down()
 
 
-@benchmark("rtt_truth")
-def rtt_truth(bench: Bench) -> Figure:
-    with _lab(bench) as path:
-        slices = bench.alternate(
-            {
-                "icmp": lambda: path.own(Protocol.ICMP),
-                "fping": path.fping,
-                "stamp": lambda: path.own(Protocol.UDP),
-                "irtt": path.irtt,
-            },
-            rounds=10,
-        )
+def _slices(bench: Bench, path: Path, rounds: int) -> dict[str, list[float]]:
+    arms = {
+        "icmp": lambda: path.own(Protocol.ICMP),
+        "fping": path.fping,
+        "stamp": lambda: path.own(Protocol.UDP),
+        "irtt": path.irtt,
+    }
+    return bench.alternate(arms, rounds=rounds)
+
+
+def _beside_peers(slices: dict[str, list[float]], target: Target | None, where: str = "") -> tuple[Figure, Figure]:
     icmp = compare(
-        slices["icmp"], slices["fping"], unit="us", peer="fping", target=at_most(1.0), label="echo, same kernel answers"
+        slices["icmp"],
+        slices["fping"],
+        unit="us",
+        peer="fping",
+        target=target,
+        label=f"{where}echo, same kernel answers",
     )
     stamp = compare(
-        slices["stamp"], slices["irtt"], unit="us", peer="irtt", target=at_most(1.0), label="STAMP beside irtt's UDP"
+        slices["stamp"],
+        slices["irtt"],
+        unit="us",
+        peer="irtt",
+        target=target,
+        label=f"{where}STAMP beside irtt's UDP",
     )
+    return icmp, stamp
+
+
+@benchmark("rtt_truth")
+def rtt_truth(bench: Bench) -> Figure:
+    switch, guests = bench.cpus[:2]
+    with _lab(bench) as path:
+        pin_processes({"ovs-vswitchd": {switch}, "netprobe_agents.guest": {guests}, "irtt": {guests}})
+        with pinned(guests):
+            apart = _slices(bench, path, ROUNDS)
+        pin_processes({word: set(bench.cpus) for word in ("ovs-vswitchd", "netprobe_agents.guest", "irtt")})
+        together = None if bench.short else _slices(bench, path, UNPINNED_ROUNDS)
     truth = measure(
         path.errors,
         unit="us",
         target=at_most(5.0),
         note="median distance from a capture at the other end of the sender's veth pair, of both kinds of probes",
     )
-    return truth.also(icmp, stamp)
+    unpinned = _beside_peers(together, None, "unpinned: ") if together else ()
+    return truth.also(*_beside_peers(apart, at_most(1.0)), *unpinned)
 
 
 if __name__ == "__main__":

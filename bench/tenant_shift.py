@@ -7,12 +7,10 @@ nothing is claimed of other datapaths.
 """
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-from bench.harness import Bench, Figure, Target, benchmark, pinned
+from bench.harness import Bench, Figure, Target, benchmark, pin_processes, pinned
 
 NETPROBE = (sys.executable, "-m", "netprobe.cli.main")
 RATE_PPS = 1000
@@ -26,10 +24,10 @@ def tenant_shift(bench: Bench) -> Figure:
     tenants, probing = bench.cpus[:2]
     subprocess.run([*NETPROBE, "lab", "up", "single", "--json"], check=True, stdout=subprocess.DEVNULL)
     try:
-        _pin_lab({"ovs-vswitchd": {tenants}, "netprobe_agents.guest": {probing}})
+        pin_processes({"ovs-vswitchd": {tenants}, "netprobe_agents.guest": {probing}})
         with pinned(probing):
             apart = _harm(bench.rounds(ROUNDS), "--tenant-cpus", str(tenants), short=bench.short)
-        _pin_lab({word: set(bench.cpus) for word in ("ovs-vswitchd", "netprobe_agents.guest")})
+        pin_processes({word: set(bench.cpus) for word in ("ovs-vswitchd", "netprobe_agents.guest")})
         together = None if bench.short else _harm(UNPINNED_ROUNDS, short=False)
     finally:
         subprocess.run([*NETPROBE, "lab", "down", "--json"], check=True, stdout=subprocess.DEVNULL)
@@ -37,16 +35,6 @@ def tenant_shift(bench: Bench) -> Figure:
     rows = together["metrics"] if together else ()
     others = (_figure(row, together, label=f"unpinned {row['name']}") for row in rows)
     return p99.also(p50, throughput, *others)
-
-
-def _pin_lab(cpus: dict[str, set[int]]) -> None:
-    """Pin all threads of the lab's processes whose command lines say so; in this PID namespace there are no others."""
-    for process in Path("/proc").glob("[0-9]*"):
-        command = (process / "cmdline").read_text()
-        for word, here in cpus.items():
-            if word in command:
-                for task in (process / "task").iterdir():
-                    os.sched_setaffinity(int(task.name), here)
 
 
 def _harm(rounds: int, *more: str, short: bool):

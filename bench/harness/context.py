@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.harness.figures import Figure
 from netprobe.errors import HostNotReadyError
@@ -124,6 +125,20 @@ def pinned(*cpus: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def pin_processes(cpus: Mapping[str, set[int]]) -> None:
+    """Pin all threads of the processes whose command lines have a word; a benchmark's PID namespace has no others.
+
+    Args:
+        cpus: word -> processors.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        command = (process / "cmdline").read_text()
+        for word, here in cpus.items():
+            if word in command:
+                for task in (process / "task").iterdir():
+                    os.sched_setaffinity(int(task.name), here)
 
 
 def run(
