@@ -23,6 +23,7 @@ from netprobe.errors import RefusedError, UsageError
 from netprobe.host import process
 from netprobe.host.libbpf import BpfObject
 from netprobe.host.ovs import PrivateSwitch
+from netprobe.host.ovs_dpdk import free_huge_mib
 from netprobe.lab import control
 from netprobe.lab.flow_table import COOKIE_MASK, COOKIE_PREFIX
 from netprobe.lab.state import Places
@@ -341,6 +342,34 @@ def test_after_a_restart_of_the_vswitch_the_vring_is_looked_at_again_and_the_gap
     assert gap > 100 * MS, "it was away for a while"
     assert times.max() - times.min() > 5_000 * MS, "and was seen again"
     assert result.forward.unobserved > 0
+
+
+@pytest.fixture
+def huge_pages():
+    """Enough of them for the lab's switch, while the test lasts."""
+    before = HUGE_PAGES.read_text()
+    HUGE_PAGES.write_text(str(int(before) + 1024))
+    try:
+        if free_huge_mib() < 1024:
+            pytest.skip("the kernel has no 1024 huge pages in one piece to give")
+        yield
+    finally:
+        HUGE_PAGES.write_text(before)
+
+
+@pytest.mark.long
+def test_where_huge_pages_are_free_the_switch_takes_them_and_gives_them_back(lab_place, huge_pages):
+    """The guests' packets cross it as they do without; `down` leaves as many free pages as there were."""
+    control.down()
+    free_mib = free_huge_mib()
+    control.up("dpdk")
+    assert free_mib - free_huge_mib() >= 512
+    assert "no-huge" not in switch().vsctl("get", "Open_vSwitch", ".", "other_config:dpdk-extra")
+    (result,) = run(few(count=50)).results
+    assert (result.forward.delivered, result.returned.delivered) == (50, 50)
+    assert result.forward.segments[1].stamp == "uprobe"
+    control.down()
+    assert free_huge_mib() == free_mib
 
 
 def test_nothing_is_left_of_the_lab(lab_place):
