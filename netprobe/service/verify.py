@@ -242,13 +242,23 @@ def _with_counts(outcome: VerifyOutcome, rounds: Rounds, wire: VerifyWire) -> Ve
         forged=wire.forged,
         asked=sum(step.model is not None for step in outcome.steps),
         strayed=_strayed(outcome.plan, rounds),
-        notes=(*notes_of(outcome.order.vantage), *wire.notes),
+        notes=(*notes_of(outcome.order.vantage), *_deaf_note(rounds, len(sent)), *wire.notes),
         loss_upper=common.upper,
         misses_needed=rounds.proofs.misses_needed(),
         conntrack_deleted=wire.journal.deleted,
         conntrack_kept=wire.journal.kept,
         stopped=rounds.stop.why if rounds.stop.asked() else "",
     )
+
+
+def _deaf_note(rounds: Rounds, sent: int) -> tuple[str, ...]:
+    if not rounds.is_deaf:
+        return ()
+    text = (
+        f"of {sent} frames in {rounds.made} rounds none has arrived at any port, neighbours' answers neither, so no "
+        "further round was made and nothing is proved: the switch forwards nothing, or netprobe's way to ports fails"
+    )
+    return (text,)
 
 
 async def _ask_models(

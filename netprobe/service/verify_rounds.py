@@ -34,6 +34,9 @@ PASSED_S = 0.02
 SILENT_ROUNDS = 3
 """A port that nothing comes from, or to, in so many rounds, all that there were, is cut off, whatever the reason."""
 
+DEAF_FRAMES = 100
+"""And where nothing at all has come in so many rounds, of so many frames, no further round will change that."""
+
 LIFELINES = 3
 """Scenarios a round that show that a port without neighbours is alive, as a sender and as a receiver."""
 
@@ -177,7 +180,7 @@ class Rounds:
             tell(f"round {self.made + 1}: {len(ready)} scenarios")
             await self._round(self._attempts(ready))
             self.made += 1
-            if is_enough():
+            if is_enough() or self.is_deaf:
                 break
         await self._listen()
         self._take_late()
@@ -247,6 +250,12 @@ class Rounds:
         await self._send_slow()
         await self._wait([one.seq for one in made])
         return sum(self.first_ns[one.seq] > 0 for one in made)
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether nothing arrives anywhere: then no port is told apart from others, and nothing can be proved."""
+        is_enough = self.made >= SILENT_ROUNDS and len(self.attempts.sent) >= DEAF_FRAMES
+        return is_enough and not self._seen
 
     @property
     def is_cut_off(self) -> bool:

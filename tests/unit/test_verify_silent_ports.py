@@ -103,3 +103,16 @@ def test_a_port_whose_neighbours_answers_alone_are_dropped_is_found():
 
 def test_where_all_is_well_every_neighbour_is_heard():
     assert unheard_after(SILENT_ROUNDS) == []
+
+
+def test_where_nothing_arrives_anywhere_it_is_over_after_a_few_rounds_and_said():
+    """No port is told apart from the others then: none is silent by itself."""
+    everybody = frozenset(range(len(PORTS)))
+    made = rounds_after(SILENT_ROUNDS + 5, dead_senders=everybody)
+    assert (made.made, made.is_deaf, made.silent()) == (SILENT_ROUNDS, True, [])
+
+
+def test_where_one_port_is_heard_nobody_is_deaf():
+    made = rounds_after(SILENT_ROUNDS + 5, dead_senders=frozenset({0, 1}), dead_receivers=frozenset({0}))
+    assert not made.is_deaf
+    assert made.made > SILENT_ROUNDS
