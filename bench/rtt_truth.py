@@ -194,24 +194,12 @@ def _slices(bench: Bench, path: Path, rounds: int) -> dict[str, list[float]]:
     return bench.alternate(arms, rounds=rounds)
 
 
-def _beside_peers(slices: dict[str, list[float]], target: Target | None, where: str = "") -> tuple[Figure, Figure]:
-    icmp = compare(
-        slices["icmp"],
-        slices["fping"],
-        unit="us",
-        peer="fping",
-        target=target,
-        label=f"{where}echo, same kernel answers",
-    )
-    stamp = compare(
-        slices["stamp"],
-        slices["irtt"],
-        unit="us",
-        peer="irtt",
-        target=target,
-        label=f"{where}STAMP beside irtt's UDP",
-    )
-    return icmp, stamp
+def _beside_peers(slices: dict[str, list[float]], target: Target | None, where: str = "") -> list[Figure]:
+    pairs = (("icmp", "fping", "echo, same kernel answers"), ("stamp", "irtt", "STAMP beside irtt's UDP"))
+    return [
+        compare(slices[own], slices[peer], unit="us", peer=peer, target=target, label=f"{where}{label}")
+        for own, peer, label in pairs
+    ]
 
 
 @benchmark("rtt_truth")
