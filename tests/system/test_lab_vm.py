@@ -74,14 +74,14 @@ def pid_of(name):
 @pytest.mark.parametrize("vantage", Vantage)
 def test_every_vantage_sees_guest_backend_and_vswitch(lab, vantage):
     """All probes and answers are delivered, every segment is there, and stamps say who took the time."""
-    (result,) = run(few(vantage=vantage, count=50)).results
+    (result,) = run(few(vantage=vantage, count=50), tmax_ns=3_000 * MS).results
     first = {
         Vantage.GUEST: ["vm1.guest..vm1.backend", "vm1.backend..vm2.backend"],
         Vantage.BYPASS: ["bypass.guest..bypass.backend", "bypass.backend..vm2.backend"],
         Vantage.VSWITCH: ["hv1.vswitch..vm2.backend"],
     }[vantage]
     assert [s.id for s in result.forward.segments] == [*first, "vm2.backend..vm2.guest"]
-    assert (result.forward.delivered, result.returned.delivered) == (50, 50)
+    assert (result.forward.delivered, result.returned.delivered) == (50, 50), result
     last = result.forward.segments[-1]
     assert (last.stamp, last.clock_problem, last.negative) == ("kernel-rx/packet", "", 0)
     assert 0 < last.clock_error_ns < 50 * MS
@@ -319,6 +319,6 @@ def test_a_guest_without_an_agent_is_measured_from_outside(lab_place, tmp_path):
             run(few(src="vm2", dst="vm1", count=5))
     finally:
         control.down()
-    assert (result.forward.delivered, result.returned.delivered) == (50, 50)
+    assert (result.forward.delivered, result.returned.delivered) == (50, 50), result
     assert result.forward.segments[-1].delay is None
     assert result.forward.segments[-2].delay is not None

@@ -23,7 +23,7 @@ COMMAND = [
     "vm2",
     "--mtu",
     "--tmax",
-    "200ms",
+    "500ms",
     "--rate",
     "400",
 ]
@@ -84,7 +84,7 @@ def test_what_the_guest_itself_does_not_take_is_the_last_stretch(lab, store):
     finally:
         batch(["link set eth0 mtu 1500"], netns="vm2")
     mtu = said["mtu"]
-    assert (code, mtu["verdict"], mtu["segment"]) == (1, "limited", "vm2.backend..vm2.guest")
+    assert (code, mtu["verdict"], mtu["segment"]) == (1, "limited", "vm2.backend..vm2.guest"), mtu
     assert (mtu["certain"], mtu["reason"]) == (False, "unanswered")
     assert 1300 <= mtu["passes_up_to_packet"] < mtu["first_failing_packet"] <= 1305  # a veth lets a VLAN tag's room by
 
