@@ -3,6 +3,9 @@
 
 BIN := .venv/bin
 
+# Hundreds of tests start a netprobe of their own: none of them shall translate its sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup:
 	@scripts/setup
 
