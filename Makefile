@@ -31,8 +31,8 @@ test: setup
 long: setup
 	$(BIN)/pytest -m long
 
-# How many of 600 mutants of what is enforced `netprobe verify` finds, 200 a backend; about half an hour. `make test` tries
-# a sample of them. Not among them is `ovs-kernel`, whose lab is in an emulated machine: `cd tests; python -m mutation
+# How many mutants of what is enforced `netprobe verify` finds, 200 a backend; about three quarters of an hour. `make test`
+# tries a sample of them. Not among them is `ovs-kernel`, whose lab is in an emulated machine: `cd tests; python -m mutation
 # --backend ovs-kernel --count 20` takes most of an hour.
 mutation: setup
 	cd tests && ../$(BIN)/python -m mutation --out ../mutation.json

@@ -100,6 +100,10 @@ def test_every_vantage_sees_guest_vring_and_vswitch(lab, vantage):
     assert result.forward.segments[-1].stamp == "uprobe/packet"
     assert result.forward.segments[-2].clock_error_ns is None, "both ends are the host's"
     assert not any(result.overflowed.values())
+    # A uprobe's stamp that is off by more than the guests' clocks' error is negative before the ring, or behind it.
+    for each in (result.forward.segments[0], result.forward.segments[-1]):
+        assert each.clock_problem == ""
+        assert each.negative == 0, each
 
 
 @pytest.mark.parametrize(

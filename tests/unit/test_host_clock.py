@@ -1,10 +1,12 @@
 """The test-only clock of an agent: what it shows, and when it showed it."""
 
+import time
+
 import numpy as np
 import pytest
 
 from netprobe.errors import UsageError
-from netprobe.host.clock import HostClock
+from netprobe.host.clock import HostClock, monotonic_offset_ns, realtime_of_monotonic
 
 MS, S = 10**6, 10**9
 BEGAN = 1_800_000_000 * S
@@ -30,6 +32,16 @@ def test_without_a_word_it_is_the_real_one():
     assert clock.is_true
     assert shown(clock, 1, 2) == [0, 0]
     assert abs(clock.now_ns() - HostClock().now_ns()) < S
+
+
+def test_a_time_of_the_monotonic_clock_is_given_by_the_wall_clock():
+    """It lies between two looks at the wall clock, with one at the other clock in between; differences stay."""
+    _, error_ns = monotonic_offset_ns()
+    before, there, after = time.time_ns(), time.monotonic_ns(), time.time_ns()
+    shown_ns = realtime_of_monotonic(np.array([there, there + 5], np.int64))
+    margin_ns = error_ns + 1 * MS  # of the second look, which may be less lucky
+    assert before - margin_ns <= shown_ns[0] <= after + margin_ns
+    assert shown_ns[1] - shown_ns[0] == 5
 
 
 @pytest.mark.parametrize("text", ["offset=-3s", "drift=-200ppm", "step=2s:1s", "offset=1ms,drift=80ppm,step=3s:5ms"])
