@@ -24,7 +24,7 @@ from netprobe.host import process
 from netprobe.host.libbpf import BpfObject
 from netprobe.host.ovs import PrivateSwitch
 from netprobe.host.ovs_dpdk import free_huge_mib
-from netprobe.lab import control
+from netprobe.lab import control, machines
 from netprobe.lab.flow_table import COOKIE_MASK, COOKIE_PREFIX
 from netprobe.lab.state import Places
 from netprobe.model.points import Leg, Vantage
@@ -105,6 +105,25 @@ def test_every_vantage_sees_guest_vring_and_vswitch(lab, vantage):
     for each in (result.forward.segments[0], result.forward.segments[-1]):
         assert each.delay or each.delay_bounds, each
         assert (each.clock_problem, each.negative) == ("", 0), each
+
+
+def test_a_guests_clock_that_is_1_s_off_and_100_ppm_fast_changes_nothing_between_guest_and_vring(lab):
+    """What the delay is between meets what it is between with the clock as it was: the truth is in both."""
+    (before,) = run(few()).results
+    machines.order(Places.from_environment(), "vm1", do="clock", step_ns=1_000 * MS, ppm=100.0)
+    try:
+        (meanwhile,) = run(few()).results
+    finally:
+        machines.order(Places.from_environment(), "vm1", do="clock", step_ns=-1_000 * MS, ppm=0.0)
+    bounds = []
+    for result in (before, meanwhile):
+        first = result.forward.segments[0]
+        assert (first.id, first.stamp) == ("vm1.guest..vm1.backend", "sender/uprobe")
+        assert (first.clock_problem, first.negative, first.received) == ("", 0, COUNT)
+        low, high = first.delay_bounds.min
+        bounds.append((low or 0, high))
+    assert max(low for low, _ in bounds) <= min(high for _, high in bounds), bounds
+    assert max(high for _, high in bounds) < 20 * MS, bounds
 
 
 @pytest.mark.parametrize(
