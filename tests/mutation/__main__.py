@@ -18,10 +18,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
     names = f"{', '.join(BACKENDS)} by default"
     parser.add_argument("--backend", choices=[*ALL], action="append", help=f"which (repeatable); {names}")
-    parser.add_argument("--count", type=int, default=200, help="mutants a backend")
+    parser.add_argument("--count", type=int, default=200, help="mutants a backend, equivalent ones not counted")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--packets", type=int, default=PACKETS, help="what a survivor is sent at the least")
-    parser.add_argument("--only", default="", help="of the chosen ones try those with this in their names")
+    parser.add_argument("--only", default="", help="try those with this in their names")
     parser.add_argument("--out", type=Path, default=Path("mutation.json"))
     parser.add_argument("--here", action="store_true", help="this machine has no other lab, nor will have one")
     args = parser.parse_args()
@@ -68,7 +68,7 @@ def _print(scores):
     print(f"{'backend':10} {'mutants':>8} {'killed':>7} {'equivalent':>11} {'missed':>7} {'score':>8} {'s':>7}")
     for name, one in scores.items():
         missed = len(one.survivors) - one.equivalent
-        share = one.killed / max(one.mutants - one.equivalent, 1)
+        share = one.killed / max(one.real, 1)
         row = f"{one.mutants:8d} {one.killed:7d} {one.equivalent:11d} {missed:7d} {share:8.1%} {one.seconds:7.0f}"
         print(f"{name:10} {row}")
     for name, one in scores.items():

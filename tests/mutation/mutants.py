@@ -35,8 +35,8 @@ def adds_a_tenant(prefix: IPv4Network | IPv6Network, taken: Collection[str]) -> 
     return prefix.num_addresses == 1 and any(str(each) in taken for each in wider if each not in prefix)
 
 
-def chosen(mutants: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
-    """So many, the levels in turn and within a level the sorts in turn, so that any first part has some of each."""
+def shuffled(mutants: Iterable[Mutant], seed: int) -> list[Mutant]:
+    """In an order by chance, the levels in turn and within a level the sorts in turn, so that any first part has some of each."""
     rng = random.Random(seed)
     sorts: dict[str, dict[str, list[Mutant]]] = {POLICY: {}, COMPILED: {}}
     for mutant in mutants:
@@ -48,5 +48,4 @@ def chosen(mutants: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
         kinds = sorted(level)
         rng.shuffle(kinds)
         lines.append([one for turn in zip_longest(*(level[kind] for kind in kinds)) for one in turn if one is not None])
-    both = [one for turn in zip_longest(*lines) for one in turn if one is not None]
-    return both[:count]
+    return [one for turn in zip_longest(*lines) for one in turn if one is not None]

@@ -10,7 +10,7 @@ from support.policy_texts import forty, forty_file
 from mutation.enforcement import ALL, Enforcement
 from mutation.explain import explanation
 from mutation.hunt import Hunter
-from mutation.mutants import Mutant, chosen
+from mutation.mutants import Mutant, shuffled
 from mutation.replay import Replay
 from netprobe.lab import config, control
 
@@ -79,12 +79,16 @@ class Score:
         """Survivors that no packet tells from the original."""
         return sum(not one.difference for one in self.survivors)
 
+    @property
+    def real(self) -> int:
+        """Those that are not equivalent: what the score is of."""
+        return self.mutants - self.equivalent
+
     def problems(self) -> list[str]:
         """Why this score is not good enough."""
         found = []
-        real = self.mutants - self.equivalent
-        if self.killed < KILLED_MIN * real:
-            found.append(f"{self.killed} of {real} mutants were found, less than {KILLED_MIN:.0%}")
+        if self.killed < KILLED_MIN * self.real:
+            found.append(f"{self.killed} of {self.real} mutants were found, less than {KILLED_MIN:.0%}")
         if self.equivalent > EQUIVALENT_MAX * self.mutants:
             found.append(f"{self.equivalent} of {self.mutants} are equivalent, more than {EQUIVALENT_MAX:.0%}")
         return found
@@ -144,10 +148,10 @@ def score(
     Args:
         backend: one of ALL.
         place: a directory for files.
-        count: how many mutants.
+        count: how many mutants, those that turn out equivalent not counted: for each another one is tried.
         seed: of their choice, and of the packets for those that survive.
         packets: what a survivor is sent at the least.
-        only: of those chosen try the ones with this in their names.
+        only: try those with this in their names.
         tell: takes a line a mutant.
     """
     made = ALL[backend]
@@ -160,8 +164,8 @@ def score(
             wrong = bench.wrong()
             assert not wrong, f"{backend}: the original is not as the policy says: {wrong}"
             assert labs <= LABS_MAX, f"{backend}: {LABS_MAX} labs were spoiled"
-            mutants = [one for one in chosen(bench.enforcement.mutants(), count, seed) if only in one.name]
-            if _is_done(found, mutants, bench, tell):
+            mutants = [one for one in shuffled(bench.enforcement.mutants(), seed) if only in one.name]
+            if _is_done(found, mutants, count, bench, tell):
                 found.seconds = time.monotonic() - began
                 return found
             control.down()
@@ -169,11 +173,15 @@ def score(
         control.down()
 
 
-def _is_done(found: Score, mutants: Sequence[Mutant], bench: _Bench, tell: Callable[[str], None]) -> bool:
-    """Try what is left of the mutants; False where the lab is spoiled."""
-    while found.mutants < len(mutants):
+def _is_done(
+    found: Score, mutants: Sequence[Mutant], count: int, bench: _Bench, tell: Callable[[str], None]
+) -> bool:
+    """Try what is left of the mutants, until `count` were no equivalent ones; False where the lab is spoiled."""
+    while found.real < count and found.mutants < len(mutants):
         part = Score()
         for number, mutant in enumerate(mutants[found.mutants : found.mutants + BATCH], found.mutants + 1):
+            if found.real + part.real == count:
+                break
             _try(part, mutant, bench, lambda line, number=number: tell(f"{number:4d} {line}"))
         wrong = bench.wrong()
         if wrong:
