@@ -7,7 +7,8 @@ decoding is that of packet rings (netprobe.observe.observer). service.looking dr
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -43,7 +44,12 @@ PROGRAMS = (
 )
 COUNTERS = ("calls_dequeue", "calls_enqueue", "packets", "passed", "lost", "unread")
 LOOK_NS = 1_000_000_000
-"""How often it is asked anew whose ring is whose."""
+"""How often it is asked whose ring is whose while nothing comes.
+
+Where probes come it is asked each time: the number of a guest that has gone is given to the next one that connects.
+"""
+
+OTHER = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +108,10 @@ class VringWatch:
         self._entries = filter_entries(probes)
         self._config = CONFIG.pack(*MBUF_FIELDS, class_marks(probes), MAGIC_WORD, 0)
         self._decodings = dict(decodings)
-        self._sockets: dict[int, str] = {}
-        self._others: set[int] = set()  # devices that are none of ours
+        self._sockets: dict[int, str] = {}  # by number whose it was when last asked; OTHER for none of ours
         self._attached: _Attached | None = self._attach()
         self._checked_ns = self._asked_ns = realtime_ns()
-        self._until_ns = self._checked_ns + place.limit_ns
+        self._until_ns = time.monotonic_ns() + place.limit_ns
 
     @property
     def points(self) -> frozenset[int]:
@@ -156,7 +161,7 @@ class VringWatch:
             found = self._read(now_ns) + self._blind(now_ns, "the vswitch was started again")
             self._detach()
             return found
-        if now_ns > self._until_ns:
+        if time.monotonic_ns() > self._until_ns:
             found = self._read(now_ns) if self._attached else []
             self._detach()
             limit_s = self._place.limit_ns / 1e9
@@ -196,36 +201,34 @@ class VringWatch:
         at = starts >> 2
         devices = word[at + 2]
         since_ns = self._asked_ns
-        unclear = self._look_up(set(np.unique(devices).tolist()), now_ns)
+        unclear = self._look_up(np.unique(devices).tolist(), now_ns)
         t_ns = realtime_of_monotonic(buffer.view(np.int64)[starts >> 3])
         captured = buffer.view(np.uint16)[(starts >> 1) + 9].astype(np.int64)
         direction = buffer[starts + 20]
         found: list[Report] = []
         for device, path in self._sockets.items():
             own = np.flatnonzero(devices == device)
-            if len(own) and path not in unclear:
+            if len(own) and path != OTHER and path not in unclear:
                 data = starts[own] + EVENT_HEADER_BYTES
                 found += self._decodings[path].feed(buffer, data, captured[own], t_ns[own], direction[own])
-        for path in unclear:
+        until_ns = realtime_ns()  # later than all that was in the ring
+        for path in sorted(unclear):
             point = self._decodings[path].point
-            found.append(Blind(point, since_ns, now_ns, "its guest connected anew to the vswitch"))
+            found.append(Blind(point, since_ns, until_ns, "its guest connected anew to the vswitch"))
         return found
 
-    def _look_up(self, seen: set[int], now_ns: int) -> set[str]:
-        """Ask whose ring is whose where that is needed; the sockets of which nobody can say it for the time between."""
-        unknown = seen - self._sockets.keys() - self._others
-        if not unknown and now_ns - self._asked_ns < LOOK_NS:
-            return set()
+    def _look_up(self, seen: Iterable[int], now_ns: int) -> set[str]:
+        """Ask whose ring is whose; the sockets of which nobody can say it for the time since it was last asked."""
         assert self._attached is not None
         try:
             now = device_sockets(self._attached.library, self._decodings)
         except HostNotReadyError:
             return set()  # the vswitch ended just now, which the next look finds out
         self._asked_ns = now_ns
-        self._others |= seen - now.keys()
-        self._others -= now.keys()
-        before, self._sockets = self._sockets, self._sockets | now
-        return {p for d, path in now.items() if before.get(d, path) != path for p in (path, before[d])}
+        before = self._sockets
+        # A number that is nobody's now stays its last owner's, whose last probes may be in the ring.
+        self._sockets = dict.fromkeys(seen, OTHER) | before | now
+        return {p for d, path in now.items() if before.get(d, path) != path for p in (path, before[d])} - {OTHER}
 
     def _count(self, now_ns: int) -> list[Report]:
         assert self._attached is not None

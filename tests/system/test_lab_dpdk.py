@@ -9,25 +9,32 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trio
+from support.guest_truth import check_interval_of_a_clock_that_is_off, machine_pid
 from support.spread import session
 from support.spread_vm import SpreadVm
 from support.truth_checks import MS, US, check_fault, first_arrivals, log_of, probe
+from support.waiting import until
 
 from netprobe.errors import RefusedError, UsageError
 from netprobe.host import process
 from netprobe.host.libbpf import BpfObject
 from netprobe.host.ovs import PrivateSwitch
 from netprobe.host.ovs_dpdk import free_huge_mib
-from netprobe.lab import control, machines
+from netprobe.host.vhost_devices import device_sockets, find_library
+from netprobe.lab import config, control, machines
+from netprobe.lab.build import port_spec
 from netprobe.lab.flow_table import COOKIE_MASK, COOKIE_PREFIX
+from netprobe.lab.shapes import BRIDGE
 from netprobe.lab.state import Places
-from netprobe.model.points import Leg, Vantage
+from netprobe.lab.topology import endpoints
+from netprobe.model.points import Direction, Leg, Vantage
 from netprobe.plan.plans import Protocol, RunPlan
 from netprobe.service.discovery import read_topology
 from netprobe.service.journal import clean, stale_journals
@@ -52,9 +59,22 @@ def lab(lab_place):
     return control.status() if control.fault_clear().faults else status
 
 
-def run(*sessions, vrings=None, tmax_ns=1000 * MS):
+def run(*sessions, vrings=None, tmax_ns=1000 * MS, progress=lambda _: None):
     plan = RunPlan("dpdk", sessions, seed=7, tmax_ns=tmax_ns)
-    return trio.run(partial(run_plan, plan, read_topology(), **({} if vrings is None else {"vrings": vrings})))
+    wishes = {} if vrings is None else {"vrings": vrings}
+    return trio.run(partial(run_plan, plan, read_topology(), progress, **wishes))
+
+
+def while_sending(act, after_s):
+    """A run's `progress` that does something once, so long after probes are first sent; and its timer, in a list."""
+    timers = []
+
+    def progress(text):
+        if text.startswith("sending") and not timers:
+            timers.append(threading.Timer(after_s, act))
+            timers[0].start()
+
+    return progress, timers
 
 
 def few(**changes):
@@ -107,14 +127,10 @@ def test_every_vantage_sees_guest_vring_and_vswitch(lab, vantage):
         assert (each.clock_problem, each.negative) == ("", 0), each
 
 
-def test_a_guests_clock_that_is_1_s_off_and_100_ppm_fast_changes_nothing_between_guest_and_vring(lab):
-    """What the delay is between meets what it is between with the clock as it was: the truth is in both."""
+def test_with_a_guests_clock_1_s_off_and_100_ppm_fast_the_interval_up_to_the_vring_contains_the_truth(lab):
+    """How far the clock is off is read from the machine's memory; the delay meets that of the clock as it was."""
     (before,) = run(few()).results
-    machines.order(Places.from_environment(), "vm1", do="clock", step_ns=1_000 * MS, ppm=100.0)
-    try:
-        (meanwhile,) = run(few()).results
-    finally:
-        machines.order(Places.from_environment(), "vm1", do="clock", step_ns=-1_000 * MS, ppm=0.0)
+    (meanwhile,) = check_interval_of_a_clock_that_is_off("vm1", lambda: run(few())).results
     bounds = []
     for result in (before, meanwhile):
         first = result.forward.segments[0]
@@ -366,6 +382,76 @@ def test_after_a_restart_of_the_vswitch_the_vring_is_looked_at_again_and_the_gap
     assert gap > 100 * MS, "it was away for a while"
     assert times.max() - times.min() > 5_000 * MS, "and was seen again"
     assert result.forward.unobserved > 0
+
+
+def devices():
+    """Whose ring is whose, by the switch's own memory."""
+    library = find_library(int((switch().run_dir / "ovs-vswitchd.pid").read_text()))
+    sockets = {str(Places.from_environment().vhost(name)): name for name in ("vm1", "vm2")}
+    return {number: sockets[path] for number, path in device_sockets(library, sockets).items()}
+
+
+def test_guests_that_are_plugged_anew_in_a_run_are_each_seen_at_their_own_vring(lab):
+    """Each gets the other one's number, at once. What was between is unobserved or lost, never seen elsewhere."""
+    loaded = config.load("dpdk")
+    ends = {end.name: end for end in endpoints(loaded)}
+    before, times = devices(), []
+
+    def plug_anew():
+        times.append(time.time_ns())
+        for name in ("vm1", "vm2"):
+            switch().remove_port(BRIDGE, ends[name].vhost)
+        for name in sorted(before.values(), key={name: n for n, name in before.items()}.get, reverse=True):
+            spec = port_spec(ends[name], ends[name].vhost, loaded.shape, Places.from_environment())
+            switch().add_port(BRIDGE, spec)
+            until(lambda name=name: name in devices().values(), 20)
+        times.append(time.time_ns())
+
+    progress, timers = while_sending(plug_anew, 1.0)
+    there = few(count=800, rate_pps=100)
+    outcome = run(there, few(name="back", src="vm2", dst="vm1", count=800, rate_pps=100), progress=progress)
+    timers[0].join(60)
+    removed_ns, back_ns = times
+    assert sorted(devices().items()) == sorted((1 - number, name) for number, name in before.items())
+    hops = outcome.hops
+    for number, result in zip(outcome.sessions, outcome.results, strict=True):
+        for leg, way in ((Leg.FORWARD, result.forward), (Leg.RETURN, result.returned)):
+            own = hops.where((hops.session == number) & (hops.leg == leg))
+            for segment, direction in zip(way.segments[:2], Direction, strict=True):
+                here = own.where(own.point == outcome.points.index(segment.second))
+                assert (here.direction == direction).all(), segment.second
+                assert here.t_ns.min() < removed_ns
+                assert here.t_ns.max() > back_ns + 1000 * MS
+            assert way.planned == way.unsent + way.delivered + way.lost + way.unobserved + way.pending
+            assert 100 < way.delivered < 800
+    assert outcome.results[0].forward.unobserved > 0
+
+
+def test_a_guest_that_is_killed_in_a_run_is_lost_before_its_vring_and_its_lab_can_be_repaired(lab):
+    """What came before its end was seen there, what came after it is lost there: the switch has nobody to give it."""
+    pid, killed = machine_pid("vm2"), []
+
+    def kill():
+        killed.append(time.time_ns())
+        os.kill(pid, signal.SIGKILL)
+
+    progress, timers = while_sending(kill, 1.0)
+    changes = {"vantage": Vantage.BYPASS, "protocol": Protocol.RAW_UDP, "dst_port": 5001, "count": 600}
+    outcome = run(few(**changes), progress=progress)
+    timers[0].join()
+    (result,) = outcome.results
+    came, _ = first_arrivals(outcome, "bypass.backend")
+    seen, _ = first_arrivals(outcome, "vm2.backend")
+    assert len(came) == 600
+    assert {seq for seq, t_ns in came.items() if t_ns < killed[0] - 50 * MS} <= seen.keys()
+    assert max(seen.values()) < killed[0] + 500 * MS
+    assert lost_by_segment(outcome) == {"bypass.backend..vm2.backend": 600 - len(seen)}
+    assert (result.forward.delivered, result.forward.unobserved) == (len(seen), 0)
+    problems = (f"{machines.machine_name('vm2')} (process {pid}) is gone",)
+    assert control.status().problems == problems
+    assert control.up("dpdk").repaired == problems
+    (result,) = run(few(count=20)).results
+    assert (result.forward.delivered, result.returned.delivered) == (20, 20)
 
 
 @pytest.fixture

@@ -11,28 +11,23 @@ import socket
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trio
-from support.guest_truth import find_page, true_offset
+from support.guest_truth import SECOND_NS, check_interval_of_a_clock_that_is_off, machine_pid, places, serial
 from support.spread import session
 from support.spread_vm import SpreadVm
 from support.truth_checks import MS, US, check_fault, log_of, probe, run
-from support.waiting import until
 
-from netprobe.collect.domains import clock_map
 from netprobe.errors import HostNotReadyError
 from netprobe.host import process
 from netprobe.host.guest_agent import open_guest_agent
-from netprobe.lab import control, machines, state
+from netprobe.lab import control, machines
 from netprobe.model.points import Vantage
 from netprobe.plan.plans import Protocol
-from netprobe.service.machine_clocks import MachineClock, MachineClocks
 
 pytestmark = pytest.mark.system
 
 COUNT, RATE = 200, 200
-SECOND_NS = 1_000_000_000
 RELAYS = {
     "vm1.guest..vm1.backend": "vm1.relay..vm1.backend",
     "vm1.backend..vm2.backend": "vm1.backend..vm1.relay",
@@ -53,18 +48,6 @@ def lab(lab_place):
 
 def few(**changes):
     return probe(**({"count": COUNT, "rate_pps": RATE} | changes))
-
-
-def places():
-    return state.Places.from_environment()
-
-
-def serial(name):
-    return f"serial:{places().agent_port(name)}"
-
-
-def pid_of(name):
-    return next(p["pid"] for p in control.status().state["processes"] if p["name"] == machines.machine_name(name))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,63 +94,9 @@ def test_what_the_policy_forbids_is_lost_at_the_vswitch_and_nowhere_else(lab):
 # Clocks
 
 
-def exchanges_for(count):
-    """Exchanges with vm1's agent: the reports."""
-    reports, enough = [], trio.Event()
-
-    def emit(report):
-        reports.append(report)
-        if sum(len(r.t1_ns) for r in reports) >= count:
-            enough.set()
-
-    async def main():
-        comparing = MachineClocks((MachineClock("vm1.guest", "vm1", serial("vm1")),), {}, emit)
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
-                comparing.start(nursery)
-                await enough.wait()
-                nursery.cancel_scope.cancel()
-
-    trio.run(main)
-    return reports
-
-
-def truth_of_vm1():
-    """What vm1's clock is ahead of ours, read from its memory: (lowest, highest, by its clock when)."""
-    magic, pid = os.urandom(16), pid_of("vm1")
-    machines.order(places(), "vm1", do="beacon", magic=magic.hex(), seconds=4.0)
-    address = until(lambda: find_page(pid, machines.MEMORY_MIB << 20, magic), 4.0)
-    found = []
-    for _ in range(20):  # we and the machine must run at the same time; on a busy host that takes some looks
-        found.append(true_offset(pid, address, 0.1))
-        if found[-1][1] - found[-1][0] < 200 * US:
-            break
-    return min(found, key=lambda truth: truth[1] - truth[0])
-
-
 def test_the_interval_of_a_clock_that_is_1_s_off_and_100_ppm_fast_contains_the_truth(lab):
-    """The truth is read from the machine's memory, before, between and after the exchanges, to a tenth of a ms."""
-    before = truth_of_vm1()
-    machines.order(places(), "vm1", do="clock", step_ns=SECOND_NS, ppm=100.0)
-    try:
-        truths = [truth_of_vm1()]
-        reports = exchanges_for(40)
-        truths.append(truth_of_vm1())
-        reports += exchanges_for(40)
-        truths.append(truth_of_vm1())
-        (result,) = run(few()).results
-    finally:
-        machines.order(places(), "vm1", do="clock", step_ns=-SECOND_NS, ppm=0.0)
-    lowest, highest, when = (np.array(column, np.int64) for column in zip(*truths, strict=True))
-    assert (highest - lowest < 5 * MS).all()
-    assert abs(lowest[0] - before[0] - SECOND_NS) < 10 * MS
-    gained = ((lowest + highest)[-1] - (lowest + highest)[0]) / 2 / (when[-1] - when[0])
-    assert 50e-6 < gained < 150e-6, "it is 100 ppm fast, and by itself drifts less"
-    known = clock_map("hv1", [("hv1", r) for r in reports], bases={"vm1.guest": "hv1"}).offsets["vm1.guest"]
-    low, high = known.bounds(when)
-    assert (low <= highest).all()
-    assert (high >= lowest).all()
-    assert (high - low < 20 * MS).all()
+    """The truth is read from the machine's memory, to a tenth of a ms."""
+    (result,) = check_interval_of_a_clock_that_is_off("vm1", lambda: run(few())).results
     first = result.forward.segments[0]
     assert (first.clock_problem, first.negative) == ("", 0)
     assert result.forward.delivered == COUNT
@@ -214,7 +143,7 @@ def test_a_collector_hears_of_machines_clocks_from_their_host(lab, lab_place, tm
 
 def test_what_is_lost_behind_the_tap_is_told_by_the_tap(lab):
     """A machine that stands still does not empty its tap: rings see all go out, the tap says how many it dropped."""
-    pid = pid_of("vm2")
+    pid = machine_pid("vm2")
     process.run(["ip", "-n", "hv1", "link", "set", "tapvm2", "txqueuelen", "20"])
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -259,7 +188,7 @@ def test_an_agent_that_hangs_is_an_error_that_names_it_and_works_again_afterward
 
 def test_guests_that_are_killed_in_a_run_leave_results_that_say_so(lab):
     """Ledgers close; nothing is called lost where nobody could look. `up` makes the lab anew."""
-    pids = [pid_of(name) for name in ("vm1", "vm2")]
+    pids = [machine_pid(name) for name in ("vm1", "vm2")]
 
     def kill():
         for pid in pids:
@@ -285,7 +214,7 @@ def test_guests_that_are_killed_in_a_run_leave_results_that_say_so(lab):
 def test_nothing_is_left_of_a_lab_whatever_was_killed(lab):
     """Kill -9 of a machine and of the vswitch's guard; then `down`."""
     before = [process.ProcessRecord(**{**p, "argv": tuple(p["argv"])}) for p in lab.state["processes"]]
-    os.kill(pid_of("vm1"), signal.SIGKILL)
+    os.kill(machine_pid("vm1"), signal.SIGKILL)
     os.kill(next(r.pid for r in before if r.name.endswith("monitor")), signal.SIGKILL)
     assert control.down().was_up
     assert not any(process.is_alive(record) for record in before)
