@@ -36,7 +36,7 @@ def adds_a_tenant(prefix: IPv4Network | IPv6Network, taken: Collection[str]) -> 
 
 
 def shuffled(mutants: Iterable[Mutant], seed: int) -> list[Mutant]:
-    """In an order by chance, the levels in turn and within a level the sorts in turn, so that any first part has some of each."""
+    """In an order by chance: levels in turn, and within a level sorts, so that any first part has some of each."""
     rng = random.Random(seed)
     sorts: dict[str, dict[str, list[Mutant]]] = {POLICY: {}, COMPILED: {}}
     for mutant in mutants:

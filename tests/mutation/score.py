@@ -173,9 +173,7 @@ def score(
         control.down()
 
 
-def _is_done(
-    found: Score, mutants: Sequence[Mutant], count: int, bench: _Bench, tell: Callable[[str], None]
-) -> bool:
+def _is_done(found: Score, mutants: Sequence[Mutant], count: int, bench: _Bench, tell: Callable[[str], None]) -> bool:
     """Try what is left of the mutants, until `count` were no equivalent ones; False where the lab is spoiled."""
     while found.real < count and found.mutants < len(mutants):
         part = Score()

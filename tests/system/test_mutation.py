@@ -7,7 +7,7 @@ from mutation.score import score
 pytestmark = pytest.mark.system
 
 SAMPLE, SMALL = 20, {"ovs-dpdk": 6}
-"""How many, equivalent ones not counted; few where the flows are those of another backend, and another datapath carries them out."""
+"""How many that are not equivalent; few where the flows are another backend's on another datapath."""
 
 PACKETS = 10_000
 """A survivor is equivalent only when none of so many, near the policy's own boundaries, fares otherwise."""
