@@ -120,6 +120,7 @@ def start(image: Image, ends: Sequence[Endpoint], places: Places, journal: Journ
     try:
         starter.resume_all(guests, snapshot)
     except _StaleSnapshotError:  # the disk lost it, or another build of QEMU wrote it: once more
+        starter.end_all(guests)  # those that could read it as well: each is started anew
         snapshot.unlink(missing_ok=True)
         starter.resume_all(guests, starter.snapshot(guests[0]))
 
@@ -196,6 +197,13 @@ class _Starter:
         with ThreadPoolExecutor(max_workers=len(ends)) as pool:
             for each in [pool.submit(self._resume, end, snapshot) for end in ends]:
                 each.result()
+
+    def end_all(self, ends: Sequence[Endpoint]) -> None:
+        """End the machines of these guests that are there."""
+        names = {machine_name(end.name) for end in ends}
+        process.end([record for record in self.journal.state.processes if record.name in names])
+        for name in names:
+            self.journal.forget(name)
 
     def _resume(self, end: Endpoint, snapshot: Path) -> None:
         machine = replace(self.machine(end), snapshot=snapshot)

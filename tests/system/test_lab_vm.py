@@ -4,6 +4,7 @@ Network: vm1 and vm2, virtual machines without KVM, each behind a tap on hv1's u
 reached over virtio-serial.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from support.spread_vm import SpreadVm
 from support.truth_checks import MS, US, check_fault, log_of, probe, run
 
 from netprobe.errors import HostNotReadyError
-from netprobe.host import process
+from netprobe.host import process, qemu
 from netprobe.host.guest_agent import open_guest_agent
 from netprobe.lab import control, machines
 from netprobe.model.points import Vantage
@@ -233,6 +234,47 @@ def test_a_guest_that_does_not_boot_is_an_error_with_the_end_of_its_serial_log(l
     assert caught.value.exit_code == 3
     assert not control.status().is_up
     assert not places().lab.exists()
+
+
+def test_a_snapshot_that_one_guest_cannot_read_is_made_anew_and_nothing_stays_of_the_try(
+    lab_place, tmp_path, monkeypatch
+):
+    """The other guest had been resumed already: it is ended, for each is started from the new one."""
+    control.down()
+    image = machines.guest_image()
+    for path in image.folder.iterdir():
+        shutil.copy2(path, tmp_path / path.name)
+    monkeypatch.setenv(machines.IMAGE, str(tmp_path))
+    resume, tried = qemu.Monitor.resume, []
+
+    def resume_all_but_vm2(monitor):
+        tried.append(monitor._machine.name)
+        if monitor._machine.name == "vm2" and tried.count("vm2") == 1:
+            raise monitor._machine.trouble("did not read its snapshot")
+        resume(monitor)
+
+    monkeypatch.setattr(qemu.Monitor, "resume", resume_all_but_vm2)
+    control.up("vm")
+    try:
+        assert sorted(tried) == ["vm1", "vm1", "vm2", "vm2"]
+        assert sorted(emulated()) == sorted([machine_pid("vm1"), machine_pid("vm2")])
+        (result,) = run(few(count=20), tmax_ns=3_000 * MS).results
+    finally:
+        control.down()
+    assert (result.forward.delivered, result.returned.delivered) == (20, 20)
+    assert emulated() == []
+
+
+def emulated():
+    """Process ids of QEMUs for vm1 and vm2 to which our files are as they are to us: no other worker's."""
+    found, here = [], places().lab.parent
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            is_machine = words[:2] == [qemu.PROGRAM.encode(), b"-name"] and words[2] in (b"vm1", b"vm2")
+            if is_machine and here.samefile(f"{path}/root{here}"):
+                found.append(int(path.name))
+    return found
 
 
 def test_a_guest_without_an_agent_is_measured_from_outside(lab_place, tmp_path):
