@@ -2,15 +2,23 @@
 
 For ports that no device of the kernel stands for. A mirror is a change of the cloud's own configuration, and copies
 everything that passes (a filter came with Open vSwitch 3.4): whoever makes one has been allowed to, and has written it
-down (service.vrings, service.journal). What this file makes, and nothing else, it takes away again, by its names.
+down (service.vrings, service.journal). What this file makes, and nothing else, it takes away again, by its names. The
+switch's database outlives the host's journals, so the row of a mirror says too whose it is.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute
-from netprobe.host.process import run
+from netprobe.host.process import run, start_ticks
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MARK, OWNER = "netprobe", "netprobe-owner"
+"""Keys of `external_ids`: that a mirror is netprobe's; and boot, process and start of the run that made it."""
 
 TIMEOUT_S = 5
 IN, OUT = "i", "o"
@@ -39,6 +47,11 @@ class PortMirror:
         """Where copies arrive: of what came from the guest, of what went to it."""
         return self.stem + IN, self.stem + OUT
 
+    @property
+    def where(self) -> str:
+        """It in errors."""
+        return f"mirror of {self.port}" if self.port else f"mirror {self.stem}"
+
     def to_json(self) -> dict[str, str]:
         """For a journal."""
         return asdict(self)
@@ -63,12 +76,13 @@ def add_mirror(mirror: PortMirror) -> None:
     """
     words = ["--id=@port", "get", "Port", mirror.port]
     for device, way in zip(mirror.devices, ("select_src_port", "select_dst_port"), strict=True):
-        made = [f"name={device}", f"{way}=@port", f"output_port=@{device}", "external_ids:netprobe=mirror"]
+        made = [f"name={device}", f"{way}=@port", f"output_port=@{device}"]
+        made += [f"external_ids:{MARK}=mirror", f"external_ids:{OWNER}={_owner()}"]
         words += ["--", "add-port", mirror.bridge, device, "--", "set", "Interface", device, "type=internal"]
         words += ["--", f"--id=@{device}", "get", "Port", device]
         words += ["--", f"--id=@{device}-mirror", "create", "Mirror", *made]
         words += ["--", "add", "Bridge", mirror.bridge, "mirrors", f"@{device}-mirror"]
-    _vsctl(mirror, *words)
+    _vsctl(mirror.rundir, mirror.where, *words)
     # Without an IPv6 address of its own a device sends nothing by itself.
     commands = [f"link set {device} addrgenmode none" for device in mirror.devices]
     iproute.batch([*commands, *(f"link set {device} up" for device in mirror.devices)], netns=mirror.netns)
@@ -80,19 +94,57 @@ def remove_mirror(mirror: PortMirror) -> None:
     Raises:
         HostNotReadyError: the switch does not answer.
     """
-    rows = json.loads(_vsctl(mirror, "--format=json", "--columns=_uuid,name", "list", "Mirror"))["data"]
     words: list[str] = []
-    for uuid, name in rows:
+    for uuid, name in _rows(mirror.rundir, mirror.where, "Mirror", "_uuid,name"):
         if name in mirror.devices:
             words += ["--", "remove", "Bridge", mirror.bridge, "mirrors", uuid[1]]
     for device in mirror.devices:
         words += ["--", "--if-exists", "del-port", mirror.bridge, device]
-    _vsctl(mirror, *words[1:])
+    _vsctl(mirror.rundir, mirror.where, *words[1:])
 
 
-def _vsctl(mirror: PortMirror, *words: str) -> str:
-    command = ["ovs-vsctl", f"--db=unix:{mirror.rundir}/db.sock", f"--timeout={TIMEOUT_S}", *words]
+def orphaned_mirrors(rundir: str, netns: str) -> list[PortMirror]:
+    """Mirrors of netprobe's in a switch whose run is gone; `port` of each is "", for its row no longer matters.
+
+    Raises:
+        HostNotReadyError: the switch does not answer.
+    """
+    where = f"mirrors in {rundir}"
+    rows = _rows(rundir, where, "Mirror", "_uuid,name,external_ids")
+    orphans = {uuid[1]: name for uuid, name, ids in rows if _is_orphaned(dict(ids[1]))}
+    if not orphans:
+        return []
+    found = set()
+    for bridge, mirrors in _rows(rundir, where, "Bridge", "name,mirrors"):
+        held = [uuid for _, uuid in mirrors[1]] if mirrors[0] == "set" else [mirrors[1]]
+        found |= {PortMirror(rundir, netns, bridge, "", orphans[uuid][:-1]) for uuid in held if uuid in orphans}
+    return sorted(found, key=lambda mirror: (mirror.bridge, mirror.stem))
+
+
+def _owner() -> str:
+    pid = os.getpid()
+    return f"{BOOT_ID.read_text().strip()}/{pid}/{start_ticks(pid)}"
+
+
+def _is_orphaned(external_ids: dict[str, str]) -> bool:
+    """Whether these are a mirror of netprobe's, and nobody is there who will take it away."""
+    boot, _, started = external_ids.get(OWNER, "").partition("/")
+    pid, _, ticks = started.partition("/")
+    if external_ids.get(MARK) != "mirror" or not (pid.isdecimal() and ticks.isdecimal()):
+        return False
+    return boot != BOOT_ID.read_text().strip() or start_ticks(int(pid)) != int(ticks)
+
+
+def _rows(rundir: str, where: str, table: str, columns: str) -> list[list[Any]]:
+    rows: list[list[Any]] = json.loads(_vsctl(rundir, where, "--format=json", f"--columns={columns}", "list", table))[
+        "data"
+    ]
+    return rows
+
+
+def _vsctl(rundir: str, where: str, *words: str) -> str:
+    command = ["ovs-vsctl", f"--db=unix:{rundir}/db.sock", f"--timeout={TIMEOUT_S}", *words]
     try:
         return run(command, timeout_s=TIMEOUT_S + 1)
     except HostNotReadyError as error:
-        raise HostNotReadyError(f"mirror of {mirror.port}", f"Open vSwitch: {error.problem}") from error
+        raise HostNotReadyError(where, f"Open vSwitch: {error.problem}") from error

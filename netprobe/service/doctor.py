@@ -23,6 +23,7 @@ from netprobe.errors import NetprobeError
 from netprobe.host import iproute, ovn_databases
 from netprobe.host.guest_agent import open_guest_agent
 from netprobe.host.netns import in_netns
+from netprobe.host.ovs_mirror import orphaned_mirrors
 from netprobe.host.ovsdb_idl import Database, read_once
 from netprobe.host.unixctl import UnixctlClient
 from netprobe.model.points import Direction
@@ -217,6 +218,15 @@ def _switch(host: Host) -> str:
         return client.call("version").splitlines()[0]
 
 
+def _mirrors(host: Host) -> str:
+    left = orphaned_mirrors(host.ovs_rundir, host.netns)
+    if left:
+        raise ValueError(
+            f"runs that are gone left {', '.join(mirror.stem for mirror in left)}: all of a port is copied"
+        )
+    return "nothing left behind"
+
+
 def _allowlist(host: Host) -> str:
     read_host_allowlist(host)
     return host.allowlist
@@ -268,6 +278,8 @@ def _cloud(topology: Topology) -> list[Check]:
         checks.append(_attempt(f"vswitch of {host.name}", partial(_switch, host), advice=advice))
         checks.append(_attempt(f"allowlist of {host.name}", partial(_allowlist, host)))
         checks.append(_ports_check(host))
+        look = partial(_mirrors, host)
+        checks.append(_attempt(f"mirrors of {host.name}", look, is_required=False, advice="run `netprobe clean`"))
     agents = [guest for guest in topology.attachments if guest.agent]
     return checks + [_attempt(f"agent of {a.name}", partial(_agent, a.agent), advice=advice) for a in agents]
 

@@ -15,7 +15,7 @@ from typing import Self
 from netprobe.errors import HostNotReadyError, NetprobeError
 from netprobe.host.netns import exists
 from netprobe.host.openflow import OpenFlowClient
-from netprobe.host.ovs_mirror import PortMirror, remove_mirror
+from netprobe.host.ovs_mirror import PortMirror, orphaned_mirrors, remove_mirror
 from netprobe.host.process import start_ticks
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.model.probes import ProbeSession
@@ -107,11 +107,14 @@ def _is_there(table: Table) -> bool:
 
 
 def _undo_mirror(mirror: PortMirror) -> str:
-    """Take a mirror away. Returns why it is still there, "" where it is gone, or its switch with everything in it."""
+    """Take a mirror away. Returns why it is still there, "" where it is gone, or its switch with everything in it.
+
+    A switch that is only stopped has it in its database, and makes it again.
+    """
     try:
         remove_mirror(mirror)
     except HostNotReadyError as error:
-        return str(error) if _is_running(mirror.rundir) else ""
+        return str(error) if Path(mirror.rundir).exists() else ""
     return ""
 
 
@@ -351,7 +354,7 @@ def stale_journals() -> list[Path]:
 
 
 def clean(topology: Topology | None) -> Cleaned:
-    """Undo the journals of runs that were killed, and delete flows that carry netprobe's cookie.
+    """Undo the journals of runs that were killed, and delete flows with netprobe's cookie and mirrors without a run.
 
     Args:
         topology: for the bridges; None where no cloud is known.
@@ -369,8 +372,9 @@ def clean(topology: Topology | None) -> Cleaned:
             continue
         stuck = [problem for links in left.taps for problem in undo_links(links)]
         taps += sum(len(links.links) for links in left.taps)
-        stuck += filter(None, map(_undo_mirror, left.mirrors))
-        mirrors += len(left.mirrors)
+        there = list(filter(None, map(_undo_mirror, left.mirrors)))
+        stuck += there
+        mirrors += len(left.mirrors) - len(there)
         removal = _remove(left.shares)
         deleted += removal.deleted
         unreachable += [*stuck, *removal.problems]
@@ -379,6 +383,9 @@ def clean(topology: Topology | None) -> Cleaned:
             journals += 1
     for host in (h for h in topology.hosts if h.ovs_rundir) if topology else ():
         try:
+            for mirror in orphaned_mirrors(host.ovs_rundir, host.netns):  # whose journal went with a host's last boot
+                remove_mirror(mirror)
+                mirrors += 1
             with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
                 flows += len(client.flows())
                 client.delete_own_flows()

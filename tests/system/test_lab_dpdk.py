@@ -22,8 +22,8 @@ from support.spread_vm import SpreadVm
 from support.truth_checks import MS, US, check_fault, first_arrivals, log_of, probe
 from support.waiting import until
 
-from netprobe.errors import RefusedError, UsageError
-from netprobe.host import process
+from netprobe.errors import HostNotReadyError, RefusedError, UsageError
+from netprobe.host import ovs_mirror, process
 from netprobe.host.libbpf import BpfObject
 from netprobe.host.ovs import PrivateSwitch
 from netprobe.host.ovs_dpdk import free_huge_mib
@@ -37,6 +37,7 @@ from netprobe.lab.topology import endpoints
 from netprobe.model.points import Direction, Leg, Vantage
 from netprobe.plan.plans import Protocol, RunPlan
 from netprobe.service.discovery import read_topology
+from netprobe.service.doctor import examine
 from netprobe.service.journal import clean, stale_journals
 from netprobe.service.run import run_plan
 from netprobe.service.vrings import VringWish
@@ -242,8 +243,8 @@ def test_a_mirror_is_not_made_unasked(lab):
     assert mirrors() == []
 
 
-def test_a_mirror_that_a_killed_run_left_is_taken_away_by_clean(lab):
-    """The journal has it before it is made."""
+def leave_mirrors():
+    """A run that is killed when its mirrors are there: the journal has them before."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -257,8 +258,34 @@ def test_a_mirror_that_a_killed_run_left_is_taken_away_by_clean(lab):
             os._exit(1)
     assert os.read(reader, 1) == b"x"
     assert len(mirrors()) == 4
+    assert clean(read_topology()).mirrors_undone == 0, "its run is there"
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("is_booted_anew", [False, True])
+def test_mirrors_that_a_killed_run_left_are_taken_away_by_clean(lab, is_booted_anew):
+    """Also where the journal went with the host's last boot: the switch's database has them still."""
+    leave_mirrors()
+    if is_booted_anew:
+        for path in stale_journals():
+            path.unlink()
+    (found,) = (check for check in examine() if check.name == "mirrors of hv1")
+    assert not found.is_ok
+    assert clean(read_topology()).mirrors_undone == 2
+    assert mirrors() == []
+    assert "npm" not in switch().vsctl("list-ports", "br-int")
+    assert stale_journals() == []
+
+
+def test_a_mirror_in_a_switch_that_is_stopped_stays_written_down(lab, monkeypatch):
+    """It is in the switch's database, and would be made again."""
+    leave_mirrors()
+    with monkeypatch.context() as patch:
+        patch.setattr(ovs_mirror, "run", lambda *_, **__: (_ for _ in ()).throw(HostNotReadyError("x", "no answer")))
+        done = clean(read_topology())
+        assert (done.mirrors_undone, len(stale_journals())) == (0, 1)
+        assert any("no answer" in text for text in done.unreachable)
     assert clean(read_topology()).mirrors_undone == 2
     assert mirrors() == []
 
