@@ -3,20 +3,24 @@
 Idle: how many rounds the thread makes a second, each with a look into a machine's empty ring, which costs two traps
 while uprobes are on. Saturated: how many frames a second it forwards from a probe NIC (af_packet) to the machine,
 offered more than it can. The machine does not take them all, so what the switch put in and what it found no room for
-count alike. Nothing is judged: it is the price, and the host's allowlist decides on it (docs/harm.md).
-It is there where a lab of virtual machines has been up before: it needs their image.
+count alike, and the price of looking at one that was put in is a figure of its own: the time that the program at the
+return ran, as the kernel counts it, for each. Nothing is judged, and the host's allowlist decides on it (docs/harm.md).
+It is there where a lab of virtual machines has been up before: it needs their image (`make guest-image`).
 """
 
 import os
 import re
+import runpy
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.harness import Bench, Figure, MissingToolError, benchmark, compare
+from bench.harness import Bench, Figure, MissingToolError, benchmark, compare, measure
+from netprobe.host.libbpf import counted_run_times
 from netprobe.host.ovs import PrivateSwitch
 from netprobe.lab import control
 from netprobe.lab.machines import IMAGE
@@ -26,7 +30,7 @@ from netprobe.observe.vring import VringPlace, VringWatch
 from netprobe.service.discovery import read_topology
 from netprobe.wire.decode import Decoder
 
-IMAGES = Path("/var/cache/netprobe/guest-image")
+ROOT = Path(__file__).parents[1]
 HOUR_NS = 3600 * 1_000_000_000
 ONE_MACHINE = """
 [[group]]
@@ -72,13 +76,24 @@ class Switch:
         return int(found[1]) + int(found[2])
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Iterator[VringWatch]:
         place = VringPlace(self.switch.run_dir / "ovs-vswitchd.pid", HOUR_NS)
         watch = VringWatch(place, (), {self.socket: Decoding(0, Decoder([]), {})})
         try:
-            yield
+            yield watch
         finally:
             watch.close()
+
+    def looks(self, seconds: float) -> float:
+        """Ns that the program at the return of an enqueue runs for each packet that was put into the ring."""
+        with counted_run_times(), self.watched() as watch:
+            counts, times = [], []
+            for pause in (0.0, seconds):
+                time.sleep(pause)
+                watch.drain()
+                counts.append(watch.counters["packets"])
+                times.append(watch.run_time_ns("np_enqueued"))
+        return (times[1] - times[0]) / max(counts[1] - counts[0], 1)
 
     def with_uprobes(self, slice_: Callable[[], float]) -> float:
         with self.watched():
@@ -111,7 +126,8 @@ def flood() -> Iterator[None]:
 
 def images() -> list[Path]:
     """Guest images that were made before, the newest last: a benchmark has no network to make one."""
-    made = (manifest for manifest in IMAGES.glob("*/manifest.json"))
+    cache = runpy.run_path(str(ROOT / "agents/guest-image/build.py"))["cache_folder"]()
+    made = (manifest for manifest in (cache / "guest-image").glob("*/manifest.json"))
     return [manifest.parent for manifest in sorted(made, key=lambda path: path.stat().st_mtime)]
 
 
@@ -135,15 +151,19 @@ def vring(bench: Bench) -> Figure:
         empty = bench.alternate({"on": lambda: switch.with_uprobes(idle), "off": idle}, rounds=6)
         with flood():
             full = bench.alternate({"on": lambda: switch.with_uprobes(busy), "off": busy}, rounds=6)
+            looks = bench.alternate({"looks": lambda: switch.looks(seconds)}, rounds=6)["looks"]
     finally:
         control.down()
     trap_ns = [1e9 / on - 1e9 / off for on, off in zip(empty["on"], empty["off"], strict=True)]
     note = f"{sorted(trap_ns)[len(trap_ns) // 2]:.0f} ns more for each round of the idle thread, which has one ring"
     main = compare(full["on"], full["off"], unit="frames/s", peer="without uprobes", target=None, note=note)
     return main.also(
-        compare(empty["on"], empty["off"], unit="rounds/s", peer="without uprobes", target=None, label="idle")
+        compare(empty["on"], empty["off"], unit="rounds/s", peer="without uprobes", target=None, label="idle"),
+        measure(looks, unit="ns/frame", target=None, label="look", note="for each frame that is put in"),
     )
 
 
-if images():  # where no lab has made one, there is nothing to boot, and nothing to measure
+if images():
     benchmark("vring")(vring)
+else:
+    print("bench: vring is left out: there is no guest image yet (make guest-image)", file=sys.stderr)

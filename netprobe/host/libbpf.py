@@ -55,6 +55,8 @@ def _library() -> ctypes.CDLL:
         ("bpf_map__set_max_entries", ctypes.c_int, (_VOID, ctypes.c_uint32)),
         ("bpf_map__max_entries", ctypes.c_uint32, (_VOID,)),
         ("bpf_map__fd", ctypes.c_int, (_VOID,)),
+        ("bpf_program__fd", ctypes.c_int, (_VOID,)),
+        ("bpf_enable_stats", ctypes.c_int, (ctypes.c_int,)),
         ("bpf_program__attach_uprobe_opts", _VOID, (_VOID, ctypes.c_int, _CHARS, ctypes.c_size_t, _VOID)),
         ("bpf_link__destroy", ctypes.c_int, (_VOID,)),
         ("bpf_map_update_elem", ctypes.c_int, (ctypes.c_int, _VOID, _VOID, ctypes.c_uint64)),
@@ -66,6 +68,22 @@ def _library() -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     library.libbpf_set_print(None)  # errors are raised here; libbpf would write them to stderr
     return library
+
+
+@contextlib.contextmanager
+def counted_run_times() -> Iterator[None]:
+    """Let the kernel count how long BPF programs run, all there are; some ns more for each run.
+
+    Raises:
+        HostNotReadyError: no libbpf, or no permission.
+    """
+    fd = _library().bpf_enable_stats(0)  # BPF_STATS_RUN_TIME
+    if fd < 0:
+        raise HostNotReadyError("BPF", f"run times are not counted: {os.strerror(ctypes.get_errno())}", advice=_ADVICE)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def possible_cpus(path: str = "/sys/devices/system/cpu/possible") -> int:
@@ -109,6 +127,17 @@ class BpfObject:
         assert found, f"no map {name}"
         return found
 
+    def _program(self, name: str) -> int:
+        found: int | None = self._library.bpf_object__find_program_by_name(self._object, name.encode())
+        assert found, f"no program {name}"
+        return found
+
+    def run_time_ns(self, program: str) -> int:
+        """How long a program ran, as far as the kernel counted it: see `counted_run_times`."""
+        info = Path(f"/proc/self/fdinfo/{self._library.bpf_program__fd(self._program(program))}").read_text()
+        table = dict(line.split(":\t", 1) for line in info.splitlines() if ":\t" in line)
+        return int(table.get("run_time_ns", 0))
+
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map; it is closed with the object."""
         return int(self._library.bpf_map__fd(self._map(name)))
@@ -127,9 +156,8 @@ class BpfObject:
             HostNotReadyError: no such function, no permission, or the kernel has no uprobes.
         """
         options = _UprobeOptions(ctypes.sizeof(_UprobeOptions), 0, 0, at_return, function.encode())
-        found = self._library.bpf_object__find_program_by_name(self._object, program.encode())
-        assert found, f"no program {program}"
-        link = self._library.bpf_program__attach_uprobe_opts(found, pid, os.fsencode(binary), 0, ctypes.byref(options))
+        found, name = self._program(program), os.fsencode(binary)
+        link = self._library.bpf_program__attach_uprobe_opts(found, pid, name, 0, ctypes.byref(options))
         if not link:
             raise self._failed(f"{program} cannot be attached to process {pid}")
         self._links.append(link)

@@ -118,6 +118,10 @@ class VringWatch:
         """The points that it looks at."""
         return frozenset(decoding.point for decoding in self._decodings.values())
 
+    def run_time_ns(self, program: str) -> int:
+        """How long one of PROGRAMS ran since it was attached, where the kernel counts it (libbpf.counted_run_times)."""
+        return self._attached.program.run_time_ns(program) if self._attached is not None else 0
+
     def add(self, socket: str, decoding: Decoding) -> None:
         """Look at one more port, from now on.
 
