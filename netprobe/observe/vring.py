@@ -6,6 +6,7 @@ vswitch hands it over. netprobe.host.libbpf loads them, netprobe.host.vhost_devi
 decoding is that of packet rings (netprobe.observe.observer). service.looking drains it.
 """
 
+import os
 import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,9 @@ from netprobe.observe.observer import Decoding
 from netprobe.wire.mark import MAGIC_WORD
 from netprobe.wire.vring_filter import class_marks, filter_entries
 
-OBJECT = "bpf/vring.bpf.o"
+OBJECT = f"bpf/vring.{os.uname().machine}.bpf.o"
+"""Compiled for one kind of processor: where a function's arguments are differs."""
+
 RING_BYTES = 1 << 22
 """Holds 16,000 probes of 200 octets: 3 s of 5,000 a second."""
 

@@ -1,0 +1,25 @@
+"""What a wheel has beside Python: the BPF object, compiled here, so that no host needs a compiler."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithBpf(build_py):
+    """Runs scripts/bpf before files are gathered. An editable install has its own way to it: scripts/setup."""
+
+    def run(self) -> None:
+        """Build; without a compiler the wheel lacks the object, and vrings are unobserved by uprobes."""
+        if not self.editable_mode:
+            done = subprocess.run([ROOT / "scripts" / "bpf"], check=False)
+            if done.returncode:
+                print("netprobe: built without the BPF object: no uprobes at vrings", file=sys.stderr)
+        super().run()
+
+
+setup(cmdclass={"build_py": BuildWithBpf})
