@@ -24,7 +24,7 @@ HEADER = 8  # BPF_RINGBUF_HDR_SZ
 MAX_RECORDS = 1 << 16
 """Records that one call reads at most, so that a flood does not hold the caller."""
 
-_ADVICE = "is CAP_BPF there, and CAP_PERFMON? Run as root"
+_ADVICE = "needs CAP_SYS_ADMIN and CAP_SYS_PTRACE: run as root"
 _VOID = ctypes.c_void_p
 _CHARS = ctypes.c_char_p
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -45,6 +46,7 @@ from netprobe.service.vrings import VringWish
 pytestmark = [pytest.mark.system, pytest.mark.alone(reason="delays are held against a log to some microseconds")]
 
 COUNT, RATE = 100, 200
+AGENTS = Path(__file__).parents[2] / "agents"
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 MIRROR = VringWish("mirror", is_change_allowed=True)
 MIRROR_BIAS_NS = 100 * US
@@ -371,6 +373,40 @@ def test_a_kernel_that_takes_no_bpf_is_an_unobserved_point_with_the_reason(lab, 
     (result,) = run(few(vantage=Vantage.VSWITCH, count=5)).results
     assert result.forward.lost == 0
     assert any(text in note for note in result.notes), result.notes
+
+
+WATCHING = """
+import sys
+from pathlib import Path
+from netprobe.errors import HostNotReadyError
+from netprobe.observe.vring import VringPlace, VringWatch
+try:
+    VringWatch(VringPlace(Path(sys.argv[1]), 10**9), (), {}).close()
+except HostNotReadyError as error:
+    print(error)
+"""
+
+
+def capabilities(name):
+    """What a unit, or a file beside it, gives."""
+    (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", (AGENTS / name).read_text(), re.MULTILINE)
+    return {word.removeprefix("CAP_").lower() for word in line.split()}
+
+
+def test_the_shipped_unit_has_what_uprobes_need_with_its_drop_in_alone_and_no_capability_too_many(lab):
+    """Without any one of the drop-in's the reason is said."""
+    unit = capabilities("netprobe-agent-vswitch.service")
+    more = capabilities("netprobe-agent-vswitch-vrings.conf")
+
+    def said(capabilities):
+        given = ",".join(f"+{name}" for name in sorted(capabilities))
+        words = ["setpriv", f"--bounding-set=-all,{given}", "--no-new-privs", sys.executable, "-c", WATCHING]
+        return process.run([*words, str(switch().run_dir / "ovs-vswitchd.pid")])
+
+    assert said(unit | more) == ""
+    for lacking in ({one} for one in more):
+        assert "root" in said((unit | more) - lacking), lacking
+    assert "its memory map may not be read" in said(unit)
 
 
 def test_after_a_restart_of_the_vswitch_the_vring_is_looked_at_again_and_the_gap_is_unobserved(lab):
