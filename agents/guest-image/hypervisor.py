@@ -176,10 +176,13 @@ def make_disk(folder: Path, target: Path) -> None:
 
 
 def key() -> str:
-    """The name of a base: a hash of what goes into it."""
+    """The name of a base: a hash of what goes into it, and of when this machine's tools were made."""
     digest = hashlib.sha256(sys.version.encode())
     for path in (Path(__file__), HERE / "build.py", ROOT / "requirements.lock"):
         digest.update(path.read_bytes())
+    for found in filter(None, map(shutil.which, PROGRAMS)):
+        status = Path(found).stat()  # a new Open vSwitch is another base
+        digest.update(f"{found} {status.st_size} {status.st_mtime_ns} ".encode())
     return digest.hexdigest()[:16]
 
 
