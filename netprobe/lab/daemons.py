@@ -12,7 +12,7 @@ CONTROLLER = "ovn-controller"
 NORTHD = "ovn-northd"
 
 PROCESSORS_SINCE_S = 11.0
-"""By the clock since boot. ovs-vswitchd (3.1) counts processors only from the tenth second on; started before, it has no
+"""By the clock since boot. ovs-vswitchd (3.1) counts processors only from the tenth second on; started before it has no
 thread for what the kernel's datapath has no flow for yet, and all of that is lost for good."""
 
 
