@@ -353,6 +353,14 @@ def stale_journals() -> list[Path]:
     return found
 
 
+def _remove_orphans(host: Host) -> int:
+    """Take mirrors away whose run is gone and whose journal went with the host's last boot. Returns how many."""
+    orphans = orphaned_mirrors(host.ovs_rundir, host.netns)
+    for mirror in orphans:
+        remove_mirror(mirror)
+    return len(orphans)
+
+
 def clean(topology: Topology | None) -> Cleaned:
     """Undo the journals of runs that were killed, and delete flows with netprobe's cookie and mirrors without a run.
 
@@ -383,9 +391,10 @@ def clean(topology: Topology | None) -> Cleaned:
             journals += 1
     for host in (h for h in topology.hosts if h.ovs_rundir) if topology else ():
         try:
-            for mirror in orphaned_mirrors(host.ovs_rundir, host.netns):  # whose journal went with a host's last boot
-                remove_mirror(mirror)
-                mirrors += 1
+            mirrors += _remove_orphans(host)
+        except NetprobeError as error:
+            unreachable.append(str(error))
+        try:
             with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
                 flows += len(client.flows())
                 client.delete_own_flows()
