@@ -59,7 +59,7 @@ def check_others(results):
         leg = result.forward
         assert is_exact(leg)
         assert (result.overflowed, result.forged, leg.unobserved, leg.pending, leg.unsent) == ({}, 0, 0, 0, 0)
-        assert leg.delivered >= 0.95 * leg.planned  # the vswitch itself may drop next to a flood
+        assert leg.delivered >= 0.9 * leg.planned  # the vswitch itself may drop next to a flood
 
 
 def test_garbage_on_a_sessions_own_tuple_overflows_its_own_point_alone(pair_lab):
