@@ -16,8 +16,8 @@ class BuildWithBpf(build_py):
     def run(self) -> None:
         """Build; without a compiler the wheel lacks the object, and vrings are unobserved by uprobes."""
         if not self.editable_mode:
-            done = subprocess.run([ROOT / "scripts" / "bpf"], check=False)
-            if done.returncode:
+            script = ROOT / "scripts" / "bpf"  # a source distribution has none
+            if not script.is_file() or subprocess.run([script], check=False).returncode:
                 print("netprobe: built without the BPF object: no uprobes at vrings", file=sys.stderr)
         super().run()
 
