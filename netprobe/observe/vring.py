@@ -208,12 +208,12 @@ class VringWatch:
         at = starts >> 2
         devices = word[at + 2]
         since_ns = self._asked_ns
-        unclear = self._look_up(np.unique(devices).tolist(), now_ns)
+        owners, unclear = self._look_up(np.unique(devices).tolist(), now_ns)
         t_ns = realtime_of_monotonic(buffer.view(np.int64)[starts >> 3])
         captured = buffer.view(np.uint16)[(starts >> 1) + 9].astype(np.int64)
         direction = buffer[starts + 20]
         found: list[Report] = []
-        for device, path in self._sockets.items():
+        for device, path in owners.items():
             own = np.flatnonzero(devices == device)
             if len(own) and path != OTHER and path not in unclear:
                 data = starts[own] + EVENT_HEADER_BYTES
@@ -224,18 +224,20 @@ class VringWatch:
             found.append(Blind(point, since_ns, until_ns, "its guest connected anew to the vswitch"))
         return found
 
-    def _look_up(self, seen: Iterable[int], now_ns: int) -> set[str]:
-        """Ask whose ring is whose; the sockets of which nobody can say it for the time since it was last asked."""
+    def _look_up(self, seen: Iterable[int], now_ns: int) -> tuple[dict[int, str], set[str]]:
+        """Ask whose ring is whose: for what has come by now; and of which sockets nobody can say it since last time."""
         assert self._attached is not None
+        before = self._sockets
         try:
             now = device_sockets(self._attached.library, self._decodings)
         except HostNotReadyError:
-            return set()  # the vswitch ended just now, which the next look finds out
+            return before, set()  # the vswitch ended just now, which the next look finds out
         self._asked_ns = now_ns
-        before = self._sockets
-        # A number that is nobody's now stays its last owner's, whose last probes may be in the ring.
-        self._sockets = dict.fromkeys(seen, OTHER) | before | now
-        return {p for d, path in now.items() if before.get(d, path) != path for p in (path, before[d])} - {OTHER}
+        # What has come by now from a number that is gone was its last owner's; what will come, anybody's.
+        owners = dict.fromkeys(seen, OTHER) | before | now
+        self._sockets = dict.fromkeys(owners, OTHER) | now
+        unclear = {p for d, path in now.items() if before.get(d, path) != path for p in (path, before[d])} - {OTHER}
+        return owners, unclear
 
     def _count(self, now_ns: int) -> list[Report]:
         assert self._attached is not None
