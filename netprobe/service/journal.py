@@ -26,6 +26,9 @@ from netprobe.service.permits import own_tuples
 from netprobe.service.prepare import Prepared
 from netprobe.service.tap_links import TapLinks, undo_links
 
+SYSTEM_RUNDIR = "/run/openvswitch"
+"""Where a distribution's Open vSwitch has its sockets: after a boot no topology says it."""
+
 JOURNAL_SCHEMA = 1
 DAMAGED = (OSError, ValueError, LookupError, TypeError, RecursionError)
 """What reading a damaged journal raises."""
@@ -353,9 +356,15 @@ def stale_journals() -> list[Path]:
     return found
 
 
-def _remove_orphans(host: Host) -> int:
+def _switches(topology: Topology | None) -> dict[str, str]:
+    """Run directories of the switches within reach, this machine's own too, and the network namespace of each."""
+    found = {SYSTEM_RUNDIR: ""} if (Path(SYSTEM_RUNDIR) / "db.sock").exists() else {}
+    return found | {host.ovs_rundir: host.netns for host in (topology.hosts if topology else ()) if host.ovs_rundir}
+
+
+def _remove_orphans(rundir: str, netns: str) -> int:
     """Take mirrors away whose run is gone and whose journal went with the host's last boot. Returns how many."""
-    orphans = orphaned_mirrors(host.ovs_rundir, host.netns)
+    orphans = orphaned_mirrors(rundir, netns)
     for mirror in orphans:
         remove_mirror(mirror)
     return len(orphans)
@@ -391,13 +400,14 @@ def clean(topology: Topology | None) -> Cleaned:
             journals += 1
     for host in (h for h in topology.hosts if h.ovs_rundir) if topology else ():
         try:
-            mirrors += _remove_orphans(host)
-        except NetprobeError as error:
-            unreachable.append(str(error))
-        try:
             with OpenFlowClient(host.ovs_rundir, host.bridge) as client:
                 flows += len(client.flows())
                 client.delete_own_flows()
+        except NetprobeError as error:
+            unreachable.append(str(error))
+    for rundir, netns in _switches(topology).items():
+        try:
+            mirrors += _remove_orphans(rundir, netns)
         except NetprobeError as error:
             unreachable.append(str(error))
     return Cleaned(journals, deleted, flows, tuple(damaged), tuple(unreachable), taps, mirrors)

@@ -28,4 +28,6 @@ def test_a_wheel_has_the_bpf_object_also_where_none_was_built_in_the_checkout(tm
     words = ["wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "pip", *words], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert f"netprobe/observe/{OBJECT}" in zipfile.ZipFile(wheel).namelist()
+    packed = zipfile.ZipFile(wheel).read(f"netprobe/observe/{OBJECT}")
+    assert (packed[:4], int.from_bytes(packed[18:20], "little")) == (b"\x7fELF", 247), "EM_BPF"
+    assert b"np_dequeued" in packed
