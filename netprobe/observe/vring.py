@@ -68,6 +68,25 @@ class VringPlace:
     limit_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look at whose ring is whose.
+
+    Attributes:
+        began_ns: from before the ring was read.
+        ended_ns: from after it was looked.
+        now: by number, of watched ports.
+        owners: whose was what had come by then, as far as it is known; OTHER for none of ours.
+        unclear: ports of which nobody can say it since the look before.
+    """
+
+    began_ns: int
+    ended_ns: int
+    now: dict[int, str]
+    owners: dict[int, str]
+    unclear: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True)
 class _Attached:
     """The programs at one process."""
@@ -111,9 +130,9 @@ class VringWatch:
         self._entries = filter_entries(probes)
         self._config = CONFIG.pack(*MBUF_FIELDS, class_marks(probes), MAGIC_WORD, 0)
         self._decodings = dict(decodings)
-        self._sockets: dict[int, str] = {}  # by number whose it was when last asked; OTHER for none of ours
+        self._look = _Look(0, 0, {}, {})
         self._attached: _Attached | None = self._attach()
-        self._checked_ns = self._asked_ns = realtime_ns()
+        self._checked_ns = realtime_ns()
         self._until_ns = time.monotonic_ns() + place.limit_ns
 
     @property
@@ -129,11 +148,13 @@ class VringWatch:
         """Look at one more port, from now on.
 
         Raises:
-            HostNotReadyError: the vswitch's memory cannot be read.
+            HostNotReadyError: nothing is looked at any more, or the vswitch's memory cannot be read.
         """
-        self._decodings[socket] = decoding
+        if self.failure:
+            raise HostNotReadyError("vrings", self.failure)
         if self._attached is not None:
-            self._sockets |= device_sockets(self._attached.library, self._decodings)
+            device_sockets(self._attached.library, [socket])
+        self._decodings[socket] = decoding  # whose its number was before, the next look tells
 
     def _attach(self) -> _Attached:
         pid = _pid(self._place.pid_file)
@@ -147,7 +168,9 @@ class VringWatch:
             ring = RingBuffer(program.map_fd("np_events"), RING_BYTES)
             for name, function, at_return in PROGRAMS:
                 program.attach_uprobe(name, pid=pid, binary=library.binary, function=function, at_return=at_return)
-            self._sockets = device_sockets(library, self._decodings)
+            began_ns = realtime_ns()
+            now = device_sockets(library, self._decodings)
+            self._look = _Look(began_ns, realtime_ns(), now, now)
         except BaseException:
             program.close()
             raise
@@ -198,48 +221,51 @@ class VringWatch:
         assert self._attached is not None
         found: list[Report] = []
         with self._attached.ring.records() as (buffer, starts):
-            if len(starts) or now_ns - self._asked_ns >= LOOK_NS:
+            if len(starts) or now_ns - self._look.began_ns >= LOOK_NS:
                 found += self._decode(buffer, starts, now_ns)
-        found += self._count(now_ns)
+        found += self._count()
         return found
 
     def _decode(self, buffer: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], now_ns: int) -> list[Report]:
         word = buffer.view(np.uint32)
-        at = starts >> 2
-        devices = word[at + 2]
-        since_ns = self._asked_ns
-        owners, unclear = self._look_up(np.unique(devices).tolist(), now_ns)
+        devices = word[(starts >> 2) + 2]
+        last, look = self._look, self._look_up(np.unique(devices).tolist(), now_ns)
+        self._look = look
         t_ns = realtime_of_monotonic(buffer.view(np.int64)[starts >> 3])
         captured = buffer.view(np.uint16)[(starts >> 1) + 9].astype(np.int64)
         direction = buffer[starts + 20]
+        # A record that came between the last read of the ring and the last look is that look's to tell.
+        known = look.owners | {device: path for device, path in last.owners.items() if path != OTHER}
+        is_early = t_ns <= last.ended_ns
         found: list[Report] = []
-        for device, path in owners.items():
-            own = np.flatnonzero(devices == device)
-            if len(own) and path != OTHER and path not in unclear:
-                data = starts[own] + EVENT_HEADER_BYTES
-                found += self._decodings[path].feed(buffer, data, captured[own], t_ns[own], direction[own])
-        until_ns = realtime_ns()  # later than all that was in the ring
-        for path in sorted(unclear):
+        for chosen, owners, unclear in (
+            (is_early, known, last.unclear | look.unclear),
+            (~is_early, look.owners, look.unclear),
+        ):
+            for device, path in owners.items():
+                own = np.flatnonzero((devices == device) & chosen)
+                if len(own) and path != OTHER and path not in unclear:
+                    data = starts[own] + EVENT_HEADER_BYTES
+                    found += self._decodings[path].feed(buffer, data, captured[own], t_ns[own], direction[own])
+        for path in sorted(look.unclear):
             point = self._decodings[path].point
-            found.append(Blind(point, since_ns, until_ns, "its guest connected anew to the vswitch"))
+            found.append(Blind(point, last.began_ns, look.ended_ns, "its guest connected anew to the vswitch"))
         return found
 
-    def _look_up(self, seen: Iterable[int], now_ns: int) -> tuple[dict[int, str], set[str]]:
-        """Ask whose ring is whose: for what has come by now; and of which sockets nobody can say it since last time."""
+    def _look_up(self, seen: Iterable[int], now_ns: int) -> _Look:
+        """Ask whose ring is whose. `now_ns` is from before the ring was read."""
         assert self._attached is not None
-        before = self._sockets
+        before = dict.fromkeys(self._look.owners, OTHER) | self._look.now
         try:
             now = device_sockets(self._attached.library, self._decodings)
         except HostNotReadyError:
-            return before, set()  # the vswitch ended just now, which the next look finds out
-        self._asked_ns = now_ns
+            return self._look  # the vswitch ended just now, which the next drain finds out
         # What has come by now from a number that is gone was its last owner's; what will come, anybody's.
         owners = dict.fromkeys(seen, OTHER) | before | now
-        self._sockets = dict.fromkeys(owners, OTHER) | now
         unclear = {p for d, path in now.items() if before.get(d, path) != path for p in (path, before[d])} - {OTHER}
-        return owners, unclear
+        return _Look(now_ns, realtime_ns(), now, owners, frozenset(unclear))
 
-    def _count(self, now_ns: int) -> list[Report]:
+    def _count(self) -> list[Report]:
         assert self._attached is not None
         now = dict(zip(COUNTERS, self._attached.program.per_cpu_sums("np_counters"), strict=True))
         before = self._attached.counters
@@ -252,7 +278,8 @@ class VringWatch:
             return []
         for decoding in self._decodings.values():
             decoding.tally.dropped += new["lost"]
-        return self._blind(now_ns, f"{missed} packets at vrings could not be handed over or read")
+        # The time is read after the counters: what was lost while the ring was being read is among it.
+        return self._blind(realtime_ns(), f"{missed} packets at vrings could not be handed over or read")
 
     def close(self) -> None:
         """Take the programs off. Twice is fine."""
