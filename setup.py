@@ -16,8 +16,12 @@ class BuildWithBpf(build_py):
     def run(self) -> None:
         """Build; without a compiler the wheel lacks the object, and vrings are unobserved by uprobes."""
         if not self.editable_mode:
-            script = ROOT / "scripts" / "bpf"  # a source distribution has none
-            if not script.is_file() or subprocess.run([script], check=False).returncode:
+            script = ROOT / "scripts" / "bpf"
+            if not script.is_file():  # a source distribution, with the object that it was made with, if any
+                print("netprobe: the BPF object is not built here", file=sys.stderr)
+            elif subprocess.run([script], check=False).returncode:
+                for outdated in ROOT.glob("netprobe/observe/bpf/*.bpf.o*"):
+                    outdated.unlink()
                 print("netprobe: built without the BPF object: no uprobes at vrings", file=sys.stderr)
         super().run()
 

@@ -227,6 +227,11 @@ def _mirrors(host: Host) -> str:
     return "nothing left behind"
 
 
+def _mirrors_check(host: Host) -> Check:
+    look = partial(_mirrors, host)
+    return _attempt(f"mirrors of {host.name}", look, is_required=False, advice="run `netprobe clean`")
+
+
 def _allowlist(host: Host) -> str:
     read_host_allowlist(host)
     return host.allowlist
@@ -268,7 +273,8 @@ def _system_switch() -> list[Check]:
     """The switch that this machine itself runs, if any."""
     if not (SYSTEM_RUNDIR / "db.sock").exists():
         return []
-    return [_ports_check(Host("this host", "", "br-int", str(SYSTEM_RUNDIR), "", None))]
+    own = Host("this host", "", "br-int", str(SYSTEM_RUNDIR), "", None)
+    return [_ports_check(own), _mirrors_check(own)]
 
 
 def _cloud(topology: Topology) -> list[Check]:
@@ -278,8 +284,7 @@ def _cloud(topology: Topology) -> list[Check]:
         checks.append(_attempt(f"vswitch of {host.name}", partial(_switch, host), advice=advice))
         checks.append(_attempt(f"allowlist of {host.name}", partial(_allowlist, host)))
         checks.append(_ports_check(host))
-        look = partial(_mirrors, host)
-        checks.append(_attempt(f"mirrors of {host.name}", look, is_required=False, advice="run `netprobe clean`"))
+        checks.append(_mirrors_check(host))
     agents = [guest for guest in topology.attachments if guest.agent]
     return checks + [_attempt(f"agent of {a.name}", partial(_agent, a.agent), advice=advice) for a in agents]
 

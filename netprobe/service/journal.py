@@ -358,7 +358,7 @@ def stale_journals() -> list[Path]:
 
 def _switches(topology: Topology | None) -> dict[str, str]:
     """Run directories of the switches within reach, this machine's own too, and the network namespace of each."""
-    found = {SYSTEM_RUNDIR: ""} if (Path(SYSTEM_RUNDIR) / "db.sock").exists() else {}
+    found = {SYSTEM_RUNDIR: ""} if _is_running(SYSTEM_RUNDIR) else {}
     return found | {host.ovs_rundir: host.netns for host in (topology.hosts if topology else ()) if host.ovs_rundir}
 
 
