@@ -25,6 +25,14 @@ KILL_WAIT_S = 5.0
 COMMAND_TIMEOUT_S = 20.0
 """The commands run here take milliseconds; longer means that a lock in the kernel is stuck."""
 
+EXEC_WAIT_S = 0.5
+"""An exec takes a millisecond, in which the process shows no command line; a process that hides its own never ends it."""
+
+EXEC_LOOK_S = 0.001
+
+KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD among the flags in /proc/PID/stat: it never has a command line (linux/include/linux/sched.h)."""
+
 MONITOR_TITLE = "ovs-vswitchd: monitoring pid"
 """A process that OVS's --monitor keeps as a guard replaces its command line by this and the guarded pid."""
 
@@ -116,7 +124,7 @@ def find(command_lines: Collection[tuple[str, ...]], place: Path) -> tuple[list[
         place: directory that those files are in; a process that sees another one there (it runs in a container, or
             in another mount namespace with a lab of its own) is not meant.
     """
-    pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
+    pids = _pids_with_command_lines()
     mine = {pid for pid in pids if _settled(command_line(pid)) in command_lines and _sees(pid, place)}
     guards = {pid for pid in map(parent, mine) if pid in mine or is_guard(pid)}
 
@@ -124,6 +132,24 @@ def find(command_lines: Collection[tuple[str, ...]], place: Path) -> tuple[list[
         return [ProcessRecord("", _settled(command_line(pid)), pid, start_ticks(pid)) for pid in sorted(some)]
 
     return records(guards), records(mine - guards)
+
+
+def _pids_with_command_lines() -> list[int]:
+    """All processes, none of them in the middle of an exec: what it will be can't be said before that is over."""
+    deadline = time.monotonic() + EXEC_WAIT_S
+    while True:
+        pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
+        if not any(map(_is_in_exec, pids)) or time.monotonic() > deadline:
+            return pids
+        time.sleep(EXEC_LOOK_S)
+
+
+def _is_in_exec(pid: int) -> bool:
+    """Whether a process shows no command line though it is neither a kernel's thread nor a zombie."""
+    if any(command_line(pid)):
+        return False
+    fields = _stat_fields(pid)
+    return bool(fields) and fields[0] not in "ZX" and not int(fields[6]) & KERNEL_THREAD
 
 
 def _sees(pid: int, place: Path) -> bool:

@@ -1,6 +1,7 @@
 """Processes by pid: recognised by start time and command line, ended for certain, never mistaken for another."""
 
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -65,3 +66,31 @@ def test_a_command_that_is_missing_fails_or_hangs_is_named():
         process.run(["ls", "/no-such-file"])
     with pytest.raises(HostNotReadyError, match="did not end within"):
         process.run(["sleep", "9"], timeout_s=0.01)
+
+
+@pytest.fixture
+def hidden():
+    """A shell that shows no command line, as a process in the middle of an exec; it runs what it is told."""
+    with subprocess.Popen([""], executable="/bin/sh", stdin=subprocess.PIPE, text=True, bufsize=1) as shell:
+        yield shell
+        shell.kill()
+
+
+def test_a_process_in_the_middle_of_its_exec_is_waited_for(hidden, tmp_path, monkeypatch):
+    """What `lab down` looks for may just have been started by an `up` that was killed."""
+    until(lambda: process.command_line(hidden.pid) == ("",))
+    monkeypatch.setattr(process, "EXEC_WAIT_S", 60.0)
+    said = []
+
+    def wait(_: float) -> None:
+        if not said:
+            said.append(hidden.stdin.write("exec sleep 77.25\n"))
+
+    monkeypatch.setattr(process.time, "sleep", wait)
+    assert [found.pid for found in process.find({("sleep", "77.25")}, tmp_path)[1]] == [hidden.pid]
+
+
+def test_a_process_that_never_shows_a_command_line_is_not_waited_for_for_long(hidden, tmp_path, monkeypatch):
+    until(lambda: process.command_line(hidden.pid) == ("",))
+    monkeypatch.setattr(process, "EXEC_WAIT_S", 0.01)
+    assert process.find({("sleep", "77.25")}, tmp_path) == ([], [])
