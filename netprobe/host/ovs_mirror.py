@@ -14,11 +14,14 @@ from typing import Any
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute
-from netprobe.host.process import run, start_ticks
+from netprobe.host.process import PROC, is_pid_file_live, run, start_ticks
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MARK, OWNER = "netprobe", "netprobe-owner"
-"""Keys of `external_ids`: that a mirror is netprobe's; and boot, process and start of the run that made it."""
+"""Keys of `external_ids`: that a mirror is netprobe's; and boot, PID namespace, pid and start of who made it."""
+
+FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO: whoever is in it sees the processes of all others (linux/include/linux/proc_ns.h)."""
 
 TIMEOUT_S = 5
 IN, OUT = "i", "o"
@@ -92,15 +95,21 @@ def remove_mirror(mirror: PortMirror) -> None:
     """Take both mirrors and their ports away; fine where they are gone already.
 
     Raises:
-        HostNotReadyError: the switch does not answer.
+        HostNotReadyError: the switch's database does not answer, or the switch runs and does not do it.
     """
     words: list[str] = []
-    for uuid, name in _rows(mirror.rundir, mirror.where, "Mirror", "_uuid,name"):
-        if name in mirror.devices:
-            words += ["--", "remove", "Bridge", mirror.bridge, "mirrors", uuid[1]]
+    for uuid in _uuids(mirror):
+        words += ["--", "remove", "Bridge", mirror.bridge, "mirrors", uuid]
     for device in mirror.devices:
         words += ["--", "--if-exists", "del-port", mirror.bridge, device]
-    _vsctl(mirror.rundir, mirror.where, *words[1:])
+    # A switch that does not run can't be waited for: it will find its mirrors gone.
+    is_waiting = is_pid_file_live(Path(mirror.rundir) / "ovs-vswitchd.pid")
+    _vsctl(mirror.rundir, mirror.where, *([] if is_waiting else ["--no-wait"]), *words[1:])
+
+
+def _uuids(mirror: PortMirror) -> list[str]:
+    rows = _rows(mirror.rundir, mirror.where, "Mirror", "_uuid,name,external_ids")
+    return [uuid[1] for uuid, name, ids in rows if name in mirror.devices and dict(ids[1]).get(MARK) == "mirror"]
 
 
 def orphaned_mirrors(rundir: str, netns: str) -> list[PortMirror]:
@@ -123,16 +132,34 @@ def orphaned_mirrors(rundir: str, netns: str) -> list[PortMirror]:
 
 def _owner() -> str:
     pid = os.getpid()
-    return f"{BOOT_ID.read_text().strip()}/{pid}/{start_ticks(pid)}"
+    return f"{BOOT_ID.read_text().strip()}/{_pid_namespace('self')}/{pid}/{start_ticks(pid)}"
 
 
 def _is_orphaned(external_ids: dict[str, str]) -> bool:
     """Whether these are a mirror of netprobe's, and nobody is there who will take it away."""
-    boot, _, started = external_ids.get(OWNER, "").partition("/")
-    pid, _, ticks = started.partition("/")
-    if external_ids.get(MARK) != "mirror" or not (pid.isdecimal() and ticks.isdecimal()):
+    boot, *numbers = external_ids.get(OWNER, "").split("/")
+    if external_ids.get(MARK) != "mirror" or len(numbers) != 3 or not all(map(str.isdecimal, numbers)):
         return False
-    return boot != BOOT_ID.read_text().strip() or start_ticks(int(pid)) != int(ticks)
+    return boot != BOOT_ID.read_text().strip() or not _may_run(*map(int, numbers))
+
+
+def _may_run(namespace: int, pid: int, ticks: int) -> bool:
+    """Whether a process that was known as `pid` in its PID namespace may still be there."""
+    mine = _pid_namespace("self")
+    if namespace == mine:
+        return start_ticks(pid) == ticks
+    if mine != FIRST_PID_NAMESPACE:
+        return True  # it can't be seen from here
+    numbers = (int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal())
+    return any(_pid_namespace(each) == namespace and start_ticks(each) == ticks for each in numbers)
+
+
+def _pid_namespace(pid: int | str) -> int:
+    """Its inode; 0 when the process is gone."""
+    try:
+        return (PROC / str(pid) / "ns" / "pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def _rows(rundir: str, where: str, table: str, columns: str) -> list[list[Any]]:

@@ -26,7 +26,7 @@ COMMAND_TIMEOUT_S = 20.0
 """The commands run here take milliseconds; longer means that a lock in the kernel is stuck."""
 
 EXEC_WAIT_S = 0.5
-"""An exec takes a millisecond, in which the process shows no command line; a process that hides its own never ends it."""
+"""An exec takes a millisecond, in which a process shows no command line; one that hides its own never ends that."""
 
 EXEC_LOOK_S = 0.001
 
@@ -95,6 +95,14 @@ def from_pid_file(name: str, argv: tuple[str, ...], path: Path) -> ProcessRecord
     except (OSError, ValueError) as error:
         raise HostNotReadyError(name, f"left no pid in {path}", advice=f"see the log in {path.parent}") from error
     return ProcessRecord(name, argv, pid, start_ticks(pid))
+
+
+def is_pid_file_live(path: Path) -> bool:
+    """Whether a process is there that a pid file names; a daemon that was killed leaves its file."""
+    try:
+        return start_ticks(int(path.read_text())) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def netns_argv(netns: str, argv: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from netprobe.errors import HostNotReadyError, NetprobeError
 from netprobe.host.netns import exists
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.host.ovs_mirror import PortMirror, orphaned_mirrors, remove_mirror
-from netprobe.host.process import start_ticks
+from netprobe.host.process import is_pid_file_live, start_ticks
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.model.probes import ProbeSession
 from netprobe.model.topology import Host, Topology
@@ -75,10 +75,7 @@ class Removal:
 
 def _is_running(rundir: str) -> bool:
     """Whether there is a switch that may still hold entries."""
-    try:
-        return start_ticks(int((Path(rundir) / "ovs-vswitchd.pid").read_text())) > 0
-    except (OSError, ValueError):
-        return False
+    return is_pid_file_live(Path(rundir) / "ovs-vswitchd.pid")
 
 
 def _remove(shares: Sequence[Share]) -> Removal:
@@ -131,6 +128,7 @@ class Journal:
 
     Attributes:
         deleted, kept: entries that `undo` removed, and those that go by their own timeout.
+        mirrors_left: why mirrors are still there that `undo` should have taken away, a text for each.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,6 +139,7 @@ class Journal:
         self._texts: dict[int, str] = {}  # by the id of a share, which this journal keeps alive
         self.deleted = 0
         self.kept = 0
+        self.mirrors_left: tuple[str, ...] = ()
 
     def add(self, one: Prepared, topology: Topology) -> None:
         """Write down what a session will make on every host on its way, before it is sent.
@@ -243,7 +242,9 @@ class Journal:
     def undo(self) -> None:
         """Delete what the run made. What a busy switch could not be asked about stays for `netprobe clean`."""
         self._taps = [links for links in self._taps if undo_links(links)]
-        self._mirrors = [mirror for mirror in self._mirrors if _undo_mirror(mirror)]
+        problems = {mirror: problem for mirror in self._mirrors if (problem := _undo_mirror(mirror))}
+        self._mirrors = list(problems)
+        self.mirrors_left = tuple(problems.values())
         self.undo_tuples()
 
     def undo_tuples(self) -> None:
@@ -362,12 +363,20 @@ def _switches(topology: Topology | None) -> dict[str, str]:
     return found | {host.ovs_rundir: host.netns for host in (topology.hosts if topology else ()) if host.ovs_rundir}
 
 
-def _remove_orphans(rundir: str, netns: str) -> int:
-    """Take mirrors away whose run is gone and whose journal went with the host's last boot. Returns how many."""
+def _remove_orphans(rundir: str, netns: str) -> tuple[int, list[str]]:
+    """Take mirrors away whose run is gone and whose journal went with the host's last boot.
+
+    Returns:
+        How many are gone, and why others are not.
+    """
+    problems = []
     orphans = orphaned_mirrors(rundir, netns)
     for mirror in orphans:
-        remove_mirror(mirror)
-    return len(orphans)
+        try:
+            remove_mirror(mirror)
+        except HostNotReadyError as error:
+            problems.append(str(error))
+    return len(orphans) - len(problems), problems
 
 
 def clean(topology: Topology | None) -> Cleaned:
@@ -407,7 +416,9 @@ def clean(topology: Topology | None) -> Cleaned:
             unreachable.append(str(error))
     for rundir, netns in _switches(topology).items():
         try:
-            mirrors += _remove_orphans(rundir, netns)
+            gone, problems = _remove_orphans(rundir, netns)
+            mirrors += gone
+            unreachable += problems
         except NetprobeError as error:
             unreachable.append(str(error))
     return Cleaned(journals, deleted, flows, tuple(damaged), tuple(unreachable), taps, mirrors)
