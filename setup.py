@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -26,4 +27,7 @@ class BuildWithBpf(build_py):
         super().run()
 
 
-setup(cmdclass={"build_py": BuildWithBpf})
+# Python's part is for any processor, the object for one.
+PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+setup(cmdclass={"build_py": BuildWithBpf}, options={"bdist_wheel": {"plat_name": PLATFORM}})

@@ -1,5 +1,6 @@
 """What an installed netprobe has that a checkout gets from scripts/setup."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def test_a_wheel_has_the_bpf_object_also_where_none_was_built_in_the_checkout(tm
     words = ["wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "pip", *words], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stem.endswith(f"-py3-none-linux_{platform.machine()}"), "its object is for one processor"
     packed = zipfile.ZipFile(wheel).read(f"netprobe/observe/{OBJECT}")
     assert (packed[:4], int.from_bytes(packed[18:20], "little")) == (b"\x7fELF", 247), "EM_BPF"
     assert b"np_dequeued" in packed
