@@ -403,10 +403,19 @@ def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _notes(error: BaseException) -> list[str]:
+    """What a command changed and could not take back (service.run), also out of a nursery."""
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return [*getattr(error, "__notes__", ()), *(note for each in inner for note in _notes(each))]
+
+
 def _code_of(error: BaseException) -> int:
     """Say what went wrong, and with which exit code."""
+    for note in _notes(error):
+        print(f"netprobe: {note}.", file=sys.stderr)
     if _is_interrupt(error):
-        print("netprobe: interrupted; what it made has been removed.", file=sys.stderr)
+        rest = "the rest of what" if _notes(error) else "what"
+        print(f"netprobe: interrupted; {rest} it made has been removed.", file=sys.stderr)
         return EXIT_INTERRUPTED
     expected = _expected(error)
     if expected is not None:

@@ -7,7 +7,7 @@ only when every observer truly looks. A run that is spread over hosts is service
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,14 +123,21 @@ async def run_plan(
     Raises:
         UsageError, RefusedError: the plan does not fit the cloud, or the host does not allow it; nothing was sent.
         HostNotReadyError: a switch, an agent or a namespace that is needed is not there.
+        Each has as notes what the run changed and could not take back.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    left: list[str] = []
     try:
-        with stop_on_signals() as stop, chosen_vrings(plan, topology, vrings) as looked_at:
+        with stop_on_signals() as stop, chosen_vrings(plan, topology, vrings, left.append) as looked_at:
             async with open_follower(looked_at, state_file=state_file) as follower:
                 _check_present(plan, looked_at, follower.topology)
-                return await _run(plan, follower, stop, progress, live=live, keep=keep)
+                outcome = await _run(plan, follower, stop, progress, live=live, keep=keep)
+        return replace(outcome, results=tuple(replace(r, notes=(*r.notes, *left)) for r in outcome.results))
+    except BaseException as error:  # a nursery's group, or an interrupt, too
+        for problem in left:
+            error.add_note(problem)
+        raise
     finally:
         sys.setswitchinterval(before)
 

@@ -7,7 +7,7 @@ is known before a run begins, and its result says it (`stamp`).
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +40,8 @@ class VringWish:
 
 AS_ALLOWED = VringWish()
 
+LEFT = "a mirror, which copies all traffic of its port, could not be taken away: {problem}; run `netprobe clean`"
+
 
 def vrings_of(points: Iterable[Point], topology: Topology) -> dict[str, VringPlace | str]:
     """By host of these points, where its vswitch's vrings are looked at, or why they may not be."""
@@ -71,13 +73,16 @@ def uprobes_missing(host: Host) -> str:
 
 
 @contextmanager
-def chosen_vrings(plan: RunPlan, topology: Topology, wish: VringWish = AS_ALLOWED) -> Iterator[Topology]:
+def chosen_vrings(
+    plan: RunPlan, topology: Topology, wish: VringWish = AS_ALLOWED, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[Topology]:
     """Choose how the vrings on a plan's ways are looked at, and make mirrors where that is how.
 
     Args:
         plan: what will be sent.
         topology: where things are.
         wish: what the user asks for.
+        tell: is told in the end what was made and could not be taken away, in sentences.
 
     Returns:
         The topology with each point as it is looked at. Where nothing may look at a vring, its point stays as it is,
@@ -92,7 +97,8 @@ def chosen_vrings(plan: RunPlan, topology: Topology, wish: VringWish = AS_ALLOWE
     if not mirrored:
         yield topology
         return
-    with new_journal() as journal:
+    journal = new_journal()
+    try:
         chosen = {
             one.name: _mirrored(journal, one, n, topology) for n, one in enumerate(wanted) if one.host in mirrored
         }
@@ -101,6 +107,10 @@ def chosen_vrings(plan: RunPlan, topology: Topology, wish: VringWish = AS_ALLOWE
             guests=tuple(chosen.get(one.name, one) for one in topology.guests),
             bypasses=tuple(chosen.get(one.name, one) for one in topology.bypasses),
         )
+    finally:
+        journal.undo()
+        for problem in journal.mirrors_left:
+            tell(LEFT.format(problem=problem))
 
 
 def _is_mirrored(host: Host, wanted: list[Attachment], wish: VringWish) -> bool:
