@@ -12,7 +12,7 @@ MUTANTS = [Mutant(f"m{n}", "policy", "port", n) for n in range(60)]
 
 @dataclass
 class Bench:
-    """A lab in which some mutants show nothing, and no packet tells them from the original; and which may be spoiled."""
+    """A lab in which some mutants show nothing, and no packet tells them from the original; it may be spoiled."""
 
     equivalent: set
     wrongs: list = field(default_factory=list)
