@@ -7,21 +7,17 @@ switch's database outlives the host's journals, so the row of a mirror says too 
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from netprobe.errors import HostNotReadyError
 from netprobe.host import iproute
-from netprobe.host.process import PROC, is_pid_file_live, run, start_ticks
+from netprobe.host.process import identity, is_pid_file_live, may_run, run, sees_all
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MARK, OWNER = "netprobe", "netprobe-owner"
-"""Keys of `external_ids`: that a mirror is netprobe's; and boot, PID namespace, pid and start of who made it."""
-
-FIRST_PID_NAMESPACE = 0xEFFFFFFC
-"""PROC_PID_INIT_INO: whoever is in it sees the processes of all others (linux/include/linux/proc_ns.h)."""
+"""Keys of `external_ids`: that this is netprobe's; and boot, PID namespace, pid and start of who made a mirror."""
 
 TIMEOUT_S = 5
 IN, OUT = "i", "o"
@@ -82,7 +78,8 @@ def add_mirror(mirror: PortMirror) -> None:
         made = [f"name={device}", f"{way}=@port", f"output_port=@{device}"]
         made += [f"external_ids:{MARK}=mirror", f"external_ids:{OWNER}={_owner()}"]
         words += ["--", "add-port", mirror.bridge, device, "--", "set", "Interface", device, "type=internal"]
-        words += ["--", f"--id=@{device}", "get", "Port", device]
+        words += ["--", f"--id=@{device}", "get", "Port", device, "--", "set", "Port", device]
+        words += [f"external_ids:{MARK}=mirror"]
         words += ["--", f"--id=@{device}-mirror", "create", "Mirror", *made]
         words += ["--", "add", "Bridge", mirror.bridge, "mirrors", f"@{device}-mirror"]
     _vsctl(mirror.rundir, mirror.where, *words)
@@ -98,18 +95,29 @@ def remove_mirror(mirror: PortMirror) -> None:
         HostNotReadyError: the switch's database does not answer, or the switch runs and does not do it.
     """
     words: list[str] = []
-    for uuid in _uuids(mirror):
+    for uuid, _ in _own_rows(mirror, "Mirror"):
         words += ["--", "remove", "Bridge", mirror.bridge, "mirrors", uuid]
-    for device in mirror.devices:
-        words += ["--", "--if-exists", "del-port", mirror.bridge, device]
+    for _, name in _own_rows(mirror, "Port"):
+        words += ["--", "--if-exists", "del-port", mirror.bridge, name]
+    if not words:
+        return
     # A switch that does not run can't be waited for: it will find its mirrors gone.
-    is_waiting = is_pid_file_live(Path(mirror.rundir) / "ovs-vswitchd.pid")
-    _vsctl(mirror.rundir, mirror.where, *([] if is_waiting else ["--no-wait"]), *words[1:])
+    how = ["--no-wait"] if _is_stopped(mirror.rundir) else []
+    _vsctl(mirror.rundir, mirror.where, *how, *words[1:])
 
 
-def _uuids(mirror: PortMirror) -> list[str]:
-    rows = _rows(mirror.rundir, mirror.where, "Mirror", "_uuid,name,external_ids")
-    return [uuid[1] for uuid, name, ids in rows if name in mirror.devices and dict(ids[1]).get(MARK) == "mirror"]
+def _is_stopped(rundir: str) -> bool:
+    """Whether a switch is known not to run; one in another PID namespace may."""
+    path = Path(rundir) / "ovs-vswitchd.pid"
+    return not path.exists() or (sees_all() and not is_pid_file_live(path))
+
+
+def _own_rows(mirror: PortMirror, table: str) -> list[tuple[str, str]]:
+    """(uuid, name) of what netprobe made for a mirror; an operator's own of the same name is not."""
+    rows = _rows(mirror.rundir, mirror.where, table, "_uuid,name,external_ids")
+    return [
+        (uuid[1], name) for uuid, name, ids in rows if name in mirror.devices and dict(ids[1]).get(MARK) == "mirror"
+    ]
 
 
 def orphaned_mirrors(rundir: str, netns: str) -> list[PortMirror]:
@@ -131,35 +139,15 @@ def orphaned_mirrors(rundir: str, netns: str) -> list[PortMirror]:
 
 
 def _owner() -> str:
-    pid = os.getpid()
-    return f"{BOOT_ID.read_text().strip()}/{_pid_namespace('self')}/{pid}/{start_ticks(pid)}"
+    return "/".join([BOOT_ID.read_text().strip(), *map(str, identity())])
 
 
 def _is_orphaned(external_ids: dict[str, str]) -> bool:
     """Whether these are a mirror of netprobe's, and nobody is there who will take it away."""
     boot, *numbers = external_ids.get(OWNER, "").split("/")
-    if external_ids.get(MARK) != "mirror" or len(numbers) != 3 or not all(map(str.isdecimal, numbers)):
+    if external_ids.get(MARK) != "mirror" or len(numbers) != len(identity()) or not all(map(str.isdecimal, numbers)):
         return False
-    return boot != BOOT_ID.read_text().strip() or not _may_run(*map(int, numbers))
-
-
-def _may_run(namespace: int, pid: int, ticks: int) -> bool:
-    """Whether a process that was known as `pid` in its PID namespace may still be there."""
-    mine = _pid_namespace("self")
-    if namespace == mine:
-        return start_ticks(pid) == ticks
-    if mine != FIRST_PID_NAMESPACE:
-        return True  # it can't be seen from here
-    numbers = (int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal())
-    return any(_pid_namespace(each) == namespace and start_ticks(each) == ticks for each in numbers)
-
-
-def _pid_namespace(pid: int | str) -> int:
-    """Its inode; 0 when the process is gone."""
-    try:
-        return (PROC / str(pid) / "ns" / "pid").stat().st_ino
-    except OSError:
-        return 0
+    return boot != BOOT_ID.read_text().strip() or not may_run(*map(int, numbers))
 
 
 def _rows(rundir: str, where: str, table: str, columns: str) -> list[list[Any]]:

@@ -33,6 +33,12 @@ EXEC_LOOK_S = 0.001
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD among the flags in /proc/PID/stat: it never has a command line (linux/include/linux/sched.h)."""
 
+FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO (linux/include/linux/proc_ns.h)."""
+
+UNREADABLE = -1
+"""Instead of a PID namespace that only root may know."""
+
 MONITOR_TITLE = "ovs-vswitchd: monitoring pid"
 """A process that OVS's --monitor keeps as a guard replaces its command line by this and the guarded pid."""
 
@@ -105,6 +111,43 @@ def is_pid_file_live(path: Path) -> bool:
         return False
 
 
+def identity() -> tuple[int, int, int]:
+    """This process, for `may_run`: its PID namespace's inode, its pid as /proc has it, its start in clock ticks."""
+    pid = int((PROC / "self").readlink().name)
+    return _pid_namespace("self"), pid, start_ticks(pid)
+
+
+def may_run(namespace: int, pid: int, ticks: int) -> bool:
+    """Whether a process may still be there that said this of itself, maybe in another PID namespace.
+
+    Args:
+        namespace: its PID namespace's inode.
+        pid: as /proc had it there.
+        ticks: its start.
+    """
+    if namespace == _pid_namespace("self"):
+        return start_ticks(pid) == ticks != 0
+    if not sees_all():
+        return True
+    numbers = (int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal())
+    return any(start_ticks(each) == ticks and _pid_namespace(each) in (namespace, UNREADABLE) for each in numbers)
+
+
+def sees_all() -> bool:
+    """Whether this process is in the first PID namespace, and so sees the processes of all others."""
+    return _pid_namespace("self") == FIRST_PID_NAMESPACE
+
+
+def _pid_namespace(pid: int | str) -> int:
+    """Its inode; 0 when the process is gone."""
+    try:
+        return (PROC / str(pid) / "ns" / "pid").stat().st_ino
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    except OSError:
+        return UNREADABLE
+
+
 def netns_argv(netns: str, argv: Sequence[str]) -> tuple[str, ...]:
     """The command that runs `argv` in a network namespace; `ip netns exec` becomes `argv` under the same pid."""
     return ("ip", "netns", "exec", netns, *argv)
@@ -113,7 +156,7 @@ def netns_argv(netns: str, argv: Sequence[str]) -> tuple[str, ...]:
 def _shows(pid: int, argv: Sequence[str]) -> bool:
     """Whether a process, known by its start, shows this command line, or none: it is in the middle of its exec."""
     shown = command_line(pid)
-    return not any(shown) or _settled(command_line(pid)) == tuple(argv) or is_guard(pid)
+    return not any(shown) or _settled(shown) == tuple(argv) or is_guard(pid)
 
 
 def is_alive(record: ProcessRecord) -> bool:
@@ -132,30 +175,29 @@ def find(command_lines: Collection[tuple[str, ...]], place: Path) -> tuple[list[
         place: directory that those files are in; a process that sees another one there (it runs in a container, or
             in another mount namespace with a lab of its own) is not meant.
     """
-    pids = _pids_with_command_lines()
-    mine = {pid for pid in pids if _settled(command_line(pid)) in command_lines and _sees(pid, place)}
+    shown = _command_lines()
+    mine = {pid for pid, line in shown.items() if line in command_lines and _sees(pid, place)}
     guards = {pid for pid in map(parent, mine) if pid in mine or is_guard(pid)}
 
     def records(some: set[int]) -> list[ProcessRecord]:
-        return [ProcessRecord("", _settled(command_line(pid)), pid, start_ticks(pid)) for pid in sorted(some)]
+        return [ProcessRecord("", shown.get(pid, ()), pid, start_ticks(pid)) for pid in sorted(some)]
 
     return records(guards), records(mine - guards)
 
 
-def _pids_with_command_lines() -> list[int]:
-    """All processes, none of them in the middle of an exec: what it will be can't be said before that is over."""
+def _command_lines() -> dict[int, tuple[str, ...]]:
+    """Of all processes, none of them in the middle of an exec: what it will be can't be said before that is over."""
     deadline = time.monotonic() + EXEC_WAIT_S
     while True:
-        pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
-        if not any(map(_is_in_exec, pids)) or time.monotonic() > deadline:
-            return pids
+        shown = {int(entry.name): command_line(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdecimal()}
+        in_exec = any(_is_program(pid) for pid, line in shown.items() if not any(line))
+        if not in_exec or time.monotonic() > deadline:
+            return {pid: _settled(line) for pid, line in shown.items()}
         time.sleep(EXEC_LOOK_S)
 
 
-def _is_in_exec(pid: int) -> bool:
-    """Whether a process shows no command line though it is neither a kernel's thread nor a zombie."""
-    if any(command_line(pid)):
-        return False
+def _is_program(pid: int) -> bool:
+    """Whether a process is there that is neither a kernel's thread nor a zombie."""
     fields = _stat_fields(pid)
     return bool(fields) and fields[0] not in "ZX" and not int(fields[6]) & KERNEL_THREAD
 

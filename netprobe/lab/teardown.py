@@ -16,6 +16,9 @@ GRACE_S = 1.0
 FORKS_MAX = 10
 """A daemon that was just being started forks twice more on its way into the background."""
 
+LAST_LOOKS = 2
+"""That find nothing, one after the other: a process may be forked while one goes through them."""
+
 
 def tear_down(state: State, places: Places) -> list[str]:
     """End a lab's processes, remove its namespaces and files.
@@ -74,9 +77,11 @@ def _end_processes(records: tuple[process.ProcessRecord, ...], places: Places) -
     """First the guard, or it would start its daemon again; last what carries our command lines and no record."""
     process.end([record for record in records if is_guard(record.name)], force=True)
     process.end([record for record in records if not is_guard(record.name)], grace_s=GRACE_S)
+    looks = 0
     for _ in range(FORKS_MAX):
         guards, others = process.find({record.argv for record in records}, places.lab)
-        if not guards and not others:
+        looks = 0 if guards or others else looks + 1
+        if looks == LAST_LOOKS:
             break
         process.end(guards, force=True)
         process.end(others, grace_s=GRACE_S)

@@ -16,7 +16,7 @@ from netprobe.errors import HostNotReadyError, NetprobeError
 from netprobe.host.netns import exists
 from netprobe.host.openflow import OpenFlowClient
 from netprobe.host.ovs_mirror import PortMirror, orphaned_mirrors, remove_mirror
-from netprobe.host.process import is_pid_file_live, start_ticks
+from netprobe.host.process import identity, is_pid_file_live, may_run, start_ticks
 from netprobe.judge.conntrack import FiveTuple
 from netprobe.model.probes import ProbeSession
 from netprobe.model.topology import Host, Topology
@@ -209,11 +209,8 @@ class Journal:
         for share in self._shares:
             if id(share) not in self._texts:
                 self._texts[id(share)] = json.dumps(_to_json(share))
-        head: dict[str, object] = {
-            "schema": JOURNAL_SCHEMA,
-            "pid": os.getpid(),
-            "start_ticks": start_ticks(os.getpid()),
-        }
+        names = ("pid_namespace", "pid", "start_ticks")
+        head: dict[str, object] = {"schema": JOURNAL_SCHEMA, **dict(zip(names, identity(), strict=True))}
         head["taps"] = [links.to_json() for links in self._taps]
         head["mirrors"] = [mirror.to_json() for mirror in self._mirrors]
         shares = ",".join(self._texts[id(share)] for share in self._shares)
@@ -328,8 +325,8 @@ class _Left:
 def _read(path: Path) -> _Left | None:
     """What is in a journal whose run is gone; None while it still runs."""
     document = json.loads(path.read_text())
-    pid, ticks = int(document["pid"]), int(document["start_ticks"])
-    if ticks and start_ticks(pid) == ticks:
+    namespace = int(document.get("pid_namespace", identity()[0]))  # an earlier version's has none
+    if may_run(namespace, int(document["pid"]), int(document["start_ticks"])):
         return None
     shares = [
         Share(

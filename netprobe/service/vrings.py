@@ -6,7 +6,7 @@ port: it is only made where the user allows changes, is written down first, and 
 is known before a run begins, and its result says it (`stamp`).
 """
 
-import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -108,9 +108,11 @@ def chosen_vrings(
             bypasses=tuple(chosen.get(one.name, one) for one in topology.bypasses),
         )
     finally:
-        journal.undo()
-        for problem in journal.mirrors_left:
-            tell(LEFT.format(problem=problem))
+        try:
+            journal.undo()
+        finally:
+            for problem in journal.mirrors_left:
+                tell(LEFT.format(problem=problem))
 
 
 def _is_mirrored(host: Host, wanted: list[Attachment], wish: VringWish) -> bool:
@@ -143,7 +145,7 @@ def _vring(one: Attachment) -> Point | None:
 def _mirrored(journal: Journal, one: Attachment, number: int, topology: Topology) -> Attachment:
     """Make the mirrors of a port; it with its point as they show it."""
     host = topology.host(one.host)
-    stem = f"npm{os.getpid() % 0xFFFFF:x}-{number}"
+    stem = f"npm{secrets.token_hex(3)}-{number}"  # a device's name has 15 characters
     mirror = PortMirror(host.ovs_rundir, host.netns, host.bridge, one.port_device, stem)
     journal.add_mirror(mirror)
     add_mirror(mirror)

@@ -28,14 +28,14 @@ def database(tmp_path):
     """A database with two bridges, and what asks it."""
     process.run(["ovsdb-tool", "create", str(tmp_path / "conf.db"), str(SCHEMA)])
     words = ["ovsdb-server", "-vconsole:off", f"--remote=punix:{tmp_path}/db.sock", f"--unixctl={tmp_path}/ctl"]
+
+    def vsctl(*words):
+        return process.run(["ovs-vsctl", "--no-wait", f"--db=unix:{tmp_path}/db.sock", *words])
+
     with subprocess.Popen([*words, str(tmp_path / "conf.db")]) as server:
-        until((tmp_path / "db.sock").is_socket)
-
-        def vsctl(*words):
-            return process.run(["ovs-vsctl", "--no-wait", f"--db=unix:{tmp_path}/db.sock", *words])
-
-        vsctl("init", "--", "add-br", "br-int", "--", "add-br", "br-ex", "--", "add-port", "br-int", "vm1")
         try:
+            until((tmp_path / "db.sock").is_socket)
+            vsctl("init", "--", "add-br", "br-int", "--", "add-br", "br-ex", "--", "add-port", "br-int", "vm1")
             yield SimpleNamespace(rundir=str(tmp_path), vsctl=vsctl)
         finally:
             server.kill()
@@ -45,7 +45,21 @@ def mirror(database, name, owner, bridge="br-int", mark="mirror"):
     """A mirror as netprobe makes it, by its first way."""
     ids = [f"external_ids:netprobe={mark}", f"external_ids:netprobe-owner={owner}"] if owner else []
     database.vsctl(
-        *("add-port", bridge, name, "--", f"--id=@{name}", "get", "Port", name),
+        *(
+            "add-port",
+            bridge,
+            name,
+            "--",
+            "set",
+            "Port",
+            name,
+            *(ids[:1] or ["tag=7"]),
+            "--",
+            f"--id=@{name}",
+            "get",
+            "Port",
+            name,
+        ),
         *("--", "--id=@m", "create", "Mirror", f"name={name}", f"output_port=@{name}", *ids),
         *("--", "add", "Bridge", bridge, "mirrors", "@m"),
     )
@@ -80,6 +94,7 @@ def test_only_mirrors_of_ours_whose_run_is_gone_are_orphans(database):
     for each in found:
         remove_mirror(each)
     assert names(database) == ["damaged2i", "damagedi", "foreign", "livei", "operator"]
+    assert set(names(database)) | {"vm1"} == set(database.vsctl("list-ports", "br-int").split())
     assert orphaned_mirrors(database.rundir, "hv1") == []
 
 
@@ -87,6 +102,7 @@ def test_an_operators_mirror_of_the_same_name_is_left_alone(database):
     mirror(database, "npm1-0i", "")
     remove_mirror(PortMirror(database.rundir, "hv1", "br-int", "vm1", "npm1-0"))
     assert names(database) == ["npm1-0i"]
+    assert "npm1-0i" in database.vsctl("list-ports", "br-int").split(), "where its copies go"
 
 
 OWNER = "from netprobe.host import ovs_mirror; import sys; print(ovs_mirror._owner(), flush=True); sys.stdin.read()"
@@ -109,8 +125,18 @@ def test_a_run_in_a_container_is_there_until_it_ends(database):
 def test_from_within_a_container_nothing_outside_it_is_an_orphan(database, monkeypatch):
     mirror(database, "outsidei", own(2**22 + 1, 5))
     assert len(orphaned_mirrors(database.rundir, "hv1")) == 1
-    monkeypatch.setattr(ovs_mirror, "_pid_namespace", lambda _: NAMESPACE + 1)
+    monkeypatch.setattr(process, "_pid_namespace", lambda _: NAMESPACE + 1)
     assert orphaned_mirrors(database.rundir, "hv1") == []
+
+
+def test_a_switch_that_may_run_elsewhere_is_waited_for(database, tmp_path, monkeypatch):
+    """Its pid says nothing where its process can't be seen."""
+    monkeypatch.setattr(ovs_mirror, "TIMEOUT_S", 1)
+    monkeypatch.setattr(ovs_mirror, "sees_all", lambda: False)
+    mirror(database, "npm1-0i", own(1, 1))
+    (tmp_path / "ovs-vswitchd.pid").write_text(f"{2**22 + 1}\n")
+    with pytest.raises(HostNotReadyError, match="Alarm clock"):
+        remove_mirror(PortMirror(database.rundir, "hv1", "br-int", "vm1", "npm1-0"))
 
 
 def test_a_switch_that_runs_and_does_not_take_its_mirror_away_is_an_error(database, tmp_path, monkeypatch):
@@ -120,3 +146,4 @@ def test_a_switch_that_runs_and_does_not_take_its_mirror_away_is_an_error(databa
     (tmp_path / "ovs-vswitchd.pid").write_text(f"{os.getpid()}\n")
     with pytest.raises(HostNotReadyError, match="Alarm clock"):
         remove_mirror(PortMirror(database.rundir, "hv1", "br-int", "vm1", "npm1-0"))
+    assert names(database) == []

@@ -77,10 +77,10 @@ def test_taps_are_written_down_before_and_the_file_goes_when_they_are_undone(und
 def test_clean_undoes_taps_of_a_run_that_was_killed(undone, monkeypatch):
     """A journal of a process that is gone; one whose taps cannot be undone stays, and is told."""
     calls, problems, path = undone
-    monkeypatch.setattr(journal_module, "start_ticks", lambda _pid: 77)
+    monkeypatch.setattr(journal_module, "may_run", lambda *_: True)
     Journal(path).add_taps(LINKS)
     assert clean(None).taps_undone == 0  # it still runs
-    monkeypatch.setattr(journal_module, "start_ticks", lambda _pid: 0)
+    monkeypatch.setattr(journal_module, "may_run", lambda *_: False)
     problems.append("tc does not answer")
     assert clean(None).unreachable == ("tc does not answer",)
     assert path.exists()
